@@ -1,0 +1,372 @@
+//! Memory that a rank lends to messages, and that every rank of the node can read in place.
+
+pub(crate) mod blocks;
+pub(crate) mod count;
+mod loan;
+mod region;
+mod window;
+
+use std::{cell::RefCell, fmt, os::fd::OwnedFd, rc::Rc, sync::Arc};
+
+use self::blocks::Blocks;
+pub(crate) use self::{
+    loan::{Block, Body, INLINE_BYTES, Inline},
+    region::{Geometry, Region},
+};
+pub use self::{
+    loan::{Buffer, Loan},
+    window::Window,
+};
+use crate::{Error, Ledger, Rank, Reservation, bell};
+
+/// Blocks an arena can have lent at one time.
+const BLOCKS_MAX: u32 = 1 << 16;
+
+/// The memory of one executor. Cloning gives another handle for the same executor.
+///
+/// ```
+/// use transport::{Arena, Ledger};
+///
+/// let arena = Arena::new(&Ledger::new(64 << 20), 32 << 20)?;
+/// let mut loan = arena.loan(5)?.expect("the arena is empty");
+/// loan.copy_from_slice(b"hello");
+/// assert_eq!(loan.freeze().as_slice(), b"hello");
+/// # Ok::<(), transport::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Arena(Rc<Owned>);
+
+struct Owned {
+    mapping: Rc<Mapping>,
+    book: RefCell<Book>,
+}
+
+/// What only the owner knows of its blocks.
+struct Book {
+    blocks: Blocks,
+    lent: Vec<Lending>,
+    _reservation: Reservation,
+}
+
+/// Why a block was lent, and to whom.
+#[derive(Default)]
+struct Lending {
+    purpose: Purpose,
+    holder: Holder,
+}
+
+/// What is to be done when a block comes back.
+#[derive(Default)]
+pub(crate) enum Purpose {
+    /// Nothing more.
+    #[default]
+    Plain,
+    /// It counted against a window.
+    Window(Rc<Window>),
+    /// It held a message from another node, whose sender waits to hear that it was read.
+    Received(Rc<Returns>, u64),
+}
+
+/// The peer that holds a block, as far as that matters when it dies.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    #[default]
+    Us,
+    Peer(Rank),
+    Several,
+}
+
+/// The numbers of received messages that have been read and dropped.
+pub(crate) type Returns = RefCell<Vec<u64>>;
+
+/// A region with the means to wake its owner.
+pub(crate) struct Mapping {
+    region: Arc<Region>,
+    /// The owner's; none when the owner is us.
+    wake: Option<OwnedFd>,
+}
+
+impl Mapping {
+    pub(crate) fn of_peer(region: Arc<Region>, wake: OwnedFd) -> Rc<Self> {
+        Rc::new(Self {
+            region,
+            wake: Some(wake),
+        })
+    }
+
+    pub(crate) fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// Wakes the owner if it sleeps until `reason`, which the caller has just brought about.
+    pub(crate) fn ring(&self, reason: bell::Reasons) {
+        if let Some(wake) = &self.wake
+            && self.region.bell().must_ring(reason)
+        {
+            bell::wake(wake);
+        }
+    }
+}
+
+impl Arena {
+    /// Makes an arena of `bytes` bytes, entered on `ledger`. Memory is taken as it is first used,
+    /// by the thread that uses it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LedgerLimit`], or [`Error::Io`] when the system refuses the memory.
+    pub fn new(ledger: &Ledger, bytes: u64) -> Result<Self, Error> {
+        let reservation = ledger.reserve("the arena of an executor", bytes)?;
+        let region = Region::create(Geometry {
+            blocks: BLOCKS_MAX,
+            data_bytes: bytes,
+        })?;
+        let book = Book {
+            blocks: Blocks::new(bytes, BLOCKS_MAX as usize),
+            lent: Vec::new(),
+            _reservation: reservation,
+        };
+        let mapping = Rc::new(Mapping { region, wake: None });
+        Ok(Self(Rc::new(Owned {
+            mapping,
+            book: RefCell::new(book),
+        })))
+    }
+
+    /// Lends `bytes` bytes, aligned to at least 64, with arbitrary contents; `None` while there is no
+    /// room, which comes back as receivers drop their buffers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MessageTooLarge`] when the whole arena would not do.
+    pub fn loan(&self, bytes: usize) -> Result<Option<Loan>, Error> {
+        self.loan_for(bytes, Purpose::Plain)
+    }
+
+    /// The same, counted against `window`: `None` also while the window is used up.
+    ///
+    /// # Errors
+    ///
+    /// As [`loan`](Self::loan).
+    pub fn loan_within(&self, window: &Rc<Window>, bytes: usize) -> Result<Option<Loan>, Error> {
+        if !window.admits(bytes) {
+            self.reclaim();
+            if !window.admits(bytes) {
+                return Ok(None);
+            }
+        }
+        self.loan_for(bytes, Purpose::Window(window.clone()))
+    }
+
+    /// The most bytes that one loan can have.
+    pub fn capacity(&self) -> u64 {
+        self.0.mapping.region.geometry().data_bytes
+    }
+
+    pub(crate) fn loan_for(&self, bytes: usize, purpose: Purpose) -> Result<Option<Loan>, Error> {
+        if bytes as u64 > self.capacity() {
+            return Err(Error::MessageTooLarge {
+                bytes: bytes as u64,
+                limit: self.capacity(),
+            });
+        }
+        self.reclaim();
+        let mut book = self.0.book.borrow_mut();
+        let Some(lent) = book.blocks.lend(bytes as u64) else {
+            return Ok(None);
+        };
+        self.region().counts()[lent.index as usize].reset();
+        if let Purpose::Window(window) = &purpose {
+            window.lend(lent.bytes);
+        }
+        book.note(
+            lent.index,
+            Lending {
+                purpose,
+                holder: Holder::Us,
+            },
+        );
+        let block = Block::new(self.0.mapping.clone(), lent.index, lent.offset, lent.bytes);
+        Ok(block.map(|block| Loan::new(block, bytes)))
+    }
+
+    /// Whether [`reclaim`](Self::reclaim) would take something back.
+    pub(crate) fn has_returns(&self) -> bool {
+        !self.region().returned().is_empty()
+    }
+
+    /// Takes back the blocks that their last readers have returned.
+    pub(crate) fn reclaim(&self) {
+        let region = self.region();
+        if region.returned().is_empty() {
+            return;
+        }
+        let mut book = self.0.book.borrow_mut();
+        // The links are in memory that peers write: however they loop, we stop.
+        for index in region
+            .returned()
+            .take(region.counts())
+            .take(BLOCKS_MAX as usize)
+        {
+            book.take_back(index);
+        }
+    }
+
+    pub(crate) fn region(&self) -> &Region {
+        &self.0.mapping.region
+    }
+
+    /// Whether a block is one of ours, which peers of this node can read.
+    pub(crate) fn owns(&self, block: &Block) -> bool {
+        block.region().is(self.region())
+    }
+
+    /// Notes that `peer` now holds a reference to our block `index`.
+    pub(crate) fn handed_to(&self, index: u32, peer: Rank) {
+        let mut book = self.0.book.borrow_mut();
+        let holder = &mut book.lent[index as usize].holder;
+        *holder = match *holder {
+            Holder::Us => Holder::Peer(peer),
+            Holder::Peer(same) if same == peer => Holder::Peer(peer),
+            _ => Holder::Several,
+        };
+    }
+
+    /// Gives up, for a peer that is gone, the reference to our block `index` that it was handed.
+    pub(crate) fn take_back_handed_over(&self, index: u32) {
+        let region = self.region();
+        if let Some(count) = region.counts().get(index as usize)
+            && count.release()
+        {
+            region.returned().push(region.counts(), index);
+        }
+    }
+
+    /// Takes back the blocks that only `peer` held. Its process has ended, so nobody reads them.
+    ///
+    /// A block that others hold too stays lent: how many references died with the peer cannot be
+    /// told from its count.
+    pub(crate) fn reclaim_from_dead(&self, peer: Rank) {
+        self.reclaim();
+        let mut book = self.0.book.borrow_mut();
+        for index in 0..book.lent.len() {
+            if book.lent[index].holder == Holder::Peer(peer) {
+                book.take_back(index as u32);
+            }
+        }
+    }
+}
+
+impl Book {
+    fn note(&mut self, index: u32, lending: Lending) {
+        let index = index as usize;
+        if index >= self.lent.len() {
+            self.lent.resize_with(index + 1, Lending::default);
+        }
+        self.lent[index] = lending;
+    }
+
+    /// Takes back a block. A number that is not lent is a peer's invention, and ignored.
+    fn take_back(&mut self, index: u32) {
+        if !self.blocks.take_back(index) {
+            return;
+        }
+        match std::mem::take(&mut self.lent[index as usize]).purpose {
+            Purpose::Plain => {}
+            Purpose::Window(window) => window.take_back(self.blocks.bytes(index)),
+            Purpose::Received(returns, sequence) => returns.borrow_mut().push(sequence),
+        }
+    }
+}
+
+impl fmt::Debug for Arena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arena")
+            .field("bytes", &self.capacity())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn arena(bytes: u64) -> Arena {
+        Arena::new(&Ledger::new(1 << 30), bytes).unwrap()
+    }
+
+    #[test]
+    fn loans_are_aligned_and_come_back_when_dropped() {
+        let arena = arena(1 << 20);
+        for bytes in [0, 1, 64, 1000, 70_000, 1 << 20] {
+            let mut loan = arena
+                .loan(bytes)
+                .unwrap()
+                .expect("all earlier loans came back");
+            assert_eq!(loan.as_ptr() as usize % 64, 0);
+            assert_eq!(loan.len(), bytes);
+            loan.fill(1);
+        }
+    }
+
+    #[test]
+    fn a_full_arena_lends_nothing_until_a_buffer_is_dropped() {
+        let arena = arena(1 << 16);
+        let held = arena.loan(1 << 16).unwrap().unwrap().freeze();
+        let shared = held.clone();
+        assert!(arena.loan(1).unwrap().is_none());
+        drop(held);
+        assert!(arena.loan(1).unwrap().is_none(), "one reader is left");
+        drop(shared);
+        assert!(arena.loan(1).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_can_never_fit_is_an_error_and_not_a_wait() {
+        let error = arena(1 << 16).loan(1 << 17).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a message of 131072 bytes cannot fit in an arena of 65536 bytes"
+        );
+    }
+
+    #[test]
+    fn a_window_bounds_what_is_lent_within_it() {
+        let arena = arena(1 << 20);
+        let window = Window::new(10_000);
+        let first = arena.loan_within(&window, 6_000).unwrap().unwrap();
+        assert!(arena.loan_within(&window, 6_000).unwrap().is_none());
+        assert!(
+            arena.loan(6_000).unwrap().is_some(),
+            "others are not concerned"
+        );
+        drop(first);
+        assert!(
+            arena.loan_within(&window, 20_000).unwrap().is_some(),
+            "one loan may be larger"
+        );
+    }
+
+    #[test]
+    fn an_arena_is_entered_on_the_ledger() {
+        let ledger = Ledger::new(1 << 20);
+        let arena = Arena::new(&ledger, 1 << 20).unwrap();
+        assert!(matches!(
+            Arena::new(&ledger, 1),
+            Err(Error::LedgerLimit { .. })
+        ));
+        drop(arena);
+        assert_eq!(ledger.used(), 0);
+    }
+
+    #[test]
+    fn invented_returns_are_ignored() {
+        let arena = arena(1 << 16);
+        let loan = arena.loan(64).unwrap().unwrap();
+        let region = arena.region();
+        region.returned().push(region.counts(), 999);
+        region.returned().push(region.counts(), 999); // A loop.
+        arena.reclaim();
+        assert_ne!(arena.loan(64).unwrap().unwrap().as_ptr(), loan.as_ptr());
+    }
+}

@@ -1,0 +1,677 @@
+//! Every link of one rank behind one door.
+
+mod greeting;
+mod sockets;
+
+use std::{collections::VecDeque, fmt, net::IpAddr, time::Duration};
+
+use self::sockets::Sockets;
+pub use self::sockets::Waker;
+use crate::{
+    Address, Arena, Buffer, Endpoint, Error, Loan, Loss, Path, Rank, Refusal, Secret,
+    link::{End, Link},
+    simulation,
+};
+
+/// Polls of the links between two looks at the sockets, while nothing arrives.
+const POLLS_A_LOOK: u32 = 16;
+/// The longest a waiting rank spins before it sleeps, in polls.
+const SPINS_MAX: u32 = 4096;
+const SPINS_MIN: u32 = 32;
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Which paths a fabric may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transport {
+    /// Shared memory within a node, TCP otherwise.
+    #[default]
+    Auto,
+    /// Shared memory only; a rank of another node is unreachable.
+    Shm,
+    /// TCP only, also within a node.
+    Tcp,
+}
+
+/// What a fabric is made of.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The rank it belongs to.
+    pub rank: Rank,
+    /// Ranks in the job.
+    pub size: u32,
+    /// The paths it may take.
+    pub transport: Transport,
+    /// The interface on which others reach it by TCP.
+    pub interface: IpAddr,
+    /// What its peers have to know.
+    pub secret: Secret,
+    /// Whether to spin before sleeping; not worth it with more ranks than cores.
+    pub spin: bool,
+}
+
+/// What a fabric has to say.
+#[derive(Debug)]
+pub enum Event {
+    /// A message arrived.
+    Message {
+        /// Who sent it.
+        from: Rank,
+        /// What it says.
+        buffer: Buffer,
+    },
+    /// A peer is gone, and all that it sent has been received. Told once for each peer.
+    Ended {
+        /// The peer.
+        peer: Rank,
+        /// [`Error::Closed`] or [`Error::PeerLost`].
+        error: Error,
+    },
+    /// Somebody who is not of this job tried to connect. Nothing came of it.
+    Refused {
+        /// What was wrong.
+        reason: Refusal,
+    },
+}
+
+/// Gives one executor a link to every rank of its job.
+///
+/// A link is made when a message first needs it, by the best path that both ends share. All calls
+/// return at once, except [`wait`](Self::wait). A fabric belongs to the thread that made it.
+///
+/// ```
+/// use std::time::Duration;
+/// use transport::{Arena, Config, Event, Fabric, Ledger, Secret, Transport};
+///
+/// // Two ranks; here on one thread, mostly each has its own.
+/// let (ledger, secret) = (Ledger::new(8 << 20), Secret::random()?);
+/// let config = |rank| Config {
+///     rank, size: 2, transport: Transport::Auto, interface: [127, 0, 0, 1].into(),
+///     secret: secret.clone(), spin: true,
+/// };
+/// let mut here = Fabric::new(config(0), Arena::new(&ledger, 1 << 20)?)?;
+/// let mut there = Fabric::new(config(1), Arena::new(&ledger, 1 << 20)?)?;
+/// let book = [here.address(), there.address()].map(|address| address.unwrap());
+/// here.join(&book)?;
+/// there.join(&book)?;
+///
+/// let mut loan = here.loan(1000)?.expect("the arena is empty");
+/// loan.fill(7);
+/// here.send(1, loan)?;
+/// let buffer = loop {
+///     here.receive()?;
+///     if let Some(Event::Message { buffer, .. }) = there.receive()? {
+///         break buffer;
+///     }
+/// };
+/// assert!(buffer.iter().all(|&byte| byte == 7));
+/// # Ok::<(), transport::Error>(())
+/// ```
+pub struct Fabric {
+    rank: Rank,
+    arena: Arena,
+    peers: Vec<Contact>,
+    /// The peers with an open link.
+    open: Vec<Rank>,
+    /// Where the next look at the links starts, so that none waits behind a busy one.
+    next: usize,
+    /// Messages to ourselves.
+    own: VecDeque<Buffer>,
+    events: VecDeque<Event>,
+    /// None in a simulation.
+    sockets: Option<Sockets>,
+    /// Polls since something arrived.
+    idle_polls: u32,
+    /// How long to spin, by how it went before.
+    spins: u32,
+    spin: bool,
+}
+
+/// What a fabric knows of a peer.
+enum Contact {
+    /// No message has gone either way.
+    Unknown,
+    /// A link is being made; the messages wait for it.
+    Connecting {
+        attempt: Option<sockets::Id>,
+        waiting: VecDeque<Buffer>,
+        deadline: Duration,
+    },
+    Open(Link),
+    Ended(End),
+}
+
+impl Fabric {
+    /// A fabric that others can connect to at its [`address`](Self::address).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the system refuses a socket.
+    pub fn new(config: Config, arena: Arena) -> Result<Self, Error> {
+        let spin = config.spin;
+        let (rank, size) = (config.rank, config.size);
+        let sockets = Sockets::new(config, arena.clone())?;
+        let peers = (0..size).map(|_| Contact::Unknown).collect();
+        Ok(Self::with(rank, arena, peers, Some(sockets), spin))
+    }
+
+    /// A fabric of one rank, whose messages go to itself.
+    pub fn alone(arena: Arena) -> Self {
+        Self::with(0, arena, vec![Contact::Unknown], None, false)
+    }
+
+    pub(crate) fn simulated(
+        rank: Rank,
+        size: u32,
+        arena: Arena,
+        port: impl Fn(Rank) -> simulation::Port,
+    ) -> Self {
+        let peers = (0..size)
+            .map(|peer| Contact::Open(Link::Simulated(port(peer))))
+            .collect();
+        let mut fabric = Self::with(rank, arena, peers, None, false);
+        fabric.open = (0..size).filter(|&peer| peer != rank).collect();
+        fabric
+    }
+
+    fn with(
+        rank: Rank,
+        arena: Arena,
+        peers: Vec<Contact>,
+        sockets: Option<Sockets>,
+        spin: bool,
+    ) -> Self {
+        Self {
+            rank,
+            arena,
+            peers,
+            open: Vec::new(),
+            next: 0,
+            own: VecDeque::new(),
+            events: VecDeque::new(),
+            sockets,
+            idle_polls: 0,
+            spins: SPINS_MAX / 8,
+            spin,
+        }
+    }
+
+    /// The rank this fabric belongs to.
+    pub fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    /// Ranks in the job.
+    pub fn size(&self) -> u32 {
+        self.peers.len() as u32
+    }
+
+    /// The arena that lends this rank's messages.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Where others reach this rank; none if there are no others, or only simulated ones.
+    pub fn address(&self) -> Option<Address> {
+        self.sockets.as_ref().map(Sockets::address)
+    }
+
+    /// Something that wakes this rank out of [`wait`](Self::wait), from any thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the system refuses another descriptor.
+    pub fn waker(&self) -> Result<Option<Waker>, Error> {
+        self.sockets.as_ref().map(Sockets::waker).transpose()
+    }
+
+    /// Learns where the others are: the addresses of all ranks, in order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownRank`] when there are not as many as ranks.
+    pub fn join(&mut self, addresses: &[Address]) -> Result<(), Error> {
+        if addresses.len() != self.peers.len() {
+            return Err(Error::UnknownRank {
+                rank: addresses.len() as Rank,
+                size: self.size(),
+            });
+        }
+        if let Some(sockets) = &mut self.sockets {
+            sockets.join(addresses);
+        }
+        Ok(())
+    }
+
+    /// The path to `peer`, once there is one.
+    pub fn path(&self, peer: Rank) -> Option<Path> {
+        match self.peers.get(peer as usize)? {
+            Contact::Open(link) => Some(link.path()),
+            _ => None,
+        }
+    }
+
+    /// Lends `bytes` for a message; `None` while there is no room. See [`Arena::loan`].
+    ///
+    /// Room comes back as peers read; over TCP they say so in the stream, so whoever waits for room
+    /// has to go on receiving.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MessageTooLarge`].
+    pub fn loan(&self, bytes: usize) -> Result<Option<Loan>, Error> {
+        self.arena.loan(bytes)
+    }
+
+    /// Hands a message over to rank `to`, which may be this one. It waits here, holding its loan,
+    /// while its link is being made or is full.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownRank`], or why the peer is gone.
+    pub fn send(&mut self, to: Rank, message: impl Into<Buffer>) -> Result<(), Error> {
+        let message = message.into();
+        if to == self.rank {
+            self.own.push_back(message);
+            return Ok(());
+        }
+        let size = self.size();
+        match self.peers.get_mut(to as usize) {
+            Some(Contact::Open(link)) => link.send(message),
+            Some(Contact::Connecting { waiting, .. }) => {
+                waiting.push_back(message);
+                Ok(())
+            }
+            Some(Contact::Ended(end)) => Err(end.error(to)),
+            Some(Contact::Unknown) => {
+                self.connect(to, message);
+                Ok(())
+            }
+            None => Err(Error::UnknownRank { rank: to, size }),
+        }
+    }
+
+    /// Sends a copy of `bytes` under `tag`; false while there is no room for it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`loan`](Self::loan) and [`send`](Self::send).
+    pub fn send_copy(&mut self, to: Rank, tag: u64, bytes: &[u8]) -> Result<bool, Error> {
+        let message = match Buffer::inline(tag, bytes) {
+            Some(message) => message,
+            None => {
+                let Some(mut loan) = self.loan(bytes.len())? else {
+                    return Ok(false);
+                };
+                loan.copy_from_slice(bytes);
+                loan.set_tag(tag);
+                loan.freeze()
+            }
+        };
+        self.send(to, message).map(|()| true)
+    }
+
+    /// What has happened, one event at a time; `None` when there is nothing new.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the system's event queue fails. The loss of a peer is an [`Event`].
+    pub fn receive(&mut self) -> Result<Option<Event>, Error> {
+        if let Some(event) = self.poll() {
+            self.idle_polls = 0;
+            return Ok(Some(event));
+        }
+        self.idle_polls += 1;
+        if self.idle_polls % POLLS_A_LOOK == 1 {
+            self.look(Some(Duration::ZERO))?;
+            return Ok(self.poll());
+        }
+        Ok(None)
+    }
+
+    /// The next message of one peer: its link as an [`Endpoint`], for those who talk to one only.
+    pub fn endpoint(&mut self, peer: Rank) -> Peer<'_> {
+        Peer { fabric: self, peer }
+    }
+
+    /// Moves what waits here towards its receivers; true when nothing waits any more, so that the
+    /// fabric can be dropped without losing a message.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the system's event queue fails.
+    pub fn flush(&mut self) -> Result<bool, Error> {
+        self.look(Some(Duration::ZERO))?;
+        let connected = !self
+            .peers
+            .iter()
+            .any(|peer| matches!(peer, Contact::Connecting { .. }));
+        Ok(self.flush_links() && connected)
+    }
+
+    /// Lets `now`, a time since any fixed moment, do its work: connections that take too long fail.
+    pub fn tick(&mut self, now: Duration) {
+        let Some(sockets) = &mut self.sockets else {
+            return;
+        };
+        sockets.tick(now);
+        for peer in 0..self.size() {
+            if let Contact::Connecting {
+                deadline, attempt, ..
+            } = &self.peers[peer as usize]
+                && *deadline < now
+            {
+                let attempt = *attempt;
+                self.abandon(attempt);
+                self.end(
+                    peer,
+                    End::Lost(Loss::Unreachable("nobody answered in time".into())),
+                );
+            }
+        }
+    }
+
+    /// Waits until there may be something to receive, room to lend, or `timeout` is over: it spins
+    /// while that has paid lately, and then sleeps.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the system's event queue fails.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        if self.spin_for_news()? || self.sockets.is_none() {
+            return Ok(());
+        }
+        self.arena
+            .region()
+            .bell()
+            .arm(crate::bell::MESSAGE | crate::bell::ROOM);
+        let waited = if self.has_news() {
+            Ok(())
+        } else {
+            self.look(timeout)
+        };
+        self.arena.region().bell().disarm();
+        waited
+    }
+
+    /// Spins as long as it has been worth it; whether there is news.
+    fn spin_for_news(&mut self) -> Result<bool, Error> {
+        let spins = if self.spin { self.spins } else { 1 };
+        for spin in 0..spins {
+            if self.has_news() {
+                self.spins = (self.spins + spin).clamp(SPINS_MIN, SPINS_MAX);
+                return Ok(true);
+            }
+            if spin % POLLS_A_LOOK == POLLS_A_LOOK - 1 {
+                self.look(Some(Duration::ZERO))?;
+            }
+            std::hint::spin_loop();
+        }
+        self.spins = (self.spins / 2).max(SPINS_MIN);
+        Ok(self.has_news())
+    }
+
+    fn has_news(&self) -> bool {
+        !self.events.is_empty()
+            || !self.own.is_empty()
+            || self.arena.has_returns()
+            || self
+                .open
+                .iter()
+                .any(|&peer| match &self.peers[peer as usize] {
+                    Contact::Open(link) => link.is_ready(),
+                    _ => false,
+                })
+    }
+
+    /// Looks at the links, and at nothing that takes a system call when they are all shared memory.
+    fn poll(&mut self) -> Option<Event> {
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
+        }
+        if let Some(buffer) = self.own.pop_front() {
+            return Some(Event::Message {
+                from: self.rank,
+                buffer,
+            });
+        }
+        self.flush_links();
+        for _ in 0..self.open.len() {
+            self.next = (self.next + 1) % self.open.len();
+            let peer = self.open[self.next];
+            if let Some(event) = self.poll_peer(peer) {
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    fn poll_peer(&mut self, peer: Rank) -> Option<Event> {
+        let Contact::Open(link) = &mut self.peers[peer as usize] else {
+            return None;
+        };
+        if !link.is_ready() {
+            return None;
+        }
+        match link.receive() {
+            Ok(message) => message.map(|buffer| Event::Message { from: peer, buffer }),
+            Err(error) => {
+                let end = match &error {
+                    Error::PeerLost { cause, .. } => End::Lost(cause.clone()),
+                    _ => End::Closed,
+                };
+                self.peers[peer as usize] = Contact::Ended(end);
+                self.open.retain(|&open| open != peer);
+                self.next = 0;
+                Some(Event::Ended { peer, error })
+            }
+        }
+    }
+
+    fn flush_links(&mut self) -> bool {
+        let mut flushed = true;
+        for &peer in &self.open {
+            if let Contact::Open(link) = &mut self.peers[peer as usize] {
+                flushed &= link.flush();
+            }
+        }
+        flushed
+    }
+
+    /// Waits for the sockets, up to `timeout`, and deals with what they say.
+    fn look(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        let Some(sockets) = &mut self.sockets else {
+            return Ok(());
+        };
+        for step in sockets.look(timeout)? {
+            self.take(step);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, step: sockets::Step) {
+        match step {
+            sockets::Step::Ready {
+                peer,
+                readable,
+                writable,
+            } => {
+                if let Contact::Open(Link::Tcp(link)) = &mut self.peers[peer as usize] {
+                    link.notify(readable, writable);
+                }
+            }
+            sockets::Step::Died { peer } => self.end(peer, End::Lost(Loss::ProcessEnded)),
+            sockets::Step::Refused { reason } => self.events.push_back(Event::Refused { reason }),
+            sockets::Step::Failed { id, peer, loss } => {
+                if matches!(&self.peers[peer as usize], Contact::Connecting { attempt, .. } if *attempt == Some(id))
+                {
+                    self.end(peer, End::Lost(loss));
+                }
+            }
+            sockets::Step::Proved { id, peer } => self.admit(id, peer),
+            sockets::Step::Crossed { id, peer } => {
+                if let Contact::Connecting { attempt, .. } = &mut self.peers[peer as usize]
+                    && *attempt == Some(id)
+                {
+                    *attempt = None;
+                }
+            }
+            sockets::Step::Linked { id, peer, link } => self.open(id, peer, link),
+        }
+    }
+
+    /// Starts to make a link, for which `message` waits.
+    fn connect(&mut self, to: Rank, message: Buffer) {
+        let Some(sockets) = &mut self.sockets else {
+            return;
+        };
+        let deadline = sockets.now() + CONNECT_TIMEOUT;
+        match sockets.connect(to) {
+            Ok(id) => {
+                let waiting = VecDeque::from([message]);
+                self.peers[to as usize] = Contact::Connecting {
+                    attempt: Some(id),
+                    waiting,
+                    deadline,
+                };
+            }
+            Err(loss) => self.end(to, End::Lost(loss)),
+        }
+    }
+
+    /// Decides about a peer that connected and proved itself. When two ranks connect to each other at
+    /// the same time, the connection of the lower rank is the one that counts.
+    fn admit(&mut self, id: sockets::Id, peer: Rank) {
+        let ours_counts = self.rank < peer;
+        let (welcome, abandoned) = match &self.peers[peer as usize] {
+            Contact::Unknown => (true, None),
+            Contact::Connecting { attempt, .. } => (attempt.is_none() || !ours_counts, *attempt),
+            Contact::Open(_) | Contact::Ended(_) => (false, None),
+        };
+        let Some(sockets) = &mut self.sockets else {
+            return;
+        };
+        if !welcome {
+            sockets.refuse_crossed(id);
+            return;
+        }
+        let deadline = sockets.now() + CONNECT_TIMEOUT;
+        let waiting = match &mut self.peers[peer as usize] {
+            Contact::Connecting { waiting, .. } => std::mem::take(waiting),
+            _ => VecDeque::new(),
+        };
+        self.peers[peer as usize] = Contact::Connecting {
+            attempt: Some(id),
+            waiting,
+            deadline,
+        };
+        self.abandon(abandoned);
+        if let Some(sockets) = &mut self.sockets {
+            if let Some(step) = sockets.welcome(id, peer) {
+                self.take(step);
+            }
+        }
+    }
+
+    fn abandon(&mut self, attempt: Option<sockets::Id>) {
+        if let (Some(sockets), Some(id)) = (&mut self.sockets, attempt) {
+            sockets.forget(id);
+        }
+    }
+
+    fn open(&mut self, id: sockets::Id, peer: Rank, offer: sockets::Offered) {
+        let Contact::Connecting {
+            attempt, waiting, ..
+        } = &mut self.peers[peer as usize]
+        else {
+            return;
+        };
+        if *attempt != Some(id) {
+            return;
+        }
+        let waiting = std::mem::take(waiting);
+        let Some(sockets) = &mut self.sockets else {
+            return;
+        };
+        let mut link = match sockets.link(id, peer, offer) {
+            Ok(link) => link,
+            Err(loss) => return self.end(peer, End::Lost(loss)),
+        };
+        for message in waiting {
+            // A link that fails at once says so when it is received from.
+            let _ = link.send(message);
+        }
+        link.flush();
+        self.peers[peer as usize] = Contact::Open(link);
+        self.open.push(peer);
+    }
+
+    /// Takes note that a peer is gone. An open link tells it once everything has been received.
+    fn end(&mut self, peer: Rank, end: End) {
+        match &mut self.peers[peer as usize] {
+            Contact::Open(link) => link.end(end),
+            Contact::Ended(_) => {}
+            other => {
+                self.events.push_back(Event::Ended {
+                    peer,
+                    error: end.error(peer),
+                });
+                *other = Contact::Ended(end);
+            }
+        }
+    }
+}
+
+impl Drop for Fabric {
+    fn drop(&mut self) {
+        for peer in &mut self.peers {
+            if let Contact::Open(link) = peer {
+                link.close();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Fabric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fabric")
+            .field("rank", &self.rank)
+            .field("size", &self.size())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One peer of a fabric, as an [`Endpoint`].
+#[derive(Debug)]
+pub struct Peer<'f> {
+    fabric: &'f mut Fabric,
+    peer: Rank,
+}
+
+impl Endpoint for Peer<'_> {
+    fn peer(&self) -> Rank {
+        self.peer
+    }
+
+    fn loan(&mut self, bytes: usize) -> Result<Option<Loan>, Error> {
+        self.fabric.loan(bytes)
+    }
+
+    fn send(&mut self, message: Buffer) -> Result<(), Error> {
+        self.fabric.send(self.peer, message)
+    }
+
+    fn receive(&mut self) -> Result<Option<Buffer>, Error> {
+        let peer = self.peer;
+        if let Contact::Ended(end) = &self.fabric.peers[peer as usize] {
+            return Err(end.error(peer));
+        }
+        self.fabric.look(Some(Duration::ZERO))?;
+        self.fabric.flush_links();
+        match self.fabric.poll_peer(peer) {
+            Some(Event::Message { buffer, .. }) => Ok(Some(buffer)),
+            Some(Event::Ended { error, .. }) => Err(error),
+            _ => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! A queue of one-line entries between exactly one producer and one consumer, which may be two
+//! processes.
+//!
+//! # Invariant
+//!
+//! `taken` counts the entries whose slots the consumer has handed back, and the producer has put
+//! at most `taken + N`. Entry `p` is in slot `p % N`, and it is there once the slot's stamp says
+//! `p + 1`: the stamp is stored last and in the line that it guards, so that one line carries flag
+//! and payload, as in UCX and Aeron. Only the producer writes slots, only the consumer moves
+//! `taken`, and it does so once in a quarter of the ring, so the line of `taken` rarely travels.
+//!
+//! The words of a slot are atomics, loaded and stored relaxed (plain moves on every machine): a
+//! peer that breaks the protocol can make us read nonsense, which is checked, but no undefined
+//! behaviour.
+
+use std::ops::Deref;
+
+use crate::sync::{AtomicU64, Ordering};
+
+/// What an entry carries beside its [`Note`].
+pub(crate) const ENTRY_WORDS: usize = 7;
+
+/// The payload of an entry.
+pub(crate) type Entry = [u64; ENTRY_WORDS];
+
+/// Sixteen bits that travel in the stamp of an entry; what they mean is up to the link.
+pub(crate) type Note = u16;
+
+const NOTE_BITS: u32 = Note::BITS;
+
+/// The memory of a ring. All zero is an empty ring.
+#[repr(C, align(128))]
+pub(crate) struct Ring<const N: usize> {
+    taken: Taken,
+    slots: [Slot; N],
+}
+
+/// Alone in its pair of lines, which processors prefetch together.
+#[repr(C, align(128))]
+struct Taken(AtomicU64);
+
+#[repr(C, align(64))]
+struct Slot {
+    stamp: AtomicU64,
+    words: [AtomicU64; ENTRY_WORDS],
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Slot>() == 64 && size_of::<Ring<4>>() == 128 + 4 * 64);
+
+/// The stamp of entry `position`: its number, counted from one, above its note.
+fn stamp(position: u64, note: Note) -> u64 {
+    (position.wrapping_add(1) << NOTE_BITS) | u64::from(note)
+}
+
+/// The end that puts entries in.
+pub(crate) struct Producer<R> {
+    ring: R,
+    /// Entries put so far; only we count them.
+    put: u64,
+    /// `taken` as we last read it.
+    taken: u64,
+}
+
+/// The consumer claims to have taken entries that were never put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Corrupt;
+
+impl<R: Deref<Target = Ring<N>>, const N: usize> Producer<R> {
+    pub(crate) fn new(ring: R) -> Self {
+        Self {
+            ring,
+            put: 0,
+            taken: 0,
+        }
+    }
+
+    /// Whether `entries` fit; asks the consumer's counter only when our copy of it says no.
+    pub(crate) fn has_room(&mut self, entries: u64) -> Result<bool, Corrupt> {
+        let last = N as u64 - entries;
+        if self.put.wrapping_sub(self.taken) <= last {
+            return Ok(true);
+        }
+        let taken = self.ring.taken.0.load(Ordering::Acquire); // Pairs with the Release in `hand_back`.
+        if self.put.wrapping_sub(taken) > N as u64 {
+            return Err(Corrupt);
+        }
+        self.taken = taken;
+        Ok(self.put.wrapping_sub(taken) <= last)
+    }
+
+    /// Puts an entry in. There must be room: see [`has_room`](Self::has_room).
+    pub(crate) fn push(&mut self, note: Note, entry: &Entry) {
+        debug_assert!(
+            self.put.wrapping_sub(self.taken) < N as u64,
+            "the ring is full"
+        );
+        let slot = &self.ring.slots[self.put as usize % N];
+        for (word, &value) in slot.words.iter().zip(entry) {
+            word.store(value, Ordering::Relaxed);
+        }
+        slot.stamp.store(stamp(self.put, note), Ordering::Release); // Hands the slot over.
+        self.put = self.put.wrapping_add(1);
+    }
+}
+
+impl<R: Deref<Target = Ring<N>>, const N: usize> Producer<R> {
+    /// What a consumer that is gone, and said exactly how far it came, has not taken.
+    pub(crate) fn unread(&mut self) -> Vec<(Note, Entry)> {
+        if self.has_room(1).is_err() {
+            return Vec::new();
+        }
+        let taken = self.ring.taken.0.load(Ordering::Acquire); // Pairs with the Release in `hand_back`.
+        let first = taken.clamp(self.put.saturating_sub(N as u64), self.put);
+        let unread = (first..self.put).map(|position| {
+            let slot = &self.ring.slots[position as usize % N];
+            let entry = std::array::from_fn(|word| slot.words[word].load(Ordering::Relaxed));
+            (slot.stamp.load(Ordering::Relaxed) as Note, entry)
+        });
+        let unread = unread.collect();
+        self.taken = self.put;
+        unread
+    }
+}
+
+/// The end that takes entries out.
+pub(crate) struct Consumer<R> {
+    ring: R,
+    /// Entries taken so far; only we count them.
+    position: u64,
+    /// How many of them the producer knows of.
+    handed_back: u64,
+}
+
+impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
+    pub(crate) fn new(ring: R) -> Self {
+        Self {
+            ring,
+            position: 0,
+            handed_back: 0,
+        }
+    }
+
+    /// Whether an entry is there.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.arrived().is_some()
+    }
+
+    fn arrived(&self) -> Option<(Note, &Slot)> {
+        let slot = &self.ring.slots[self.position as usize % N];
+        let seen = slot.stamp.load(Ordering::Acquire); // Pairs with the Release in `push`.
+        let note = seen as Note;
+        (seen == stamp(self.position, note)).then_some((note, slot))
+    }
+
+    /// Takes the next entry, if it is there. The flag says that slots were handed back, so that a
+    /// producer that waits for room should be told.
+    pub(crate) fn pop(&mut self) -> Option<(Note, Entry, bool)> {
+        let (note, slot) = self.arrived()?;
+        let entry = std::array::from_fn(|word| slot.words[word].load(Ordering::Relaxed));
+        self.position = self.position.wrapping_add(1);
+        let hand_back = self.position.wrapping_sub(self.handed_back) >= (N as u64).div_ceil(4);
+        if hand_back {
+            self.hand_back();
+        }
+        Some((note, entry, hand_back))
+    }
+
+    /// Tells the producer exactly how many entries were taken.
+    pub(crate) fn hand_back(&mut self) {
+        self.handed_back = self.position;
+        self.ring.taken.0.store(self.position, Ordering::Release); // Our reads of the slots are done.
+    }
+}
+
+#[cfg(test)]
+impl<const N: usize> Ring<N> {
+    pub(crate) fn new() -> Self {
+        Self {
+            taken: Taken(AtomicU64::new(0)),
+            slots: std::array::from_fn(|_| Slot {
+                stamp: AtomicU64::new(0),
+                words: std::array::from_fn(|_| AtomicU64::new(0)),
+            }),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{collections::VecDeque, rc::Rc};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_behaves_like_a_bounded_queue(pushes in prop::collection::vec(any::<Option<u64>>(), 0..400)) {
+            let ring = Rc::new(Ring::<8>::new());
+            let (mut producer, mut consumer) = (Producer::new(ring.clone()), Consumer::new(ring));
+            let mut model = VecDeque::new();
+            for push in pushes {
+                match push {
+                    Some(value) => if producer.has_room(1).unwrap() {
+                        producer.push(value as Note, &[value; ENTRY_WORDS]);
+                        model.push_back(value);
+                    } else {
+                        prop_assert!(model.len() > 6, "a quarter of the ring may be on its way back");
+                    },
+                    None => {
+                        let popped = consumer.pop().map(|(note, entry, _)| (note, entry));
+                        let expected = model.pop_front().map(|value| (value as Note, [value; ENTRY_WORDS]));
+                        prop_assert_eq!(popped, expected);
+                    }
+                }
+                prop_assert_eq!(consumer.is_ready(), !model.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_consumer_that_claims_entries_never_put_is_caught() {
+        let ring = Rc::new(Ring::<4>::new());
+        let mut producer = Producer::new(ring.clone());
+        for _ in 0..4 {
+            assert_eq!(producer.has_room(1), Ok(true));
+            producer.push(0, &[0; ENTRY_WORDS]);
+        }
+        ring.taken.0.store(77, Ordering::Relaxed);
+        assert_eq!(producer.has_room(1), Err(Corrupt));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use std::iter;
+
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+
+    #[test]
+    fn entries_arrive_once_whole_and_in_order() {
+        loom::model(|| {
+            let ring = Arc::new(Ring::<2>::new());
+            let (mut producer, mut consumer) = (Producer::new(ring.clone()), Consumer::new(ring));
+            let sender = thread::spawn(move || {
+                (1..=3)
+                    .take_while(|&value| {
+                        let room = producer.has_room(1).unwrap();
+                        if room {
+                            producer.push(value as Note, &[value; ENTRY_WORDS]);
+                        }
+                        room
+                    })
+                    .count()
+            });
+            let mut received: Vec<_> = (0..2).filter_map(|_| consumer.pop()).collect();
+            let sent = sender.join().unwrap();
+            received.extend(iter::from_fn(|| consumer.pop()));
+            assert_eq!(received.len(), sent, "each arrives once");
+            for (index, (note, entry, _)) in received.into_iter().enumerate() {
+                assert_eq!(note, index as Note + 1, "in order");
+                assert_eq!(entry, [index as u64 + 1; ENTRY_WORDS], "and whole");
+            }
+        });
+    }
+}

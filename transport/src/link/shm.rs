@@ -1,0 +1,321 @@
+//! The path between two ranks of one node, in one process or in two.
+//!
+//! Each direction is a ring of descriptors in the sender's arena. A small payload travels in its
+//! descriptor; a larger one stays where it was written, and its descriptor says where. What comes
+//! out of shared memory is checked on every use: a peer can write there.
+
+use std::{collections::VecDeque, fmt, ops::Deref, ptr::NonNull, rc::Rc, thread};
+
+use super::{
+    End, Endpoint, copy_into,
+    ring::{Consumer, Entry, Note, Producer, Ring},
+};
+use crate::{
+    Arena, Buffer, Error, Loan, Loss, Rank,
+    arena::{Block, Body, INLINE_BYTES, Inline, Mapping},
+    bell,
+};
+
+/// Descriptors that fit in a ring.
+const RING_ENTRIES: usize = 256;
+/// Bytes of a ring.
+pub(crate) const RING_BYTES: usize = size_of::<RingMemory>();
+
+type RingMemory = Ring<RING_ENTRIES>;
+
+/// What an entry is: the upper byte of its note. The lower one is the length of an inline payload.
+const INLINE: Note = 1 << 8;
+const BLOCK: Note = 2 << 8;
+const CLOSE: Note = 3 << 8;
+const PANICKED: Note = 4 << 8;
+/// A goodbye that leaves messages unsent.
+const ABANDONED: Note = 5 << 8;
+
+/// A ring in a mapped arena.
+pub(crate) struct RingAt {
+    start: NonNull<RingMemory>,
+    _keep: Keep,
+}
+
+/// What keeps a ring's memory where it is.
+enum Keep {
+    /// Our own block.
+    Block(#[allow(dead_code, reason = "held, not read")] Block),
+    /// The peer's arena.
+    Mapping(#[allow(dead_code, reason = "held, not read")] Rc<Mapping>),
+}
+
+impl RingAt {
+    /// An empty ring in a loan of our own, and its offset in our arena.
+    pub(crate) fn create(mut loan: Loan) -> Option<(Self, u64)> {
+        loan.fill(0);
+        let start = NonNull::from(&mut loan[..]).cast::<RingMemory>();
+        let (_, Body::Block { block, .. }) = loan.freeze().into_parts() else {
+            return None;
+        };
+        let offset = block.offset();
+        start.is_aligned().then_some((
+            Self {
+                start,
+                _keep: Keep::Block(block),
+            },
+            offset,
+        ))
+    }
+
+    /// The peer's ring at `offset` of its arena; `None` if there cannot be one.
+    pub(crate) fn import(mapping: &Rc<Mapping>, offset: u64) -> Option<Self> {
+        let start = mapping
+            .region()
+            .data(offset, RING_BYTES as u64)?
+            .cast::<RingMemory>();
+        start.is_aligned().then(|| Self {
+            start,
+            _keep: Keep::Mapping(mapping.clone()),
+        })
+    }
+}
+
+impl Deref for RingAt {
+    type Target = RingMemory;
+
+    fn deref(&self) -> &RingMemory {
+        // SAFETY: the address was bounds-checked and is aligned, `_keep` keeps it mapped and, if it
+        // is ours, lent; and a ring consists of atomics, valid for any bits.
+        unsafe { self.start.as_ref() }
+    }
+}
+
+/// One end of a link over shared memory.
+pub(crate) struct Shm {
+    peer: Rank,
+    arena: Arena,
+    outgoing: Producer<RingAt>,
+    incoming: Consumer<RingAt>,
+    /// The peer's arena, in which its messages are.
+    mapping: Rc<Mapping>,
+    /// What found no room in the ring yet. Loans bound it.
+    waiting: VecDeque<Buffer>,
+    /// Set once the peer is known to be gone.
+    end: Option<End>,
+    closing: bool,
+}
+
+impl Shm {
+    pub(crate) fn new(
+        peer: Rank,
+        arena: Arena,
+        outgoing: RingAt,
+        incoming: RingAt,
+        mapping: Rc<Mapping>,
+    ) -> Self {
+        Self {
+            peer,
+            arena,
+            outgoing: Producer::new(outgoing),
+            incoming: Consumer::new(incoming),
+            mapping,
+            waiting: VecDeque::new(),
+            end: None,
+            closing: false,
+        }
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.incoming.is_ready() || self.end.is_some()
+    }
+
+    pub(crate) fn flush(&mut self) -> bool {
+        while let Some(message) = self.waiting.pop_front() {
+            if let Err(message) = self.push(message) {
+                self.waiting.push_front(message);
+                break;
+            }
+        }
+        self.waiting.is_empty()
+    }
+
+    /// Takes note of how the peer ended, and takes back what it will never read.
+    pub(crate) fn end(&mut self, end: End) {
+        match &end {
+            End::Lost(Loss::ProcessEnded) => self.arena.reclaim_from_dead(self.peer),
+            // Before its goodbye, the peer said exactly how far it read.
+            End::Closed | End::Lost(Loss::Panicked | Loss::Disconnected) => self.take_back_unread(),
+            // It may be alive and reading.
+            End::Lost(_) => {}
+        }
+        self.waiting.clear();
+        self.end.get_or_insert(end);
+    }
+
+    /// Drops what was not received, and says goodbye; a place in the ring is kept for that.
+    pub(crate) fn close(&mut self) {
+        if std::mem::replace(&mut self.closing, true) {
+            return;
+        }
+        while let Some((note, entry, _)) = self.incoming.pop() {
+            drop(self.message(note, &entry));
+        }
+        self.incoming.hand_back();
+        if self.end.is_some() {
+            return;
+        }
+        let note = match (thread::panicking(), self.flush()) {
+            (true, _) => PANICKED,
+            (false, true) => CLOSE,
+            (false, false) => ABANDONED,
+        };
+        if self.outgoing.has_room(1) == Ok(true) {
+            self.outgoing.push(note, &[0; 7]);
+            self.mapping.ring(bell::MESSAGE);
+        }
+    }
+
+    /// Puts a message in the ring, or gives it back when there is no room for it, or for the copy
+    /// that the peer can read.
+    fn push(&mut self, message: Buffer) -> Result<(), Buffer> {
+        match self.outgoing.has_room(2) {
+            Ok(true) => {}
+            Ok(false) => return Err(message),
+            Err(_) => {
+                self.end(End::protocol("it took messages that were never sent"));
+                return Ok(());
+            }
+        }
+        let message = match message.body() {
+            Body::Block { block, .. } if !self.arena.owns(block) => {
+                copy_into(&self.arena, message)?
+            }
+            _ => message,
+        };
+        let (tag, body) = message.into_parts();
+        match body {
+            Body::Inline(inline) => self.push_inline(tag, &inline),
+            Body::Block { block, len } => self.push_block(tag, block, len),
+        }
+        self.mapping.ring(bell::MESSAGE);
+        Ok(())
+    }
+
+    #[inline]
+    fn push_inline(&mut self, tag: u64, inline: &Inline) {
+        let [a, b, c, d, e, f] = inline.words();
+        self.outgoing
+            .push(INLINE | inline.len() as Note, &[tag, a, b, c, d, e, f]);
+    }
+
+    fn push_block(&mut self, tag: u64, block: Block, len: usize) {
+        self.arena.handed_to(block.index(), self.peer);
+        let entry = [
+            tag,
+            u64::from(block.index()),
+            block.offset(),
+            len as u64,
+            0,
+            0,
+            0,
+        ];
+        block.hand_over();
+        self.outgoing.push(BLOCK, &entry);
+    }
+
+    /// The message that an entry stands for, if it is one that a correct peer sends.
+    fn message(&self, note: Note, entry: &Entry) -> Result<Buffer, End> {
+        let [tag, a, b, c, d, e, f] = *entry;
+        let body = match note & 0xff00 {
+            INLINE => {
+                Inline::from_words([a, b, c, d, e, f], usize::from(note & 0xff)).map(Body::Inline)
+            }
+            BLOCK => u32::try_from(a)
+                .ok()
+                .and_then(|index| Block::new(self.mapping.clone(), index, b, c))
+                .map(|block| Body::Block {
+                    block,
+                    len: c as usize,
+                }),
+            CLOSE => return Err(End::Closed),
+            PANICKED => return Err(End::Lost(Loss::Panicked)),
+            ABANDONED => return Err(End::Lost(Loss::Disconnected)),
+            _ => None,
+        };
+        let body = body.ok_or(End::protocol("a descriptor points outside its arena"))?;
+        Ok(Buffer::new(tag, body))
+    }
+
+    /// Takes back what a peer that is gone left in the ring.
+    fn take_back_unread(&mut self) {
+        let own = self.outgoing.unread();
+        for (note, [_, index, ..]) in own {
+            if note & 0xff00 == BLOCK {
+                self.arena.take_back_handed_over(index as u32);
+            }
+        }
+    }
+}
+
+impl Endpoint for Shm {
+    fn peer(&self) -> Rank {
+        self.peer
+    }
+
+    fn loan(&mut self, bytes: usize) -> Result<Option<Loan>, Error> {
+        self.arena.loan(bytes)
+    }
+
+    fn send(&mut self, message: Buffer) -> Result<(), Error> {
+        if let Some(end) = &self.end {
+            return Err(end.error(self.peer));
+        }
+        if self.flush() {
+            if let Err(message) = self.push(message) {
+                self.waiting.push_back(message);
+            }
+        } else {
+            self.waiting.push_back(message);
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self) -> Result<Option<Buffer>, Error> {
+        if !self.waiting.is_empty() {
+            self.flush();
+        }
+        let Some((note, entry, handed_back)) = self.incoming.pop() else {
+            return match &self.end {
+                Some(end) if !self.incoming.is_ready() => Err(end.error(self.peer)),
+                _ => Ok(None),
+            };
+        };
+        if handed_back {
+            self.mapping.ring(bell::ROOM);
+        }
+        match self.message(note, &entry) {
+            Ok(message) => Ok(Some(message)),
+            Err(end) => {
+                let error = end.error(self.peer);
+                self.end(end);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Shm {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Shm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shm")
+            .field("peer", &self.peer)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+const _: () = assert!(
+    INLINE_BYTES == 6 * 8,
+    "a descriptor has six words beside the tag"
+);

@@ -1,0 +1,508 @@
+//! The path between two nodes that share nothing better: one TCP connection.
+//!
+//! A frame is a header of 16 bytes and a payload. Payloads are written straight from the arena they
+//! are in, many frames to a system call, and read straight into a loan of the receiver's arena. As
+//! on shared memory, a loan is the sender's until the *receiver* has dropped the message: it says
+//! so in a frame that goes back. So a slow receiver costs the sender its loans and nobody memory.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    io::{self, IoSlice, IoSliceMut, Read, Write},
+    rc::Rc,
+    thread,
+};
+
+use mio::net::TcpStream;
+
+use super::{End, Endpoint};
+use crate::{
+    Arena, Buffer, Error, Loan, Loss, Rank,
+    arena::{Body, INLINE_BYTES, Purpose, Returns},
+};
+
+const HEADER_BYTES: usize = 16;
+/// Bytes read ahead of what a frame is known to need.
+const STAGING_BYTES: usize = 64 << 10;
+/// Frames written by one system call.
+const FRAMES_A_WRITE: usize = 32;
+
+/// What a frame is: the first byte of its header.
+const MESSAGE: u8 = 1;
+/// The message whose number is in the tag's place was dropped by its receiver.
+const RETURNED: u8 = 2;
+const CLOSE: u8 = 3;
+
+/// The start of a frame: kind, three zero bytes, length of the payload, tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    kind: u8,
+    len: u32,
+    tag: u64,
+}
+
+impl Header {
+    fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0] = self.kind;
+        bytes[4..8].copy_from_slice(&self.len.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.tag.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: [u8; HEADER_BYTES]) -> Result<Self, End> {
+        let [kind, zero @ .., a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+        let header = Self {
+            kind,
+            len: u32::from_le_bytes([a, b, c, d]),
+            tag: u64::from_le_bytes([e, f, g, h, i, j, k, l]),
+        };
+        let known = match kind {
+            MESSAGE => true,
+            RETURNED | CLOSE => header.len == 0,
+            _ => false,
+        };
+        if known && zero == [0; 3] {
+            Ok(header)
+        } else {
+            Err(End::protocol("not the header of a frame"))
+        }
+    }
+}
+
+/// A frame on its way out.
+struct Outgoing {
+    header: [u8; HEADER_BYTES],
+    payload: Option<Buffer>,
+}
+
+impl Outgoing {
+    fn new(kind: u8, tag: u64, payload: Option<Buffer>) -> Self {
+        let len = payload.as_ref().map_or(0, |payload| payload.len()) as u32;
+        Self {
+            header: Header { kind, len, tag }.to_bytes(),
+            payload,
+        }
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.payload.as_deref().unwrap_or_default()
+    }
+
+    fn len(&self) -> usize {
+        HEADER_BYTES + self.payload().len()
+    }
+}
+
+/// Bytes that were read before it was known where they belong.
+struct Staging {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Staging {
+    fn new() -> Self {
+        Self {
+            bytes: vec![0; STAGING_BYTES].into(),
+            start: 0,
+            end: 0,
+        }
+    }
+
+    fn available(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    fn take(&mut self, bytes: usize) -> &[u8] {
+        let start = self.start;
+        self.start += bytes;
+        &self.bytes[start..self.start]
+    }
+
+    /// Makes room behind what is there: at least one header and one inline payload.
+    fn make_room(&mut self) -> &mut [u8] {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.bytes.len() - self.end < HEADER_BYTES + INLINE_BYTES {
+            self.bytes.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        &mut self.bytes[self.end..]
+    }
+}
+
+/// A large message of which only a part has arrived.
+struct Partial {
+    loan: Loan,
+    filled: usize,
+}
+
+/// One end of a link over TCP.
+pub(crate) struct Tcp {
+    peer: Rank,
+    arena: Arena,
+    stream: TcpStream,
+    outgoing: VecDeque<Outgoing>,
+    /// Bytes of the first outgoing frame that were written.
+    written: usize,
+    /// Large messages that were written and are not yet dropped by the peer, by number.
+    unreturned: VecDeque<Option<Buffer>>,
+    /// The number of the first of them.
+    unreturned_from: u64,
+    staging: Staging,
+    partial: Option<Partial>,
+    /// Whether the message that comes next found no loan.
+    starved: bool,
+    /// Large messages received so far.
+    received: u64,
+    returns: Rc<Returns>,
+    /// Whether the socket may have more for us, and room for us: what epoll said, until a call
+    /// would have waited.
+    readable: bool,
+    writable: bool,
+    end: Option<End>,
+    closing: bool,
+}
+
+impl Tcp {
+    pub(crate) fn new(peer: Rank, arena: Arena, stream: TcpStream) -> Self {
+        Self {
+            peer,
+            arena,
+            stream,
+            outgoing: VecDeque::new(),
+            written: 0,
+            unreturned: VecDeque::new(),
+            unreturned_from: 0,
+            staging: Staging::new(),
+            partial: None,
+            starved: false,
+            received: 0,
+            returns: Rc::default(),
+            readable: true,
+            writable: true,
+            end: None,
+            closing: false,
+        }
+    }
+
+    /// Takes note of what epoll said.
+    pub(crate) fn notify(&mut self, readable: bool, writable: bool) {
+        self.readable |= readable;
+        self.writable |= writable;
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.end.is_some() || self.has_frame() || self.wants_bytes()
+    }
+
+    /// Whether a frame is there that can be dealt with now.
+    fn has_frame(&self) -> bool {
+        let available = self.staging.available();
+        let Some(&header) = available.first_chunk() else {
+            return false;
+        };
+        match Header::from_bytes(header) {
+            Ok(Header {
+                kind: MESSAGE, len, ..
+            }) if len as usize <= INLINE_BYTES => available.len() >= HEADER_BYTES + len as usize,
+            Ok(Header { kind: MESSAGE, .. }) => !self.starved || self.arena.has_returns(),
+            _ => true,
+        }
+    }
+
+    pub(crate) fn end(&mut self, end: End) {
+        self.end.get_or_insert(end);
+        self.readable = false;
+        self.outgoing.clear();
+        self.unreturned.clear();
+        self.partial = None;
+    }
+
+    pub(crate) fn close(&mut self) {
+        if self.end.is_some() || std::mem::replace(&mut self.closing, true) {
+            return;
+        }
+        if !thread::panicking() && self.flush() {
+            self.outgoing.push_back(Outgoing::new(CLOSE, 0, None));
+            self.flush();
+        }
+        // Half a close: what the peer has still to read stays readable.
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Writes what the socket takes; true when nothing waits to be written any more.
+    pub(crate) fn flush(&mut self) -> bool {
+        self.acknowledge();
+        while self.writable && !self.outgoing.is_empty() {
+            match self.write_some() {
+                Ok(written) => self.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Why the connection broke, and what the peer still said, is told by reading.
+                Err(_) => {
+                    self.outgoing.clear();
+                    self.readable = true;
+                }
+            }
+        }
+        self.outgoing.is_empty()
+    }
+
+    /// Tells the peer which of its messages were dropped.
+    fn acknowledge(&mut self) {
+        self.arena.reclaim();
+        for sequence in self.returns.borrow_mut().drain(..) {
+            self.outgoing
+                .push_back(Outgoing::new(RETURNED, sequence, None));
+        }
+    }
+
+    fn write_some(&mut self) -> io::Result<usize> {
+        let mut slices = Vec::with_capacity(2 * FRAMES_A_WRITE);
+        let mut skip = self.written;
+        for frame in self.outgoing.iter().take(FRAMES_A_WRITE) {
+            for part in [&frame.header, frame.payload()] {
+                let start = skip.min(part.len());
+                skip -= start;
+                if start < part.len() {
+                    slices.push(IoSlice::new(&part[start..]));
+                }
+            }
+        }
+        self.stream.write_vectored(&slices)
+    }
+
+    /// Moves on by `written` bytes; large messages that are out wait for their return.
+    fn advance(&mut self, written: usize) {
+        self.written += written;
+        while let Some(frame) = self.outgoing.front()
+            && frame.len() <= self.written
+        {
+            self.written -= frame.len();
+            let payload = self.outgoing.pop_front().and_then(|frame| frame.payload);
+            if let Some(message) = payload
+                && message.len() > INLINE_BYTES
+            {
+                self.unreturned.push_back(Some(message));
+            }
+        }
+    }
+
+    /// Lets go of the message that the peer has dropped.
+    fn returned(&mut self, sequence: u64) -> Result<(), End> {
+        let index = sequence.wrapping_sub(self.unreturned_from) as usize;
+        let message = self.unreturned.get_mut(index).and_then(Option::take);
+        message.ok_or(End::protocol("it returned a message that it was not sent"))?;
+        while let Some(None) = self.unreturned.front() {
+            self.unreturned.pop_front();
+            self.unreturned_from += 1;
+        }
+        Ok(())
+    }
+
+    /// The next message among the bytes that were read; nothing while they are too few, or while
+    /// there is no memory to put it in.
+    fn parse(&mut self) -> Result<Option<Buffer>, End> {
+        loop {
+            if let Some(partial) = self
+                .partial
+                .take_if(|partial| partial.filled == partial.loan.len())
+            {
+                return Ok(Some(partial.loan.freeze()));
+            }
+            let Some(&header) = self.staging.available().first_chunk::<HEADER_BYTES>() else {
+                return Ok(None);
+            };
+            if self.partial.is_some() {
+                return Ok(None);
+            }
+            let header = Header::from_bytes(header)?;
+            match header.kind {
+                RETURNED => {
+                    self.staging.take(HEADER_BYTES);
+                    self.returned(header.tag)?;
+                }
+                CLOSE => return Err(End::Closed),
+                _ if header.len as usize <= INLINE_BYTES => return Ok(self.parse_inline(header)),
+                _ => {
+                    if !self.start_large(header)? {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    fn parse_inline(&mut self, header: Header) -> Option<Buffer> {
+        let bytes = HEADER_BYTES + header.len as usize;
+        if self.staging.available().len() < bytes {
+            return None;
+        }
+        Buffer::inline(header.tag, &self.staging.take(bytes)[HEADER_BYTES..])
+    }
+
+    /// Takes a loan for a large message and moves what has arrived of it there; false while there is
+    /// no loan to be had.
+    fn start_large(&mut self, header: Header) -> Result<bool, End> {
+        let len = header.len as usize;
+        let purpose = Purpose::Received(self.returns.clone(), self.received);
+        let loan = self.arena.loan_for(len, purpose);
+        let loan =
+            loan.map_err(|_| End::protocol("it sent a message that does not fit in our arena"))?;
+        self.starved = loan.is_none();
+        let Some(mut loan) = loan else {
+            return Ok(false);
+        };
+        self.received += 1;
+        loan.set_tag(header.tag);
+        self.staging.take(HEADER_BYTES);
+        let filled = len.min(self.staging.available().len());
+        loan[..filled].copy_from_slice(self.staging.take(filled));
+        self.partial = Some(Partial { loan, filled });
+        Ok(true)
+    }
+
+    /// Reads once: the rest of a large message straight to its place, and what follows it.
+    fn fill(&mut self) -> Result<(), End> {
+        let staging = self.staging.make_room();
+        let result = match &mut self.partial {
+            Some(Partial { loan, filled }) => {
+                let rest = &mut loan[*filled..];
+                let rest_bytes = rest.len();
+                let mut slices = [IoSliceMut::new(rest), IoSliceMut::new(staging)];
+                self.stream.read_vectored(&mut slices).map(|read| {
+                    *filled += read.min(rest_bytes);
+                    self.staging.end += read.saturating_sub(rest_bytes);
+                    read
+                })
+            }
+            None => self.stream.read(staging).map(|read| {
+                self.staging.end += read;
+                read
+            }),
+        };
+        match result {
+            Ok(0) => Err(End::Lost(Loss::Disconnected)),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                Err(End::Lost(Loss::Disconnected))
+            }
+            Err(error) => Err(End::Lost(Loss::Connection(error.to_string()))),
+        }
+    }
+
+    /// Whether reading more could help: not while a whole header waits for a loan.
+    fn wants_bytes(&self) -> bool {
+        self.readable
+            && (self.partial.is_some()
+                || match self.staging.available().first_chunk() {
+                    None => true,
+                    Some(&header) => Header::from_bytes(header)
+                        .is_ok_and(|header| header.len as usize <= INLINE_BYTES),
+                })
+    }
+
+    fn next(&mut self) -> Result<Option<Buffer>, End> {
+        loop {
+            if let Some(message) = self.parse()? {
+                return Ok(Some(message));
+            }
+            if !self.wants_bytes() {
+                return Ok(None);
+            }
+            self.fill()?;
+        }
+    }
+}
+
+impl Endpoint for Tcp {
+    fn peer(&self) -> Rank {
+        self.peer
+    }
+
+    fn loan(&mut self, bytes: usize) -> Result<Option<Loan>, Error> {
+        self.arena.loan(bytes)
+    }
+
+    fn send(&mut self, message: Buffer) -> Result<(), Error> {
+        if let Some(end) = &self.end {
+            return Err(end.error(self.peer));
+        }
+        let message = match message.body() {
+            Body::Block { .. } if message.len() <= INLINE_BYTES => {
+                Buffer::inline(message.tag(), &message).unwrap_or(message)
+            }
+            _ => message,
+        };
+        if message.len() > u32::MAX as usize {
+            return Err(Error::MessageTooLarge {
+                bytes: message.len() as u64,
+                limit: u32::MAX.into(),
+            });
+        }
+        self.outgoing
+            .push_back(Outgoing::new(MESSAGE, message.tag(), Some(message)));
+        if self.outgoing.len() >= FRAMES_A_WRITE {
+            self.flush();
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self) -> Result<Option<Buffer>, Error> {
+        self.flush();
+        if let Some(end) = &self.end {
+            return Err(end.error(self.peer));
+        }
+        self.next().map_err(|end| {
+            let error = end.error(self.peer);
+            self.end(end);
+            error
+        })
+    }
+}
+
+impl Drop for Tcp {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Tcp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tcp")
+            .field("peer", &self.peer)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_header_is_read_as_it_was_written(tag: u64, len: u32) {
+            for (kind, len) in [(MESSAGE, len), (RETURNED, 0), (CLOSE, 0)] {
+                let header = Header { kind, len, tag };
+                prop_assert_eq!(Header::from_bytes(header.to_bytes()).unwrap(), header);
+            }
+        }
+
+        #[test]
+        fn a_header_of_any_other_shape_is_refused(bytes: [u8; HEADER_BYTES]) {
+            if let Ok(header) = Header::from_bytes(bytes) {
+                prop_assert_eq!(header.to_bytes(), bytes);
+            }
+        }
+    }
+}

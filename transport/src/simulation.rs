@@ -1,0 +1,188 @@
+//! A network in memory whose delays and deaths follow from a seed.
+//!
+//! All ranks of a simulated job run on one thread and take turns; messages between them wait for a
+//! time drawn from the seed, in the order of each channel, as on a real network. So whatever goes
+//! wrong for a seed goes wrong again, as in FoundationDB's and TigerBeetle's simulators.
+
+use std::{cell::RefCell, collections::VecDeque, fmt, rc::Rc};
+
+use crate::{Arena, Buffer, Endpoint, Error, Fabric, Loan, Loss, Rank, link::End};
+
+/// The longest a message travels, in ticks of the simulated clock.
+const DELAY_MAX: u64 = 100;
+
+/// A simulated network of a fixed number of ranks. Cloning gives another handle on it.
+///
+/// ```
+/// use transport::{Event, Ledger, Simulation, Arena};
+///
+/// let network = Simulation::new(7, 2);
+/// let [mut here, mut there] = [0, 1].map(|rank| {
+///     network.fabric(rank, &Arena::new(&Ledger::new(1 << 20), 1 << 20).unwrap())
+/// });
+/// here.send_copy(1, 42, b"hello")?;
+/// while network.advance() {}
+/// let Some(Event::Message { from: 0, buffer }) = there.receive()? else { panic!("nothing came") };
+/// assert_eq!((buffer.tag(), &buffer[..]), (42, &b"hello"[..]));
+/// # Ok::<(), transport::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Simulation(Rc<RefCell<State>>);
+
+struct State {
+    random: u64,
+    now: u64,
+    size: u32,
+    /// What is on its way, by sender and receiver.
+    channels: Vec<VecDeque<(u64, Buffer)>>,
+    ended: Vec<Option<End>>,
+}
+
+impl Simulation {
+    /// A network of `size` ranks that behaves as `seed` says.
+    pub fn new(seed: u64, size: u32) -> Self {
+        Self(Rc::new(RefCell::new(State {
+            random: seed,
+            now: 0,
+            size,
+            channels: (0..size * size).map(|_| VecDeque::new()).collect(),
+            ended: vec![None; size as usize],
+        })))
+    }
+
+    /// The fabric of `rank`, whose messages are lent by `arena`.
+    pub fn fabric(&self, rank: Rank, arena: &Arena) -> Fabric {
+        let size = self.0.borrow().size;
+        let port = |peer| Port {
+            network: self.clone(),
+            rank,
+            peer,
+            arena: arena.clone(),
+        };
+        Fabric::simulated(rank, size, arena.clone(), port)
+    }
+
+    /// Lets time pass until the next message arrives; false when none is on its way.
+    pub fn advance(&self) -> bool {
+        let mut state = self.0.borrow_mut();
+        let now = state.now;
+        let arrivals = state
+            .channels
+            .iter()
+            .filter_map(|channel| Some(channel.iter().find(|(at, _)| *at > now)?.0));
+        let Some(next) = arrivals.min() else {
+            return false;
+        };
+        state.now = next;
+        true
+    }
+
+    /// Kills a rank: what it sent still arrives, then its peers learn that it is lost.
+    pub fn kill(&self, rank: Rank) {
+        self.end(rank, End::Lost(Loss::Simulated));
+    }
+
+    /// A number below `bound` drawn from the seed, for who runs a simulation.
+    pub fn draw(&self, bound: u64) -> u64 {
+        self.0.borrow_mut().draw(bound)
+    }
+
+    fn end(&self, rank: Rank, end: End) {
+        let mut state = self.0.borrow_mut();
+        state.ended[rank as usize].get_or_insert(end);
+        let size = state.size;
+        let unread: Vec<_> = (0..size)
+            .flat_map(|from| std::mem::take(&mut state.channels[(from * size + rank) as usize]))
+            .collect();
+        drop(state);
+        drop(unread); // Their drop returns loans, which must not find the network borrowed.
+    }
+}
+
+impl State {
+    /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+    fn draw(&mut self, bound: u64) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((u128::from(z ^ (z >> 31)) * u128::from(bound)) >> 64) as u64
+    }
+}
+
+impl fmt::Debug for Simulation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.0.borrow();
+        f.debug_struct("Simulation")
+            .field("size", &state.size)
+            .field("now", &state.now)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One end of a simulated link.
+pub(crate) struct Port {
+    network: Simulation,
+    rank: Rank,
+    peer: Rank,
+    arena: Arena,
+}
+
+impl Port {
+    pub(crate) fn is_ready(&self) -> bool {
+        let state = self.network.0.borrow();
+        match state.channels[self.incoming(&state)].front() {
+            Some((at, _)) => *at <= state.now,
+            None => state.ended[self.peer as usize].is_some(),
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        self.network.end(self.rank, End::Closed);
+    }
+
+    fn incoming(&self, state: &State) -> usize {
+        (self.peer * state.size + self.rank) as usize
+    }
+}
+
+impl Endpoint for Port {
+    fn peer(&self) -> Rank {
+        self.peer
+    }
+
+    fn loan(&mut self, bytes: usize) -> Result<Option<Loan>, Error> {
+        self.arena.loan(bytes)
+    }
+
+    fn send(&mut self, message: Buffer) -> Result<(), Error> {
+        let mut state = self.network.0.borrow_mut();
+        if let Some(end) = &state.ended[self.peer as usize] {
+            return Err(end.error(self.peer));
+        }
+        if state.ended[self.rank as usize].is_some() {
+            return Ok(()); // The dead may speak, but nobody hears them.
+        }
+        let delay = state.draw(DELAY_MAX);
+        let channel = (self.rank * state.size + self.peer) as usize;
+        let last = state.channels[channel].back().map_or(0, |(at, _)| *at);
+        let at = last.max(state.now + delay);
+        state.channels[channel].push_back((at, message));
+        Ok(())
+    }
+
+    fn receive(&mut self) -> Result<Option<Buffer>, Error> {
+        let mut state = self.network.0.borrow_mut();
+        let (now, incoming) = (state.now, self.incoming(&state));
+        match state.channels[incoming].front() {
+            Some((at, _)) if *at <= now => Ok(state.channels[incoming]
+                .pop_front()
+                .map(|(_, message)| message)),
+            Some(_) => Ok(None),
+            None => match &state.ended[self.peer as usize] {
+                Some(end) => Err(end.error(self.peer)),
+                None => Ok(None),
+            },
+        }
+    }
+}
