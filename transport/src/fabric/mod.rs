@@ -566,10 +566,10 @@ impl Fabric {
             deadline,
         };
         self.abandon(abandoned);
-        if let Some(sockets) = &mut self.sockets {
-            if let Some(step) = sockets.welcome(id, peer) {
-                self.take(step);
-            }
+        if let Some(sockets) = &mut self.sockets
+            && let Some(step) = sockets.welcome(id, peer)
+        {
+            self.take(step);
         }
     }
 

@@ -420,7 +420,6 @@ impl Sockets {
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "it is passed to map_err")]
 fn unreachable(error: io::Error) -> Loss {
     Loss::Unreachable(error.to_string())
 }

@@ -372,15 +372,13 @@ impl Tcp {
                 let rest = &mut loan[*filled..];
                 let rest_bytes = rest.len();
                 let mut slices = [IoSliceMut::new(rest), IoSliceMut::new(staging)];
-                self.stream.read_vectored(&mut slices).map(|read| {
-                    *filled += read.min(rest_bytes);
+                self.stream.read_vectored(&mut slices).inspect(|read| {
+                    *filled += read.min(&rest_bytes);
                     self.staging.end += read.saturating_sub(rest_bytes);
-                    read
                 })
             }
-            None => self.stream.read(staging).map(|read| {
+            None => self.stream.read(staging).inspect(|read| {
                 self.staging.end += read;
-                read
             }),
         };
         match result {

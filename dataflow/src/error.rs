@@ -1,0 +1,128 @@
+//! What can go wrong in a dataflow.
+
+use std::{io, path::PathBuf};
+
+use rkyv::rancor;
+use transport::Rank;
+
+/// Why a graph could not be built or did not run to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No file matches a pattern.
+    #[error("no file matches {pattern:?}")]
+    NoInput {
+        /// The pattern.
+        pattern: String,
+    },
+
+    /// A pattern is not one.
+    #[error("{pattern:?} is not a pattern of file names: {reason}")]
+    BadPattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
+    /// An input file could not be read.
+    #[error("cannot read {}", path.display())]
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// An input file is not text.
+    #[error("{} is not UTF-8 at byte {offset}", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// Where the first bad byte is, from the start of the file.
+        offset: u64,
+    },
+
+    /// An output file could not be written.
+    #[error("cannot write {}", path.display())]
+    Output {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// The output folder holds the output of another run.
+    #[error("{} exists already", path.display())]
+    OutputExists {
+        /// The file that is there.
+        path: PathBuf,
+    },
+
+    /// A peer sent bytes that are not a batch of the records expected.
+    #[error("rank {peer} sent a malformed batch")]
+    Malformed {
+        /// The peer.
+        peer: Rank,
+        /// What the validator found.
+        source: rancor::Error,
+    },
+
+    /// A peer sent a message that no part of the graph expects.
+    #[error("rank {peer} sent a message that no task expects (tag {tag:#x})")]
+    Unexpected {
+        /// The peer.
+        peer: Rank,
+        /// The message's tag.
+        tag: u64,
+    },
+
+    /// One record is larger than any batch may be.
+    #[error("a record of {record} does not fit in {limit} bytes")]
+    RecordTooLarge {
+        /// The type of the record.
+        record: &'static str,
+        /// The largest batch, in bytes.
+        limit: usize,
+    },
+
+    /// Two ranks built different graphs.
+    #[error("rank {here} built the graph \"{ours}\", but rank {peer} built \"{theirs}\"")]
+    PlansDiffer {
+        /// This rank.
+        here: Rank,
+        /// Its graph.
+        ours: String,
+        /// The other rank.
+        peer: Rank,
+        /// Its graph.
+        theirs: String,
+    },
+
+    /// Another rank failed.
+    #[error("rank {rank} failed: {message}")]
+    Remote {
+        /// The rank that failed.
+        rank: Rank,
+        /// Its error.
+        message: String,
+    },
+
+    /// The messages between ranks failed.
+    #[error(transparent)]
+    Transport(#[from] transport::Error),
+}
+
+impl Error {
+    /// The error with its causes, in one line.
+    pub fn to_line(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            line.push_str(": ");
+            line.push_str(&error.to_string());
+            cause = error.source();
+        }
+        line
+    }
+}

@@ -1,0 +1,53 @@
+//! What a job does: records, batches, the graph, its operators.
+//!
+//! A program writes a [`Stream`]: a source, narrow operators such as [`map`](Stream::map), exchanges such as
+//! [`reduce_by_key`](Stream::reduce_by_key), and a sink, which gives a [`Job`]. A job is a value; writing it
+//! has no effect. When it runs, each rank builds its instance of every task and is driven by calls.
+//!
+//! Records cross an exchange in batches that are written once, in the memory that travels, and read
+//! where they lie: see [`Record`].
+//!
+//! ```
+//! use dataflow::{collection, inline};
+//!
+//! let words = collection(vec!["to be or".to_owned(), "not to be".to_owned()])
+//!     .flat_map(|line, out| for word in line.split(' ') { out.push((word, 1u64)) })
+//!     .reduce_by_key(|a, b| a + b)
+//!     .collect();
+//! let mut counts = inline(&words)?;
+//! counts.sort();
+//! assert_eq!(counts[0], ("be".to_owned(), 2));
+//! # Ok::<(), dataflow::Error>(())
+//! ```
+#![deny(unsafe_code)]
+
+mod batch;
+mod error;
+mod exchange;
+mod graph;
+mod inline;
+mod operator;
+mod record;
+mod run;
+mod sink;
+mod source;
+mod stage;
+mod stream;
+
+pub use error::Error;
+pub use exchange::Receiver;
+pub use graph::{Job, TaskGraph};
+pub use inline::{inline, simulate};
+pub use operator::{
+    narrow::{Filter, FlatMap, Map, Out, Pass, Then},
+    reduce::Reduce,
+};
+pub use record::{Encode, Encoder, Key, OutOfLine, Record, Slice, Unfit};
+pub use rkyv;
+pub use run::{Run, Site, Totals, run_of, tell_failure};
+pub use source::{Collection, Lines, collection, lines, lines_of};
+pub use stage::{Counters, Input, Narrow, Output, Place, Progress, Push, Sink};
+pub use stream::{Received, Reduced, Source, Stream};
+
+#[doc(hidden)]
+pub use record::parts as record_parts;

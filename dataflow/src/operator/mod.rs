@@ -1,0 +1,4 @@
+//! What is done to records.
+
+pub(crate) mod narrow;
+pub(crate) mod reduce;

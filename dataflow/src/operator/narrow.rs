@@ -1,0 +1,170 @@
+//! Operators that look at one record at a time.
+
+use std::{fmt, marker::PhantomData};
+
+use crate::{
+    Encode, Record,
+    stage::{Narrow, Push},
+};
+
+/// Passes every record on.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass;
+
+impl<T: Record> Narrow<T> for Pass {
+    type Out = T;
+
+    #[inline]
+    fn push<D: Push<T>>(&mut self, view: T::View<'_>, down: &mut D) {
+        down.push(view);
+    }
+}
+
+/// One operator after another.
+#[derive(Debug)]
+pub struct Then<N, M, T> {
+    first: N,
+    second: M,
+    between: PhantomData<fn(T)>,
+}
+
+impl<N, M, T> Then<N, M, T> {
+    pub(crate) fn new(first: N, second: M) -> Self {
+        Self {
+            first,
+            second,
+            between: PhantomData,
+        }
+    }
+}
+
+impl<N: Clone, M: Clone, T> Clone for Then<N, M, T> {
+    fn clone(&self) -> Self {
+        Self::new(self.first.clone(), self.second.clone())
+    }
+}
+
+/// The second of two operators in front of what follows.
+struct Second<'a, M, D> {
+    operator: &'a mut M,
+    down: &'a mut D,
+}
+
+impl<T: Record, M: Narrow<T>, D: Push<M::Out>> Push<T> for Second<'_, M, D> {
+    #[inline]
+    fn push(&mut self, view: T::View<'_>) {
+        self.operator.push(view, self.down);
+    }
+}
+
+impl<S: Record, T: Record, N: Narrow<S, Out = T>, M: Narrow<T>> Narrow<S> for Then<N, M, T> {
+    type Out = M::Out;
+
+    #[inline]
+    fn push<D: Push<M::Out>>(&mut self, view: S::View<'_>, down: &mut D) {
+        self.first.push(
+            view,
+            &mut Second {
+                operator: &mut self.second,
+                down,
+            },
+        );
+    }
+}
+
+/// Turns each record into another.
+#[derive(Debug, Clone, Copy)]
+pub struct Map<F>(pub(crate) F);
+
+impl<T, E, F> Narrow<T> for Map<F>
+where
+    T: Record,
+    E: Encode,
+    F: FnMut(T::View<'_>) -> E + Clone + Send + Sync + 'static,
+{
+    type Out = E::Record;
+
+    #[inline]
+    fn push<D: Push<E::Record>>(&mut self, view: T::View<'_>, down: &mut D) {
+        (self.0)(view).with_view(|view| down.push(view));
+    }
+}
+
+/// Keeps the records that a function says yes to.
+#[derive(Debug, Clone, Copy)]
+pub struct Filter<F>(pub(crate) F);
+
+impl<T, F> Narrow<T> for Filter<F>
+where
+    T: Record,
+    F: FnMut(T::View<'_>) -> bool + Clone + Send + Sync + 'static,
+{
+    type Out = T;
+
+    #[inline]
+    fn push<D: Push<T>>(&mut self, view: T::View<'_>, down: &mut D) {
+        if (self.0)(view) {
+            down.push(view);
+        }
+    }
+}
+
+/// Turns each record into any number of others.
+pub struct FlatMap<F, U> {
+    function: F,
+    record: PhantomData<fn(U)>,
+}
+
+impl<F, U> FlatMap<F, U> {
+    pub(crate) fn new(function: F) -> Self {
+        Self {
+            function,
+            record: PhantomData,
+        }
+    }
+}
+
+impl<F: Clone, U> Clone for FlatMap<F, U> {
+    fn clone(&self) -> Self {
+        Self::new(self.function.clone())
+    }
+}
+
+impl<F, U> fmt::Debug for FlatMap<F, U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FlatMap")
+    }
+}
+
+impl<T, U, F> Narrow<T> for FlatMap<F, U>
+where
+    T: Record,
+    U: Record,
+    F: FnMut(T::View<'_>, &mut Out<'_, U>) + Clone + Send + Sync + 'static,
+{
+    type Out = U;
+
+    #[inline]
+    fn push<D: Push<U>>(&mut self, view: T::View<'_>, down: &mut D) {
+        (self.function)(view, &mut Out { down });
+    }
+}
+
+/// Where a function given to `flat_map` puts its records.
+pub struct Out<'a, U: Record> {
+    down: &'a mut dyn Push<U>,
+}
+
+impl<U: Record> Out<'_, U> {
+    /// Puts one record: the record itself, its view, or parts of both.
+    #[inline]
+    pub fn push<E: Encode<Record = U>>(&mut self, value: E) {
+        value.with_view(|view| self.down.push(view));
+    }
+}
+
+impl<U: Record> fmt::Debug for Out<'_, U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Out")
+    }
+}

@@ -1,0 +1,68 @@
+//! All records in one `Vec`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use transport::{Buffer, Rank, Reservation};
+
+use crate::{
+    Error, Record,
+    exchange::open,
+    stage::{Place, Progress, Task},
+};
+
+/// Gathers the records of every rank, and keeps them apart until all have come.
+pub(crate) struct Collect<T> {
+    place: Place,
+    by_rank: Vec<Vec<T>>,
+    open: u32,
+    result: Arc<Mutex<Vec<T>>>,
+    /// Made with the first batch, so that a ledger that is full says so then.
+    reservation: Option<Reservation>,
+}
+
+impl<T: Record> Collect<T> {
+    pub(crate) fn new(place: &Place, result: Arc<Mutex<Vec<T>>>) -> Self {
+        let by_rank = (0..place.size).map(|_| Vec::new()).collect();
+        Self {
+            place: place.clone(),
+            by_rank,
+            open: place.size,
+            result,
+            reservation: None,
+        }
+    }
+}
+
+impl<T: Record> Task for Collect<T> {
+    fn receive(&mut self, from: Rank, batch: Buffer) -> Result<(), Error> {
+        let bytes = batch.len() as u64;
+        match &mut self.reservation {
+            Some(reservation) => reservation.grow(bytes)?,
+            none => *none = Some(self.place.ledger.reserve("collect", bytes)?),
+        }
+        let batch = open::<T>(&self.place, from, batch)?;
+        self.place.counters.received(batch.len() as u64);
+        if let Some(records) = self.by_rank.get_mut(from as usize) {
+            records.extend(batch.views(0).map(T::own));
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self, _from: Rank) {
+        self.open = self.open.saturating_sub(1);
+    }
+
+    fn poll(&mut self) -> Result<Progress, Error> {
+        Ok(if self.open == 0 {
+            Progress::Done
+        } else {
+            Progress::None
+        })
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        let records = self.by_rank.drain(..).flatten().collect();
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = records;
+        Ok(())
+    }
+}

@@ -1,0 +1,228 @@
+//! How a task is put together: an input, narrow operators, an output.
+//!
+//! Between two exchanges everything is one type: the input pushes each record through the narrow
+//! operators into the output without a virtual call. The whole is boxed once, as a [`Task`], and called
+//! once a batch.
+
+use std::{cell::RefCell, rc::Rc};
+
+use transport::{Buffer, Fabric, Ledger, Rank};
+
+use crate::{Error, Record};
+
+/// Takes records, by their views.
+pub trait Push<T: Record> {
+    /// Takes one record. What goes wrong is told when the output is next polled.
+    fn push(&mut self, view: T::View<'_>);
+}
+
+/// Takes records, and says when it would rather not.
+pub trait Sink<T: Record>: Push<T> {
+    /// Whether the next record should wait. One more is still taken, however much follows from it.
+    fn is_full(&self) -> bool;
+}
+
+/// The end of a stage.
+pub trait Output<T: Record>: Sink<T> {
+    /// Moves on what waits; true if something moved.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong here or in a push before.
+    fn poll(&mut self) -> Result<bool, Error>;
+
+    /// Called after the last record until it says true: everything is out.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll`](Self::poll).
+    fn finish(&mut self) -> Result<bool, Error>;
+
+    /// Makes the output final: called once, when every rank has finished.
+    ///
+    /// # Errors
+    ///
+    /// What the output's medium says.
+    fn commit(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// What became of a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Something was done; there may be more.
+    Made,
+    /// There is nothing to do until a message comes or room is made.
+    None,
+    /// All is done, for good.
+    Done,
+}
+
+/// The start of a stage: where its records come from.
+pub trait Input {
+    /// What it gives.
+    type Out: Record;
+
+    /// Takes in a batch that rank `from` sent.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Malformed`].
+    fn receive(&mut self, from: Rank, batch: Buffer) -> Result<(), Error>;
+
+    /// Takes note that rank `from` has sent its last batch.
+    fn ended(&mut self, from: Rank);
+
+    /// Pushes some records down, as long as they are wanted.
+    ///
+    /// # Errors
+    ///
+    /// What the source says.
+    fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error>;
+}
+
+/// Where and in what an instance of a task runs. Cloning gives another handle on the same.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The links and the arena of this rank.
+    pub fabric: Rc<RefCell<Fabric>>,
+    /// This rank.
+    pub rank: Rank,
+    /// Ranks in the job.
+    pub size: u32,
+    /// Ranks in each process, which are neighbours in number.
+    pub executors: u32,
+    /// The account of the process.
+    pub ledger: Ledger,
+    /// What this rank has done.
+    pub counters: Rc<dyn Counters>,
+    /// Bytes that one channel may have on its way or unread.
+    pub window_bytes: usize,
+    /// The number of the run.
+    pub run: u32,
+}
+
+impl Place {
+    /// Whether a rank is in this process.
+    pub fn is_here(&self, rank: Rank) -> bool {
+        rank / self.executors == self.rank / self.executors
+    }
+}
+
+/// Takes note of what a rank has done.
+pub trait Counters: std::fmt::Debug {
+    /// So many records and bytes came from sources.
+    fn read(&self, records: u64, bytes: u64);
+
+    /// So many records came from other tasks.
+    fn received(&self, records: u64);
+
+    /// So many bytes are there to be read by sources.
+    fn expect(&self, bytes: u64);
+}
+
+/// One instance of a vertex of the graph.
+pub(crate) trait Task {
+    fn receive(&mut self, from: Rank, batch: Buffer) -> Result<(), Error>;
+
+    fn ended(&mut self, from: Rank);
+
+    fn poll(&mut self) -> Result<Progress, Error>;
+
+    fn commit(&mut self) -> Result<(), Error>;
+}
+
+/// A narrow operator: what becomes of a record depends on nothing else.
+pub trait Narrow<T: Record>: Clone + Send + Sync + 'static {
+    /// What it gives.
+    type Out: Record;
+
+    /// Takes one record and pushes what becomes of it.
+    fn push<D: Push<Self::Out>>(&mut self, view: T::View<'_>, down: &mut D);
+}
+
+/// An input, narrow operators and an output, put together.
+pub(crate) struct Stage<I, N, O> {
+    pub(crate) input: I,
+    pub(crate) narrow: N,
+    pub(crate) output: O,
+    pub(crate) state: State,
+}
+
+/// How far a stage is.
+pub(crate) enum State {
+    Running,
+    Finishing,
+    Done,
+}
+
+/// The narrow operators in front of the output.
+struct Chain<'a, N, O> {
+    narrow: &'a mut N,
+    output: &'a mut O,
+}
+
+impl<T: Record, N: Narrow<T>, O: Output<N::Out>> Push<T> for Chain<'_, N, O> {
+    #[inline]
+    fn push(&mut self, view: T::View<'_>) {
+        self.narrow.push(view, self.output);
+    }
+}
+
+impl<T: Record, N: Narrow<T>, O: Output<N::Out>> Sink<T> for Chain<'_, N, O> {
+    #[inline]
+    fn is_full(&self) -> bool {
+        self.output.is_full()
+    }
+}
+
+impl<I, N, O> Task for Stage<I, N, O>
+where
+    I: Input,
+    N: Narrow<I::Out>,
+    O: Output<N::Out>,
+{
+    fn receive(&mut self, from: Rank, batch: Buffer) -> Result<(), Error> {
+        self.input.receive(from, batch)
+    }
+
+    fn ended(&mut self, from: Rank) {
+        self.input.ended(from);
+    }
+
+    fn poll(&mut self) -> Result<Progress, Error> {
+        let moved = self.output.poll()?;
+        match self.state {
+            State::Running if self.output.is_full() => {}
+            State::Running => {
+                let mut chain = Chain {
+                    narrow: &mut self.narrow,
+                    output: &mut self.output,
+                };
+                match self.input.poll(&mut chain)? {
+                    Progress::Done => self.state = State::Finishing,
+                    Progress::None if !moved => return Ok(Progress::None),
+                    Progress::Made | Progress::None => {}
+                }
+                return Ok(Progress::Made);
+            }
+            State::Finishing => {
+                if self.output.finish()? {
+                    self.state = State::Done;
+                    return Ok(Progress::Done);
+                }
+            }
+            State::Done => return Ok(Progress::Done),
+        }
+        Ok(if moved {
+            Progress::Made
+        } else {
+            Progress::None
+        })
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        self.output.commit()
+    }
+}
