@@ -17,13 +17,14 @@ pub(crate) type EdgeId = u16;
 
 /// What is to be done: tasks, and the edges along which their records are exchanged. Building one has
 /// no effect; every rank that runs it builds its own instance of each task.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Graph {
     pub(crate) vertices: Vec<Vertex>,
     edges: EdgeId,
 }
 
 /// One task of a graph.
+#[derive(Clone)]
 pub(crate) struct Vertex {
     /// The operators in it, as people read them.
     pub(crate) name: String,
@@ -31,7 +32,7 @@ pub(crate) struct Vertex {
     pub(crate) input: Option<EdgeId>,
     /// Which ranks have an instance.
     pub(crate) placement: Placement,
-    pub(crate) build: Box<Build>,
+    pub(crate) build: Arc<Build>,
 }
 
 /// Makes the instance of a task for one rank.

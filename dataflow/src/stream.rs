@@ -23,7 +23,8 @@ use crate::{
 ///
 /// Each method takes the stream and gives the one that follows; a sink ends it and gives the [`Job`].
 /// Nothing is done before the job is run. Functions are cloned for each rank; those that are given
-/// views get borrowed data (`&str` for a `String`).
+/// views get borrowed data (`&str` for a `String`). A clone is the same work, done again.
+#[derive(Clone)]
 #[must_use = "a stream does nothing until it ends in a sink and its job is run"]
 pub struct Stream<S, N> {
     graph: Graph,
@@ -216,7 +217,9 @@ where
             name: "collected".to_owned(),
             input: Some(edge),
             placement: Placement::OnePerProcess,
-            build: Box::new(move |place| Ok(Box::new(Collect::new(place, collected.clone())))),
+            build: Arc::new(move |place: &Place| {
+                Ok(Box::new(Collect::new(place, collected.clone())))
+            }),
         });
         Job {
             graph: Arc::new(graph),
@@ -308,7 +311,7 @@ where
             name: format!("{names} > {name}"),
             input,
             placement: Placement::Everywhere,
-            build: Box::new(move |place| {
+            build: Arc::new(move |place: &Place| {
                 let (input, output) = (source.build(place)?, output(place)?);
                 Ok(Box::new(Stage {
                     input,

@@ -27,8 +27,14 @@ pub fn collection<T: Record + Sync>(items: Vec<T>) -> Stream<Collection<T>, Pass
     Stream::from_source(Collection(items.into()), name)
 }
 
-/// The source of [`collection`].
+/// The source of [`collection`]. Clones share the records.
 pub struct Collection<T>(Arc<[T]>);
+
+impl<T> Clone for Collection<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
 impl<T: Record + Sync> Source for Collection<T> {
     type Input = Share<T>;

@@ -1,0 +1,178 @@
+//! The command line of `updraft`.
+
+use std::ffi::OsString;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{Error, local, watchdog, worker};
+
+/// Runs jobs of the Updraft dataflow engine.
+#[derive(Debug, Parser)]
+#[command(name = "updraft", version)]
+pub struct Command {
+    #[command(subcommand)]
+    action: Action,
+}
+
+impl Command {
+    /// Does what the command line says. Returns the code to exit with.
+    ///
+    /// # Errors
+    ///
+    /// What kept the launcher from doing it.
+    pub fn run(self) -> Result<u8, Error> {
+        match self.action {
+            Action::Run(arguments) => local::run(&arguments.into()),
+            Action::Worker(arguments) => Err(worker::become_job(&arguments)),
+            Action::Watchdog => watchdog::watch().map(|()| 0),
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Start a job's workers on this machine, and wait for them
+    ///
+    /// Each line they print is marked with the worker's number. When a worker fails, the others
+    /// are stopped, and the exit code is that of the first to fail, or 128 and the number of the
+    /// signal that killed it. Worker 0 reads the standard input.
+    #[command(
+        after_help = "Exit codes: 0 ok; 2 wrong usage; 3 the launcher failed; 4 there is \
+        no such program; else those of the job."
+    )]
+    Run(RunArguments),
+
+    /// What a worker is until it becomes the job's program.
+    #[command(name = "__worker", hide = true)]
+    Worker(WorkerArguments),
+
+    /// What clears up after a launcher that was killed.
+    #[command(name = "__watchdog", hide = true)]
+    Watchdog,
+}
+
+#[derive(Debug, Args)]
+struct RunArguments {
+    /// How many workers to start
+    #[arg(short = 'n', long, alias = "np", value_name = "WORKERS", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=4096))]
+    workers: u32,
+
+    /// How many executors each worker has; as many as it has cores if not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    executors: Option<u32>,
+
+    /// What carries the messages between workers
+    #[arg(long, value_enum)]
+    transport: Option<local::Transport>,
+
+    /// How much memory each worker may use for messages and state, such as 512m or 4g
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory: Option<u64>,
+
+    /// The program to run, and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "JOB")]
+    job: Vec<OsString>,
+}
+
+impl From<RunArguments> for local::Options {
+    fn from(arguments: RunArguments) -> Self {
+        Self {
+            workers: arguments.workers,
+            executors: arguments.executors,
+            transport: arguments.transport,
+            memory_bytes: arguments.memory,
+            job: arguments.job,
+        }
+    }
+}
+
+/// What a launcher tells the process that is to become a worker.
+#[derive(Debug, Args)]
+pub struct WorkerArguments {
+    /// The process that must still be our parent.
+    #[arg(long)]
+    pub(crate) launcher: u32,
+
+    /// The file of the job's program.
+    #[arg(long)]
+    pub(crate) program: OsString,
+
+    /// The program's name and arguments.
+    #[arg(required = true, last = true)]
+    pub(crate) job: Vec<OsString>,
+}
+
+/// Reads `4096`, `64k`, `512m`, `4g` or `1t`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last().map(u8::to_ascii_lowercase) {
+        Some(b'k') => (&text[..text.len() - 1], 10),
+        Some(b'm') => (&text[..text.len() - 1], 20),
+        Some(b'g') => (&text[..text.len() - 1], 30),
+        Some(b't') => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .filter(|&number| number > 0)
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| "a number of bytes is 4096, 64k, 512m or 4g".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    fn options(line: &str) -> Result<local::Options, ErrorKind> {
+        let command = Command::try_parse_from(line.split(' ')).map_err(|error| error.kind())?;
+        match command.action {
+            Action::Run(arguments) => Ok(arguments.into()),
+            action => panic!("{action:?} is not run"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Command::command().debug_assert();
+    }
+
+    #[test]
+    fn a_job_needs_no_dashes_before_it_and_keeps_its_own() {
+        for line in [
+            "updraft run -n 3 ./job -n 7 --memory 1",
+            "updraft run -n 3 -- ./job -n 7 --memory 1",
+        ] {
+            let options = options(line).unwrap();
+            assert_eq!(options.workers, 3);
+            assert_eq!(options.memory_bytes, None);
+            assert_eq!(options.job, ["./job", "-n", "7", "--memory", "1"]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_an_option_is_refused() {
+        for line in [
+            "updraft run -n 0 ./job",
+            "updraft run -n many ./job",
+            "updraft run --bogus ./job",
+            "updraft run --transport pigeon ./job",
+            "updraft run --memory 4x ./job",
+            "updraft run -n 2",
+        ] {
+            assert!(options(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn bytes_have_the_usual_suffixes() {
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert_eq!(parse_bytes("64K"), Ok(64 << 10));
+        assert_eq!(parse_bytes("2g"), Ok(2 << 30));
+        for text in ["", "g", "0", "-1", "1kb", "99999999999t", "é"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+}

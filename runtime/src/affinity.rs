@@ -1,0 +1,17 @@
+//! Which cores this process may use, and staying on one of them.
+
+use std::thread;
+
+/// The cores this process may use, as many as its quota of processor time is worth.
+pub(crate) fn allowed_cores() -> usize {
+    // It respects the affinity mask and the quotas of cgroups.
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Keeps this thread on the allowed core that executor `index` of this node is due. Where the system
+/// does not let us, the thread goes where the scheduler puts it.
+pub(crate) fn pin(index: usize) -> bool {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let core = cores.get(index % cores.len().max(1));
+    core.is_some_and(|&core| core_affinity::set_for_current(core))
+}

@@ -1,0 +1,167 @@
+//! What a program asks of the runtime, and what its launcher says.
+
+use std::{env, fs};
+
+use transport::Transport;
+
+use crate::{Error, affinity};
+
+/// The share of the memory that is there which a worker uses, unless told otherwise.
+const MEMORY_SHARE: (u64, u64) = (3, 4);
+/// The arena of an executor, unless memory is tight.
+const ARENA_BYTES_MAX: u64 = 256 << 20;
+const ARENA_BYTES_MIN: u64 = 1 << 20;
+
+/// How a job runs. What the launcher says (`UPDRAFT_*` in the environment) goes before what is set here,
+/// because it comes from who runs the program and not from who wrote it.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Executors in this worker; by default one for each core it may use, or its share of them when
+    /// several workers run on the node.
+    pub executors: Option<u32>,
+    /// The paths that messages may take.
+    pub transport: Transport,
+    /// The most bytes that the data path of this worker may hold; by default three quarters of the memory
+    /// that is there, shared among the workers of the node.
+    pub memory_bytes: Option<u64>,
+    /// Whether each executor stays on its core.
+    pub pin: bool,
+    /// Whether to show progress and a summary on the standard error stream.
+    pub progress: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            executors: None,
+            transport: Transport::Auto,
+            memory_bytes: None,
+            pin: true,
+            progress: true,
+        }
+    }
+}
+
+/// What a worker runs with, when everything is decided.
+#[derive(Debug, Clone)]
+pub(crate) struct Decided {
+    pub(crate) executors: u32,
+    pub(crate) transport: Transport,
+    pub(crate) memory_bytes: u64,
+    pub(crate) arena_bytes: u64,
+    pub(crate) pin: bool,
+    /// Whether there is a core for each executor of the node, so that waiting by spinning harms nobody.
+    pub(crate) spin: bool,
+    pub(crate) progress: bool,
+}
+
+impl Config {
+    /// Decides what is left open, for one of `workers` on this node.
+    pub(crate) fn decide(&self, workers: u32) -> Result<Decided, Error> {
+        let cores = affinity::allowed_cores() as u32;
+        let executors = match variable("UPDRAFT_EXECUTORS")? {
+            Some(executors) => executors,
+            None => self.executors.unwrap_or((cores / workers).max(1)),
+        };
+        if executors == 0 {
+            return Err(Error::Config {
+                reason: "a worker needs at least one executor".into(),
+            });
+        }
+        let transport = match env::var("UPDRAFT_TRANSPORT").as_deref() {
+            Err(_) => self.transport,
+            Ok("auto") => Transport::Auto,
+            Ok("shm") => Transport::Shm,
+            Ok("tcp") => Transport::Tcp,
+            Ok(other) => {
+                let reason = format!("UPDRAFT_TRANSPORT is {other:?}, and not auto, shm or tcp");
+                return Err(Error::Config { reason });
+            }
+        };
+        let memory_bytes = match variable("UPDRAFT_MEMORY")? {
+            Some(bytes) => bytes,
+            None => self.memory_bytes.unwrap_or_else(|| default_memory(workers)),
+        };
+        let arena_bytes = (memory_bytes / 4 / u64::from(executors)).min(ARENA_BYTES_MAX) & !4095;
+        if arena_bytes < ARENA_BYTES_MIN {
+            let needed = u64::from(executors) * 4 * ARENA_BYTES_MIN;
+            let reason = format!(
+                "{executors} executors need at least {needed} bytes of memory, not {memory_bytes}"
+            );
+            return Err(Error::Config { reason });
+        }
+        Ok(Decided {
+            executors,
+            transport,
+            memory_bytes,
+            arena_bytes,
+            pin: self.pin,
+            spin: workers * executors <= cores,
+            progress: self.progress,
+        })
+    }
+}
+
+/// A number in the environment.
+fn variable<N: std::str::FromStr>(name: &str) -> Result<Option<N>, Error> {
+    let Ok(text) = env::var(name) else {
+        return Ok(None);
+    };
+    match text.parse() {
+        Ok(number) => Ok(Some(number)),
+        Err(_) => Err(Error::Config {
+            reason: format!("{name} is {text:?}, which is not a number"),
+        }),
+    }
+}
+
+fn default_memory(workers: u32) -> u64 {
+    let (share, of) = MEMORY_SHARE;
+    memory_there() / u64::from(workers) / of * share
+}
+
+/// The memory that processes here can have: what is available, or the limit of the cgroup if that is less.
+fn memory_there() -> u64 {
+    let available = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("MemAvailable:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    let available = available.map_or(1 << 30, |kibibytes| kibibytes << 10);
+    let limits = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ];
+    let limit = limits
+        .iter()
+        .find_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
+    available.min(limit.unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_too_small_for_the_executors_is_refused_with_what_they_need() {
+        let config = Config {
+            executors: Some(2),
+            memory_bytes: Some(1 << 20),
+            ..Config::default()
+        };
+        let refused = config.decide(1).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "2 executors need at least 8388608 bytes of memory, not 1048576"
+        );
+    }
+
+    #[test]
+    fn the_cores_of_a_node_are_shared_among_its_workers() {
+        let cores = affinity::allowed_cores() as u32;
+        assert_eq!(Config::default().decide(1).unwrap().executors, cores);
+        assert_eq!(Config::default().decide(2 * cores).unwrap().executors, 1);
+        assert!(!Config::default().decide(2 * cores).unwrap().spin);
+    }
+}

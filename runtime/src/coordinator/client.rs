@@ -1,0 +1,229 @@
+//! A worker's end of the control plane.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+use transport::{ANSWER_BYTES, Connector};
+
+use super::{
+    Book, COORDINATOR, Error, Membership,
+    protocol::{Message, Order, ReadError, Report},
+    stream::{Address, Link, PROOF_TIME_MAX, Stream},
+};
+
+/// A worker's connection to its coordinator. Dropping it ends the connection.
+///
+/// The order is: [`connect`](Self::connect), [`register`](Self::register), then
+/// [`watch`](Self::watch), and from there on reports, from any thread.
+#[derive(Debug)]
+pub struct Client {
+    worker: u32,
+    address: String,
+    link: Arc<Link>,
+    /// Set when this end ends the connection itself.
+    closing: Arc<AtomicBool>,
+}
+
+impl Client {
+    /// Connects to the coordinator, and has each end prove to the other that it knows the secret.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadAddress`], [`Error::Unreachable`], or what was wrong with the proof.
+    pub fn connect(membership: &Membership) -> Result<Self, Error> {
+        let address: Address = membership.coordinator.parse()?;
+        let stream = address.connect().map_err(|source| Error::Unreachable {
+            worker: membership.worker,
+            address: membership.coordinator.clone(),
+            source,
+        })?;
+        let link = prove(stream, membership)?;
+        Ok(Self {
+            worker: membership.worker,
+            address: membership.coordinator.clone(),
+            link: Arc::new(link),
+            closing: Arc::default(),
+        })
+    }
+
+    /// Tells where this worker's executors listen, one address each, and waits until all workers
+    /// have done so. Returns the addresses of all, by worker.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Aborted`] or [`Error::Gone`] when the job ends before it starts.
+    pub fn register(&self, addresses: &[String]) -> Result<Book, Error> {
+        let addresses = addresses.to_vec();
+        self.send(&Report::Register { addresses })?;
+        match self.next_order()? {
+            Order::Book { addresses } => Ok(addresses),
+            Order::Abort { reason } => Err(Error::Aborted {
+                worker: self.worker,
+                address: self.address.clone(),
+                reason,
+            }),
+        }
+    }
+
+    /// Calls `on_abort` with the reason, on a thread of its own, when the coordinator gives the job
+    /// up or its process ends. It is called once at most, and not for the drop of this client.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`] when the system has no thread to give.
+    pub fn watch(&self, on_abort: impl FnOnce(String) + Send + 'static) -> Result<(), Error> {
+        let link = Arc::clone(&self.link);
+        let closing = Arc::clone(&self.closing);
+        let watch = move || {
+            let reason = wait_for_abort(&link);
+            if !closing.load(Ordering::Relaxed) {
+                on_abort(reason);
+            }
+        };
+        thread::Builder::new()
+            .name("coordinator".to_owned())
+            .spawn(watch)
+            .map(drop)
+            .map_err(|source| Error::Connection {
+                worker: self.worker,
+                address: self.address.clone(),
+                action: "watch",
+                source,
+            })
+    }
+
+    /// Tells how far this worker is. `bytes_total` is 0 when nobody knows.
+    ///
+    /// It does not wait: a report for which there is no room is left out, as the next says more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`] when the connection has failed.
+    pub fn progress(&self, records: u64, bytes: u64, bytes_total: u64) -> Result<(), Error> {
+        let report = Report::Progress {
+            records,
+            bytes,
+            bytes_total,
+        };
+        let frame = report.frame().expect("a few numbers fit in a frame");
+        self.link
+            .send_now(&frame)
+            .map(drop)
+            .map_err(|source| self.connection_error("report to", source))
+    }
+
+    /// Tells that this worker cannot go on, and why. The coordinator will stop the others.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`] when the connection has failed, or has no room for a second.
+    pub fn failed(&self, message: &str) -> Result<(), Error> {
+        let message = message.to_owned();
+        self.send(&Report::Failed { message })
+    }
+
+    /// Tells that this worker is done. Worker 0's `summary` is shown to the user.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`] when the connection has failed, or has no room for a second.
+    pub fn finished(&self, summary: &str) -> Result<(), Error> {
+        let summary = summary.to_owned();
+        self.send(&Report::Finished { summary })
+    }
+
+    #[cfg(test)]
+    pub(super) fn send_bytes(&self, bytes: &[u8]) {
+        self.link.send(bytes).expect("the coordinator is there");
+    }
+
+    fn send(&self, report: &Report) -> Result<(), Error> {
+        let frame = report.frame().map_err(|source| Error::Malformed {
+            worker: self.worker,
+            address: self.address.clone(),
+            source,
+        })?;
+        self.link
+            .send(&frame)
+            .map_err(|source| self.connection_error("report to", source))
+    }
+
+    fn next_order(&self) -> Result<Order, Error> {
+        match Order::read(&mut self.link.reader()) {
+            Ok(Some(order)) => Ok(order),
+            Ok(None) => Err(Error::Gone {
+                worker: self.worker,
+                address: self.address.clone(),
+            }),
+            Err(ReadError::Stream(source)) => Err(self.connection_error("hear", source)),
+            Err(ReadError::Malformed(source)) => Err(Error::Malformed {
+                worker: self.worker,
+                address: self.address.clone(),
+                source,
+            }),
+        }
+    }
+
+    fn connection_error(&self, action: &'static str, source: std::io::Error) -> Error {
+        Error::Connection {
+            worker: self.worker,
+            address: self.address.clone(),
+            action,
+            source,
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.closing.store(true, Ordering::Relaxed);
+        self.link.cut();
+    }
+}
+
+/// Waits until the job is to end, and says why.
+fn wait_for_abort(link: &Link) -> String {
+    match Order::read(&mut link.reader()) {
+        Ok(Some(Order::Abort { reason })) => reason,
+        Ok(Some(Order::Book { .. })) => "the coordinator broke the protocol".to_owned(),
+        Err(ReadError::Malformed(malformed)) => {
+            format!("the coordinator broke the protocol: {malformed}")
+        }
+        Ok(None) | Err(ReadError::Stream(_)) => "the launcher is gone".to_owned(),
+    }
+}
+
+/// Both ends prove that they know the secret.
+fn prove(mut stream: Stream, membership: &Membership) -> Result<Link, Error> {
+    let connector = Connector::new(&membership.secret, membership.worker, COORDINATOR)
+        .map_err(|source| Error::Proof { source })?;
+    let deadline = Instant::now() + PROOF_TIME_MAX;
+    let failed = |source| Error::Connection {
+        worker: membership.worker,
+        address: membership.coordinator.clone(),
+        action: "exchange proofs with",
+        source,
+    };
+    stream
+        .write_all_by(connector.hello(), deadline)
+        .map_err(failed)?;
+    let mut answer = [0; ANSWER_BYTES];
+    stream
+        .read_exact_by(&mut answer, deadline)
+        .map_err(failed)?;
+    let finish = connector
+        .finish(&answer)
+        .map_err(|source| Error::Untrusted {
+            worker: membership.worker,
+            address: membership.coordinator.clone(),
+            source,
+        })?;
+    stream.write_all_by(&finish, deadline).map_err(failed)?;
+    Link::new(stream).map_err(failed)
+}

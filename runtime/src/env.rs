@@ -1,0 +1,401 @@
+//! A worker: its executors, and the program that gives them work.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    process,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use dataflow::{Collection, Job, Lines, Pass, Record, Stream, TaskGraph, Totals};
+use transport::{Address, Ledger, Rank, Secret, Waker};
+
+use crate::{
+    Config, Error,
+    config::Decided,
+    coordinator::{Client, Membership},
+    counters::{Counts, Snapshot},
+    executor::{self, Command, Report, Seat},
+    progress::Progress,
+    summary::Summary,
+};
+
+/// Time between two looks at how far a run is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// How long the other executors may take to notice that one has failed.
+const FAILURE_SPREADS: Duration = Duration::from_secs(1);
+/// How long a program that was told to stop may take to do so by itself.
+const ABORT_GRACE: Duration = Duration::from_millis(300);
+
+/// Runs a job: `program` is given the workers' executors and returns what it makes of their results.
+///
+/// By itself, a process is one worker, with an executor for each core. Started by a launcher, it joins
+/// the other workers of its job; all of them run the same `program`, and have to build the same graphs.
+///
+/// # Errors
+///
+/// What `program` returns, and whatever keeps the executors from starting.
+pub fn run<R>(
+    config: Config,
+    program: impl FnOnce(&mut Env) -> Result<R, Error>,
+) -> Result<R, Error> {
+    let mut env = Env::new(&config)?;
+    let result = program(&mut env);
+    env.close(result.as_ref().err());
+    result
+}
+
+/// The executors of a job, as its program sees them.
+#[derive(Debug)]
+pub struct Env {
+    decided: Decided,
+    worker: u32,
+    workers: u32,
+    client: Option<Arc<Client>>,
+    seats: Vec<SeatHandle>,
+    reports: Receiver<Report>,
+    runs: u32,
+    summary: Summary,
+    progress: Progress,
+    started: Instant,
+    ledger: Ledger,
+    failed: bool,
+}
+
+/// What the worker holds of an executor.
+#[derive(Debug)]
+struct SeatHandle {
+    commands: Sender<Command>,
+    waker: Option<Waker>,
+    counts: Counts,
+    thread: JoinHandle<()>,
+}
+
+impl SeatHandle {
+    fn tell(&self, command: Command) {
+        // An executor that is gone has said why.
+        let _ = self.commands.send(command);
+        if let Some(waker) = &self.waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Env {
+    fn new(config: &Config) -> Result<Self, Error> {
+        let membership = Membership::from_env()?;
+        let (worker, workers) = membership
+            .as_ref()
+            .map_or((0, 1), |member| (member.worker, member.workers));
+        let decided = config.decide(workers)?;
+        let client = membership
+            .as_ref()
+            .map(Client::connect)
+            .transpose()?
+            .map(Arc::new);
+        let secret = membership.map_or_else(Secret::random, |member| Ok(member.secret))?;
+        let ledger = Ledger::new(decided.memory_bytes);
+        let (reporter, reports) = mpsc::channel();
+        let mut env = Self {
+            worker,
+            workers,
+            client,
+            seats: Vec::new(),
+            reports,
+            runs: 0,
+            summary: Summary::default(),
+            progress: Progress::new(),
+            started: Instant::now(),
+            ledger,
+            failed: false,
+            decided,
+        };
+        for index in 0..env.decided.executors {
+            let seat = env.start_executor(index, &secret, &reporter)?;
+            env.seats.push(seat);
+        }
+        env.join(reporter)?;
+        Ok(env)
+    }
+
+    fn start_executor(
+        &self,
+        index: u32,
+        secret: &Secret,
+        reports: &Sender<Report>,
+    ) -> Result<SeatHandle, Error> {
+        let executors = self.decided.executors;
+        let rank = self.worker * executors + index;
+        let (commands, obeyed) = mpsc::channel();
+        let counts = Counts::default();
+        let seat = Seat {
+            links: transport::Config {
+                rank,
+                size: self.workers * executors,
+                transport: self.decided.transport,
+                interface: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                secret: secret.clone(),
+                spin: self.decided.spin,
+            },
+            executors,
+            core: self.decided.pin.then_some(rank as usize),
+            arena_bytes: self.decided.arena_bytes,
+            ledger: self.ledger.clone(),
+            counts: counts.clone(),
+            commands: obeyed,
+            reports: reports.clone(),
+        };
+        let thread = thread::Builder::new()
+            .name(format!("executor-{rank}"))
+            .spawn(move || executor::main(seat))
+            .map_err(Error::Thread)?;
+        Ok(SeatHandle {
+            commands,
+            waker: None,
+            counts,
+            thread,
+        })
+    }
+
+    /// Has every executor learn where all ranks are.
+    fn join(&mut self, reporter: Sender<Report>) -> Result<(), Error> {
+        let mut addresses: Vec<Option<Address>> = vec![None; self.seats.len()];
+        let first = self.worker * self.decided.executors;
+        while addresses.iter().any(Option::is_none) {
+            match self.reports.recv() {
+                Ok(Report::Ready {
+                    rank,
+                    address,
+                    waker,
+                }) => {
+                    let index = (rank - first) as usize;
+                    addresses[index] = Some(address);
+                    self.seats[index].waker = Some(waker);
+                }
+                Ok(Report::Ended {
+                    result: Err(error), ..
+                }) => return Err(error),
+                _ => {}
+            }
+        }
+        let ours: Vec<Address> = addresses.into_iter().flatten().collect();
+        let book = match &self.client {
+            None => ours,
+            Some(client) => {
+                let texts: Vec<_> = ours.iter().map(Address::to_string).collect();
+                let book = client.register(&texts)?;
+                watch(client, reporter)?;
+                self.read_book(&book)?
+            }
+        };
+        for seat in &self.seats {
+            seat.tell(Command::Join(book.clone()));
+        }
+        Ok(())
+    }
+
+    /// The addresses of all ranks. Every worker has to have as many executors as this one.
+    fn read_book(&self, book: &[Vec<String>]) -> Result<Vec<Address>, Error> {
+        for (worker, addresses) in book.iter().enumerate() {
+            if addresses.len() != self.seats.len() {
+                let reason = format!(
+                    "worker {} has {} executors, but worker {worker} has {}: all need the same number",
+                    self.worker,
+                    self.seats.len(),
+                    addresses.len()
+                );
+                return Err(Error::Config { reason });
+            }
+        }
+        let addresses = book
+            .iter()
+            .flatten()
+            .map(|text| text.parse().map_err(Error::from));
+        addresses.collect()
+    }
+
+    /// The number of this worker, from 0. The programs of all workers get the same results; what is to
+    /// be done once, such as printing them, is for worker 0.
+    pub fn worker(&self) -> u32 {
+        self.worker
+    }
+
+    /// Workers in the job.
+    pub fn workers(&self) -> u32 {
+        self.workers
+    }
+
+    /// Executors in the job: the number of ranks.
+    pub fn ranks(&self) -> u32 {
+        self.workers * self.decided.executors
+    }
+
+    /// The account of this worker's data memory.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The lines of the files that `pattern` matches: see [`dataflow::lines`].
+    ///
+    /// # Errors
+    ///
+    /// When no file matches, or one cannot be looked at.
+    pub fn lines(&self, pattern: &str) -> Result<Stream<Lines, Pass>, Error> {
+        Ok(dataflow::lines(pattern)?)
+    }
+
+    /// The records of `items`: see [`dataflow::collection`].
+    pub fn collection<T: Record + Sync>(&self, items: Vec<T>) -> Stream<Collection<T>, Pass> {
+        dataflow::collection(items)
+    }
+
+    /// Runs a job on all executors of all workers, waits for its end, and gives its result, which is the
+    /// same on every worker.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong first, as far as can be told. After an error the executors run nothing more.
+    pub fn run<R: Default>(&mut self, job: &Job<R>) -> Result<R, Error> {
+        if self.failed {
+            let reason = "an earlier run of this program failed".to_owned();
+            return Err(Error::Config { reason });
+        }
+        match self.run_graph(&job.task_graph()) {
+            Ok(totals) => {
+                self.summary.add(&totals);
+                Ok(job.take_result())
+            }
+            Err(error) => {
+                self.failed = true;
+                Err(error)
+            }
+        }
+    }
+
+    fn run_graph(&mut self, graph: &TaskGraph) -> Result<Vec<Totals>, Error> {
+        let number = self.runs;
+        self.runs += 1;
+        for seat in &self.seats {
+            seat.tell(Command::Run {
+                number,
+                graph: graph.clone(),
+            });
+        }
+        let mut ended = 0;
+        let mut totals = Vec::new();
+        while ended < self.seats.len() {
+            match self.reports.recv_timeout(PROGRESS_INTERVAL) {
+                Ok(Report::Ended {
+                    result: Ok(of_all), ..
+                }) => {
+                    ended += 1;
+                    totals = of_all;
+                }
+                Ok(Report::Ended {
+                    result: Err(error), ..
+                }) => return Err(self.first_cause(error)),
+                Ok(Report::Aborted { reason }) => return Err(Error::Aborted { reason }),
+                Ok(Report::Ready { .. }) => {}
+                Err(RecvTimeoutError::Timeout) => self.show_progress(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let message = "its thread ended".to_owned();
+                    return Err(Error::Panicked {
+                        rank: self.first_rank(),
+                        message,
+                    });
+                }
+            }
+        }
+        Ok(totals)
+    }
+
+    fn first_rank(&self) -> Rank {
+        self.worker * self.decided.executors
+    }
+
+    /// An executor failed. If that is the consequence of a failure elsewhere in this worker, that is
+    /// about to be told.
+    fn first_cause(&self, mut error: Error) -> Error {
+        let deadline = Instant::now() + FAILURE_SPREADS;
+        while error.is_consequence() && self.seats.len() > 1 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.reports.recv_timeout(left.min(ABORT_GRACE)) {
+                Ok(Report::Ended {
+                    result: Err(other), ..
+                }) if !other.is_consequence() => error = other,
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        error
+    }
+
+    fn show_progress(&self) {
+        let Snapshot {
+            records,
+            bytes,
+            bytes_total,
+        } = self.seats.iter().map(|seat| seat.counts.snapshot()).sum();
+        match &self.client {
+            // Progress that cannot be told is not worth failing for.
+            Some(client) => drop(client.progress(records, bytes, bytes_total)),
+            None if self.decided.progress => self.progress.update(records, bytes, bytes_total),
+            None => {}
+        }
+    }
+
+    /// Ends the executors, and tells how it went.
+    fn close(&mut self, error: Option<&Error>) {
+        self.progress.finish();
+        let line = self.summary.line(self.started.elapsed(), self.workers);
+        match (&self.client, error) {
+            // A coordinator that is gone needs not be told.
+            (Some(client), None) => drop(client.finished(&line)),
+            (Some(client), Some(error)) if !error.is_consequence() => {
+                drop(client.failed(&error.to_line()))
+            }
+            (None, None) if self.decided.progress => eprintln!("updraft: {line}"),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Env {
+    fn drop(&mut self) {
+        for SeatHandle {
+            commands,
+            waker,
+            thread,
+            ..
+        } in self.seats.drain(..)
+        {
+            drop(commands);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            // An executor that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Has the coordinator's word to stop told to the program, and kept if the program does not.
+fn watch(client: &Client, reporter: Sender<Report>) -> Result<(), Error> {
+    client.watch(move |reason| {
+        let heard = reporter
+            .send(Report::Aborted {
+                reason: reason.clone(),
+            })
+            .is_ok();
+        if heard {
+            thread::sleep(ABORT_GRACE);
+        }
+        eprintln!("error: told to stop: {reason}");
+        process::exit(6);
+    })?;
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! What can go wrong with a job, and what its process says at its end.
+
+use std::{io, process::ExitCode};
+
+use crate::coordinator;
+
+/// Why a job did not run to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The graph could not be built, or did not run.
+    #[error(transparent)]
+    Dataflow(#[from] dataflow::Error),
+
+    /// The messages between ranks failed.
+    #[error(transparent)]
+    Transport(#[from] transport::Error),
+
+    /// The coordinator could not be reached, or refused this worker.
+    #[error(transparent)]
+    Coordinator(#[from] coordinator::Error),
+
+    /// What was asked for makes no sense.
+    #[error("{reason}")]
+    Config {
+        /// Why not.
+        reason: String,
+    },
+
+    /// A function of the program panicked on an executor.
+    #[error("rank {rank} panicked: {message}")]
+    Panicked {
+        /// The executor.
+        rank: transport::Rank,
+        /// What it said.
+        message: String,
+    },
+
+    /// The coordinator told this worker to stop, because of something that happened elsewhere.
+    #[error("told to stop: {reason}")]
+    Aborted {
+        /// What happened.
+        reason: String,
+    },
+
+    /// A thread could not be started.
+    #[error("could not start an executor")]
+    Thread(#[source] io::Error),
+}
+
+impl Error {
+    /// The exit code that tells what kind of error ended a process:
+    ///
+    /// | code | |
+    /// |---|---|
+    /// | 1 | the job failed |
+    /// | 3 | the system or the coordinator refused something |
+    /// | 6 | another worker was lost, or made this one stop |
+    /// | 7 | the configuration makes no sense |
+    /// | 8 | an input cannot be read |
+    /// | 9 | an output cannot be written |
+    /// | 10 | the memory limit is too small |
+    pub fn exit_code(&self) -> u8 {
+        use dataflow::Error as Flow;
+        match self {
+            Self::Dataflow(error) => match error {
+                Flow::NoInput { .. }
+                | Flow::BadPattern { .. }
+                | Flow::Input { .. }
+                | Flow::NotText { .. } => 8,
+                Flow::Output { .. } | Flow::OutputExists { .. } => 9,
+                Flow::Remote { .. } => 6,
+                Flow::Transport(error) => link_code(error),
+                _ => 1,
+            },
+            Self::Transport(error) => link_code(error),
+            Self::Coordinator(_) | Self::Thread(_) => 3,
+            Self::Config { .. } => 7,
+            Self::Panicked { .. } => 1,
+            Self::Aborted { .. } => 6,
+        }
+    }
+
+    /// Whether this is the consequence of what went wrong elsewhere.
+    pub(crate) fn is_consequence(&self) -> bool {
+        self.exit_code() == 6
+    }
+
+    /// The error with its causes, in one line.
+    pub fn to_line(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            line.push_str(": ");
+            line.push_str(&error.to_string());
+            cause = error.source();
+        }
+        line
+    }
+}
+
+fn link_code(error: &transport::Error) -> u8 {
+    use transport::Error as Link;
+    match error {
+        Link::PeerLost { .. } | Link::Closed { .. } => 6,
+        Link::LedgerLimit { .. } | Link::MessageTooLarge { .. } => 10,
+        _ => 3,
+    }
+}
+
+/// What `main` returns for the result of a job: an error is printed in one line, and its kind is told by
+/// the [exit code](Error::exit_code).
+///
+/// ```
+/// # use updraft::prelude::*;
+/// fn main() -> std::process::ExitCode {
+///     updraft::exit(updraft::run(Config::default(), |env| {
+///         env.run(&env.collection(vec![1u64, 2]).for_each(|_| {}))
+///     }))
+/// }
+/// ```
+pub fn exit(result: Result<(), Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", error.to_line());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

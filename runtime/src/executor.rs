@@ -1,0 +1,287 @@
+//! One pinned thread: an event loop that turns messages into progress.
+
+use std::{
+    any::Any,
+    cell::RefCell,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    sync::mpsc::{Receiver, Sender, TryRecvError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use dataflow::{Progress, Run, Site, TaskGraph, Totals, run_of};
+use transport::{Address, Arena, Buffer, Event, Fabric, Ledger, Rank, Waker};
+
+use crate::{Error, affinity, counters::Counts};
+
+/// The longest an executor sleeps without looking at the time.
+const SLEEP_MAX: Duration = Duration::from_millis(500);
+/// How long an executor that ends tries to send what is left.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+
+/// What an executor is made of.
+pub(crate) struct Seat {
+    pub(crate) links: transport::Config,
+    /// Ranks in each process.
+    pub(crate) executors: u32,
+    /// The number of its core, if it is to stay there.
+    pub(crate) core: Option<usize>,
+    pub(crate) arena_bytes: u64,
+    pub(crate) ledger: Ledger,
+    pub(crate) counts: Counts,
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) reports: Sender<Report>,
+}
+
+/// What an executor is told. Whoever tells it wakes it.
+pub(crate) enum Command {
+    /// Where all ranks are.
+    Join(Vec<Address>),
+    /// Take part in run `number` of a graph.
+    Run { number: u32, graph: TaskGraph },
+}
+
+/// What an executor has to say.
+pub(crate) enum Report {
+    /// It can be reached.
+    Ready {
+        rank: Rank,
+        address: Address,
+        waker: Waker,
+    },
+    /// Its run has ended.
+    Ended { result: Result<Vec<Totals>, Error> },
+    /// The coordinator told the worker to stop. (No executor says this.)
+    Aborted { reason: String },
+}
+
+/// The thread of an executor, from its start to its end.
+pub(crate) fn main(seat: Seat) {
+    if let Some(core) = seat.core {
+        affinity::pin(core);
+    }
+    let reports = seat.reports.clone();
+    match Executor::new(seat) {
+        Ok(mut executor) => executor.serve(),
+        Err(error) => tell(&reports, Report::Ended { result: Err(error) }),
+    }
+}
+
+/// Reports, to a worker that may have gone.
+fn tell(reports: &Sender<Report>, report: Report) {
+    // Without a worker, the closed command channel ends us next.
+    let _ = reports.send(report);
+}
+
+struct Executor {
+    rank: Rank,
+    site: Site,
+    commands: Receiver<Command>,
+    reports: Sender<Report>,
+    run: Option<Run>,
+    /// Messages of runs that this rank has not started.
+    early: Vec<(Rank, Buffer)>,
+    /// Peers that are gone. What needs them fails.
+    gone: Vec<(Rank, transport::Error)>,
+    started: Instant,
+}
+
+impl Executor {
+    fn new(seat: Seat) -> Result<Self, Error> {
+        let rank = seat.links.rank;
+        let arena = Arena::new(&seat.ledger, seat.arena_bytes)?;
+        let fabric = Fabric::new(seat.links, arena)?;
+        if let (Some(address), Some(waker)) = (fabric.address(), fabric.waker()?) {
+            tell(
+                &seat.reports,
+                Report::Ready {
+                    rank,
+                    address,
+                    waker,
+                },
+            );
+        }
+        let site = Site {
+            fabric: Rc::new(RefCell::new(fabric)),
+            executors: seat.executors,
+            ledger: seat.ledger,
+            counters: Rc::new(seat.counts),
+        };
+        Ok(Self {
+            rank,
+            site,
+            commands: seat.commands,
+            reports: seat.reports,
+            run: None,
+            early: Vec::new(),
+            gone: Vec::new(),
+            started: Instant::now(),
+        })
+    }
+
+    /// Serves until the worker lets go of the command channel.
+    fn serve(&mut self) {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => {}
+            }
+            match catch_unwind(AssertUnwindSafe(|| self.turn())) {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => self.rest(),
+                Ok(Err(error)) => self.fail(error),
+                Err(panic) => {
+                    let message = panic_message(&*panic);
+                    self.fail(Error::Panicked {
+                        rank: self.rank,
+                        message,
+                    });
+                }
+            }
+        }
+        self.flush();
+    }
+
+    fn obey(&mut self, command: Command) {
+        let obeyed = match command {
+            Command::Join(book) => self
+                .site
+                .fabric
+                .borrow_mut()
+                .join(&book)
+                .map_err(Error::from),
+            Command::Run { number, graph } => self.start(number, &graph),
+        };
+        if let Err(error) = obeyed {
+            self.fail(error);
+        }
+    }
+
+    fn start(&mut self, number: u32, graph: &TaskGraph) -> Result<(), Error> {
+        let run = match Run::new(graph, number, &self.site) {
+            Ok(run) => run,
+            Err(error) => {
+                dataflow::tell_failure(&mut self.site.fabric.borrow_mut(), number, &error);
+                return Err(error.into());
+            }
+        };
+        let run = self.run.insert(run);
+        for (peer, _) in &self.gone {
+            return Err(transport::Error::Closed { peer: *peer }.into());
+        }
+        let (mine, others) = std::mem::take(&mut self.early)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, message)| run_of(message.tag()) == number);
+        self.early = others;
+        for (from, message) in mine {
+            run.receive(from, message)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what has happened and goes on; whether anything was done.
+    fn turn(&mut self) -> Result<bool, Error> {
+        let mut busy = false;
+        loop {
+            let event = self.site.fabric.borrow_mut().receive()?;
+            let Some(event) = event else { break };
+            busy = true;
+            self.take(event)?;
+        }
+        let Some(run) = &mut self.run else {
+            return Ok(busy);
+        };
+        match run.poll()? {
+            Progress::Made => Ok(true),
+            Progress::None => Ok(busy),
+            Progress::Done => {
+                let totals = run.totals();
+                self.run = None;
+                tell(&self.reports, Report::Ended { result: Ok(totals) });
+                Ok(true)
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), Error> {
+        match (event, &mut self.run) {
+            (Event::Message { from, buffer }, Some(run))
+                if run_of(buffer.tag()) == run.number() =>
+            {
+                Ok(run.receive(from, buffer)?)
+            }
+            (Event::Message { from, buffer }, _) => {
+                self.early.push((from, buffer));
+                Ok(())
+            }
+            (Event::Ended { peer, error }, Some(run)) => {
+                let needed = run.ended(peer, copy_of(&error));
+                self.gone.push((peer, error));
+                Ok(needed?)
+            }
+            (Event::Ended { peer, error }, None) => {
+                self.gone.push((peer, error));
+                Ok(())
+            }
+            // Strangers at the door are no concern of the job.
+            (Event::Refused { .. }, _) => Ok(()),
+        }
+    }
+
+    /// Ends the run that failed, and tells everyone.
+    fn fail(&mut self, error: Error) {
+        if let (Some(run), Error::Dataflow(cause)) = (&self.run, &error)
+            && !error.is_consequence()
+        {
+            run.fail(cause);
+        }
+        if let (Some(run), Error::Panicked { message, .. }) = (&self.run, &error) {
+            let message = format!("it panicked: {message}");
+            run.fail(&dataflow::Error::Remote {
+                rank: self.rank,
+                message,
+            });
+        }
+        self.run = None;
+        tell(&self.reports, Report::Ended { result: Err(error) });
+    }
+
+    /// Waits for something to do.
+    fn rest(&mut self) {
+        let mut fabric = self.site.fabric.borrow_mut();
+        fabric.tick(self.started.elapsed());
+        if let Err(error) = fabric.wait(Some(SLEEP_MAX)) {
+            drop(fabric);
+            self.fail(error.into());
+        }
+    }
+
+    /// Sends what is left, so that peers do not miss it.
+    fn flush(&mut self) {
+        let deadline = Instant::now() + FLUSH_MAX;
+        let mut fabric = self.site.fabric.borrow_mut();
+        while !matches!(fabric.flush(), Ok(true) | Err(_)) && Instant::now() < deadline {
+            thread::yield_now();
+        }
+    }
+}
+
+/// The same loss, told twice.
+fn copy_of(error: &transport::Error) -> transport::Error {
+    match error {
+        transport::Error::PeerLost { peer, cause } => transport::Error::PeerLost {
+            peer: *peer,
+            cause: cause.clone(),
+        },
+        transport::Error::Closed { peer } => transport::Error::Closed { peer: *peer },
+        _ => unreachable!("a peer ends closed or lost"),
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}

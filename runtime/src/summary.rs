@@ -1,0 +1,87 @@
+//! What a job did, in one line.
+
+use std::time::Duration;
+
+use dataflow::Totals;
+use indicatif::{HumanBytes, HumanCount};
+
+/// What the runs of a job did, on all ranks.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    runs: u32,
+    by_rank: Vec<Totals>,
+}
+
+impl Summary {
+    /// Adds what each rank did in one run.
+    pub(crate) fn add(&mut self, totals: &[Totals]) {
+        self.runs += 1;
+        self.by_rank
+            .resize(totals.len().max(self.by_rank.len()), Totals::default());
+        for (sum, one) in self.by_rank.iter_mut().zip(totals) {
+            sum.records += one.records;
+            sum.bytes += one.bytes;
+            sum.received += one.received;
+        }
+    }
+
+    /// How much more the busiest rank had to do than the mean: 1.0 is a perfect balance.
+    fn imbalance(&self) -> f64 {
+        let work = self
+            .by_rank
+            .iter()
+            .map(|rank| (rank.records + rank.received) as f64);
+        let (busiest, sum) = work.fold((0.0, 0.0), |(most, sum), one| {
+            (f64::max(most, one), sum + one)
+        });
+        if sum > 0.0 {
+            busiest * self.by_rank.len() as f64 / sum
+        } else {
+            1.0
+        }
+    }
+
+    /// Records, bytes, time, imbalance.
+    pub(crate) fn line(&self, elapsed: Duration, workers: u32) -> String {
+        let (records, bytes) = self.by_rank.iter().fold((0, 0), |(records, bytes), rank| {
+            (records + rank.records, bytes + rank.bytes)
+        });
+        let seconds = elapsed.as_secs_f64();
+        format!(
+            "{} records, {} in {seconds:.3} s ({}/s), {} on {workers} {} with {} executors, imbalance {:.2}",
+            HumanCount(records),
+            HumanBytes(bytes),
+            HumanBytes((bytes as f64 / seconds.max(1e-9)) as u64),
+            count(self.runs, "run"),
+            if workers == 1 { "worker" } else { "workers" },
+            self.by_rank.len(),
+            self.imbalance(),
+        )
+    }
+}
+
+fn count(number: u32, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_tells_records_bytes_time_and_imbalance() {
+        let mut summary = Summary::default();
+        let totals = |records, received| Totals {
+            records,
+            bytes: records * 512,
+            received,
+        };
+        summary.add(&[totals(1000, 0), totals(1000, 500)]);
+        summary.add(&[totals(0, 0), totals(0, 500)]);
+        assert_eq!(
+            summary.line(Duration::from_millis(500), 1),
+            "2,000 records, 1000.00 KiB in 0.500 s (1.95 MiB/s), 2 runs on 1 worker with 2 executors, \
+             imbalance 1.33"
+        );
+    }
+}
