@@ -115,7 +115,7 @@ where
 {
     points
         .flat_map(move |point, out| {
-            let nearest = nearest(point.iter().map(Into::into), &centroids);
+            let nearest = nearest(point.iter(), &centroids);
             out.push((nearest, (point, 1u64)));
         })
         .reduce_by_key(|(mut sum, count), (point, more)| {

@@ -356,7 +356,7 @@ impl Env {
             // A coordinator that is gone needs not be told.
             (Some(client), None) => drop(client.finished(&line)),
             (Some(client), Some(error)) if !error.is_consequence() => {
-                drop(client.failed(&error.to_line()))
+                drop(client.failed(&error.to_line()));
             }
             (None, None) if self.decided.progress => eprintln!("updraft: {line}"),
             _ => {}

@@ -168,8 +168,8 @@ impl Executor {
             }
         };
         let run = self.run.insert(run);
-        for (peer, _) in &self.gone {
-            return Err(transport::Error::Closed { peer: *peer }.into());
+        if let Some((_, error)) = self.gone.first() {
+            return Err(copy_of(error).into());
         }
         let (mine, others) = std::mem::take(&mut self.early)
             .into_iter()

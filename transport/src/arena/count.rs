@@ -56,15 +56,25 @@ pub(crate) struct Returned {
 }
 
 impl Returned {
-    /// Links block `index` in. The caller dropped the last reference to it.
-    pub(crate) fn push(&self, counts: &[Count], index: u32) {
+    /// Links blocks in. The caller dropped the last reference to each of them.
+    pub(crate) fn push(&self, counts: &[Count], indices: &[u32]) {
+        let [first, others @ ..] = indices else {
+            return;
+        };
+        let mut last = first;
+        for index in others {
+            counts[*last as usize]
+                .next
+                .store(index + 1, Ordering::Relaxed);
+            last = index;
+        }
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
-            counts[index as usize].next.store(head, Ordering::Relaxed);
-            // Release: our reads of the block, and the link, come before the owner's taking it.
+            counts[*last as usize].next.store(head, Ordering::Relaxed);
+            // Release: our reads of the blocks, and the links, come before the owner's taking them.
             match self.head.compare_exchange_weak(
                 head,
-                index + 1,
+                first + 1,
                 Ordering::Release,
                 Ordering::Relaxed,
             ) {
@@ -128,7 +138,7 @@ mod loom_tests {
                 assert_eq!(unsafe { *value }, 7);
             });
             if self.counts[index as usize].release() {
-                self.returned.push(&self.counts, index);
+                self.returned.push(&self.counts, &[index]);
             }
         }
 

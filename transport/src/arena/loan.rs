@@ -9,7 +9,6 @@ use std::{
 };
 
 use super::{Mapping, Region};
-use crate::bell;
 
 /// Payloads up to this size travel in the descriptor itself and need no block.
 pub(crate) const INLINE_BYTES: usize = 48;
@@ -25,6 +24,7 @@ pub(crate) struct Block {
 
 impl Block {
     /// Adopts a reference that was counted for us; `None` if the region has no such block or bytes.
+    #[inline]
     pub(crate) fn new(mapping: Rc<Mapping>, index: u32, offset: u64, bytes: u64) -> Option<Self> {
         let region = mapping.region();
         let start = region.data(offset, bytes)?;
@@ -53,6 +53,7 @@ impl Block {
     }
 
     /// Lets go of the reference without giving it up: it has been handed to a peer.
+    #[inline]
     pub(crate) fn hand_over(self) {
         let mut this = std::mem::ManuallyDrop::new(self);
         let mapping: *mut Rc<Mapping> = &raw mut this.mapping;
@@ -72,11 +73,11 @@ impl Clone for Block {
 }
 
 impl Drop for Block {
+    #[inline]
     fn drop(&mut self) {
         let region = self.mapping.region();
         if region.counts()[self.index as usize].release() {
-            region.returned().push(region.counts(), self.index);
-            self.mapping.ring(bell::ROOM);
+            self.mapping.give_back(self.index, self.capacity);
         }
     }
 }
@@ -122,6 +123,7 @@ impl Loan {
     }
 
     /// Ends the writing: the bytes can now be read and shared.
+    #[inline]
     pub fn freeze(self) -> Buffer {
         Buffer {
             tag: self.tag,
@@ -136,6 +138,7 @@ impl Loan {
 impl Deref for Loan {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: the block is bounds-checked, mapped while we hold it, always initialised (fresh
         // pages are zero), and ours alone until it is frozen.
@@ -144,6 +147,7 @@ impl Deref for Loan {
 }
 
 impl DerefMut for Loan {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`, and we are borrowed mutably.
         unsafe { slice::from_raw_parts_mut(self.block.start.as_ptr(), self.len) }
@@ -160,7 +164,8 @@ impl fmt::Debug for Loan {
 }
 
 /// The bytes of a message, to be read in place. Cloning shares them; dropping the last clone, here
-/// or at a peer, returns their memory to the arena they are in.
+/// or at a peer, returns their memory to the arena they are in: at once if its owner waits for memory, and
+/// otherwise with others, at the latest when this rank next finds nothing to receive.
 ///
 /// They start at a multiple of 64, or of 16 when they fit in the descriptor (48 bytes). A peer of
 /// the same job could still write to them if it broke the rules: what comes from a peer that is
@@ -187,6 +192,7 @@ pub(crate) struct Inline {
 
 impl Inline {
     /// Words as they are in a descriptor, and how many bytes of them count.
+    #[inline]
     pub(crate) fn from_words(words: [u64; INLINE_BYTES / 8], len: usize) -> Option<Self> {
         let mut bytes = [0; INLINE_BYTES];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -198,6 +204,7 @@ impl Inline {
         })
     }
 
+    #[inline]
     pub(crate) fn words(&self) -> [u64; INLINE_BYTES / 8] {
         std::array::from_fn(|word| {
             let mut bytes = [0; 8];
@@ -217,6 +224,7 @@ impl Buffer {
     }
 
     /// A message of at most 48 bytes, held by value; `None` if there are more.
+    #[inline]
     pub fn inline(tag: u64, payload: &[u8]) -> Option<Self> {
         let mut bytes = [0; INLINE_BYTES];
         bytes.get_mut(..payload.len())?.copy_from_slice(payload);
@@ -230,6 +238,7 @@ impl Buffer {
     }
 
     /// The bytes.
+    #[inline]
     pub fn as_slice(&self) -> &[u8] {
         match &self.body {
             Body::Inline(inline) => &inline.bytes[..inline.len()],
@@ -269,6 +278,7 @@ impl From<Loan> for Buffer {
 impl Deref for Buffer {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         self.as_slice()
     }

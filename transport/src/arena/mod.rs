@@ -17,8 +17,10 @@ pub use self::{
     loan::{Buffer, Loan},
     window::Window,
 };
-use crate::{Error, Ledger, Rank, Reservation, bell};
+use crate::{Error, Ledger, Rank, Reservation, bell, sync::Ordering};
 
+/// Blocks that are given back together.
+const GIVEN_BACK_AT_ONCE: usize = 16;
 /// Blocks an arena can have lent at one time.
 const BLOCKS_MAX: u32 = 1 << 16;
 
@@ -84,14 +86,56 @@ pub(crate) struct Mapping {
     region: Arc<Region>,
     /// The owner's; none when the owner is us.
     wake: Option<OwnedFd>,
+    /// Blocks to give back, which the owner does not know of yet.
+    dropped: RefCell<Dropped>,
+}
+
+#[derive(Default)]
+struct Dropped {
+    indices: Vec<u32>,
+    bytes: u64,
 }
 
 impl Mapping {
     pub(crate) fn of_peer(region: Arc<Region>, wake: OwnedFd) -> Rc<Self> {
-        Rc::new(Self {
+        Rc::new(Self::new(region, Some(wake)))
+    }
+
+    fn new(region: Arc<Region>, wake: Option<OwnedFd>) -> Self {
+        Self {
             region,
-            wake: Some(wake),
-        })
+            wake,
+            dropped: RefCell::default(),
+        }
+    }
+
+    /// Gives back a block whose last reference was dropped: with others, because every time costs the
+    /// transfer of contended lines, but at once if the owner waits.
+    #[inline]
+    fn give_back(&self, index: u32, bytes: usize) {
+        let mut dropped = self.dropped.borrow_mut();
+        dropped.indices.push(index);
+        dropped.bytes += bytes as u64;
+        let enough = dropped.indices.len() >= GIVEN_BACK_AT_ONCE
+            || dropped.bytes >= self.region.geometry().data_bytes / 8
+            || self.region.wanted().load(Ordering::Relaxed) != 0;
+        drop(dropped);
+        if enough && self.wake.is_some() {
+            self.flush();
+        }
+    }
+
+    /// Has the owner know of every block that was given back.
+    pub(crate) fn flush(&self) {
+        let mut dropped = self.dropped.borrow_mut();
+        if !dropped.indices.is_empty() {
+            self.region
+                .returned()
+                .push(self.region.counts(), &dropped.indices);
+            dropped.indices.clear();
+            dropped.bytes = 0;
+            self.ring(bell::ROOM);
+        }
     }
 
     pub(crate) fn region(&self) -> &Region {
@@ -105,6 +149,12 @@ impl Mapping {
         {
             bell::wake(wake);
         }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.flush();
     }
 }
 
@@ -126,7 +176,7 @@ impl Arena {
             lent: Vec::new(),
             _reservation: reservation,
         };
-        let mapping = Rc::new(Mapping { region, wake: None });
+        let mapping = Rc::new(Mapping::new(region, None));
         Ok(Self(Rc::new(Owned {
             mapping,
             book: RefCell::new(book),
@@ -139,6 +189,7 @@ impl Arena {
     /// # Errors
     ///
     /// [`Error::MessageTooLarge`] when the whole arena would not do.
+    #[inline]
     pub fn loan(&self, bytes: usize) -> Result<Option<Loan>, Error> {
         self.loan_for(bytes, Purpose::Plain)
     }
@@ -152,6 +203,7 @@ impl Arena {
         if !window.admits(bytes) {
             self.reclaim();
             if !window.admits(bytes) {
+                self.want(true);
                 return Ok(None);
             }
         }
@@ -163,6 +215,7 @@ impl Arena {
         self.0.mapping.region.geometry().data_bytes
     }
 
+    #[inline]
     pub(crate) fn loan_for(&self, bytes: usize, purpose: Purpose) -> Result<Option<Loan>, Error> {
         if bytes as u64 > self.capacity() {
             return Err(Error::MessageTooLarge {
@@ -173,6 +226,7 @@ impl Arena {
         self.reclaim();
         let mut book = self.0.book.borrow_mut();
         let Some(lent) = book.blocks.lend(bytes as u64) else {
+            self.want(true);
             return Ok(None);
         };
         self.region().counts()[lent.index as usize].reset();
@@ -190,18 +244,39 @@ impl Arena {
         Ok(block.map(|block| Loan::new(block, bytes)))
     }
 
+    /// Tells the peers whether we wait for blocks to come back. A hint, so any order will do.
+    fn want(&self, wanted: bool) {
+        if self.is_wanted() != wanted {
+            self.region()
+                .wanted()
+                .store(u32::from(wanted), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether somebody here waits for room.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.region().wanted().load(Ordering::Relaxed) != 0
+    }
+
     /// Whether [`reclaim`](Self::reclaim) would take something back.
     pub(crate) fn has_returns(&self) -> bool {
-        !self.region().returned().is_empty()
+        !self.region().returned().is_empty() || !self.0.mapping.dropped.borrow().indices.is_empty()
     }
 
     /// Takes back the blocks that their last readers have returned.
+    #[inline]
     pub(crate) fn reclaim(&self) {
-        let region = self.region();
-        if region.returned().is_empty() {
+        let mapping = &self.0.mapping;
+        let mut dropped = mapping.dropped.borrow_mut();
+        let region = &mapping.region;
+        if dropped.indices.is_empty() && region.returned().is_empty() {
             return;
         }
         let mut book = self.0.book.borrow_mut();
+        for index in dropped.indices.drain(..) {
+            book.take_back(index);
+        }
+        dropped.bytes = 0;
         // The links are in memory that peers write: however they loop, we stop.
         for index in region
             .returned()
@@ -210,6 +285,7 @@ impl Arena {
         {
             book.take_back(index);
         }
+        self.want(false);
     }
 
     pub(crate) fn region(&self) -> &Region {
@@ -222,6 +298,7 @@ impl Arena {
     }
 
     /// Notes that `peer` now holds a reference to our block `index`.
+    #[inline]
     pub(crate) fn handed_to(&self, index: u32, peer: Rank) {
         let mut book = self.0.book.borrow_mut();
         let holder = &mut book.lent[index as usize].holder;
@@ -238,7 +315,7 @@ impl Arena {
         if let Some(count) = region.counts().get(index as usize)
             && count.release()
         {
-            region.returned().push(region.counts(), index);
+            region.returned().push(region.counts(), &[index]);
         }
     }
 
@@ -364,8 +441,8 @@ mod tests {
         let arena = arena(1 << 16);
         let loan = arena.loan(64).unwrap().unwrap();
         let region = arena.region();
-        region.returned().push(region.counts(), 999);
-        region.returned().push(region.counts(), 999); // A loop.
+        region.returned().push(region.counts(), &[999]);
+        region.returned().push(region.counts(), &[999]); // A loop.
         arena.reclaim();
         assert_ne!(arena.loan(64).unwrap().unwrap().as_ptr(), loan.as_ptr());
     }

@@ -4,6 +4,7 @@
 //! 0      header     magic, version, geometry          written once, before anyone else sees it
 //! 128    bell       whether the owner sleeps          see `bell`
 //! 256    returned   blocks given back                 see `count`
+//! 384    wanted     whether the owner waits for them  a hint, so any order will do
 //! 4096   counts     a line for each block             see `count`
 //! data   blocks     what is lent
 //! ```
@@ -35,12 +36,13 @@ use nix::{
 };
 
 use super::count::{Count, Returned};
-use crate::{Error, bell::Bell};
+use crate::{Error, bell::Bell, sync::AtomicU32};
 
 /// Starts every arena; the last byte is the version of the layout.
 const MAGIC: u64 = u64::from_le_bytes(*b"arena\0\0\x01");
 const BELL_AT: usize = 128;
 const RETURNED_AT: usize = 256;
+const WANTED_AT: usize = 384;
 const COUNTS_AT: usize = 4096;
 /// Data starts on a huge page, so that it can be made of huge pages.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -200,6 +202,13 @@ impl Region {
         let returned = self.at::<Returned>(RETURNED_AT);
         // SAFETY: as in `bell`; a `Returned` is one atomic.
         unsafe { &*returned }
+    }
+
+    /// Whether the owner waits for blocks to come back.
+    pub(crate) fn wanted(&self) -> &AtomicU32 {
+        let wanted = self.at::<AtomicU32>(WANTED_AT);
+        // SAFETY: as in `bell`; it is one atomic.
+        unsafe { &*wanted }
     }
 
     pub(crate) fn counts(&self) -> &[Count] {

@@ -8,13 +8,17 @@ use std::{collections::VecDeque, fmt, net::IpAddr, time::Duration};
 use self::sockets::Sockets;
 pub use self::sockets::Waker;
 use crate::{
-    Address, Arena, Buffer, Endpoint, Error, Loan, Loss, Path, Rank, Refusal, Secret,
+    Address, Arena, Buffer, Endpoint, Error, Loan, Loss, Path, Rank, Refusal, Secret, bell,
     link::{End, Link},
     simulation,
 };
 
-/// Polls of the links between two looks at the sockets, while nothing arrives.
+/// Polls without news after which a rank counts as idle.
+const POLLS_TO_IDLE: u32 = 64;
+/// Polls of the links between two looks at the sockets, while nothing arrives: a look is a system call.
 const POLLS_A_LOOK: u32 = 16;
+/// The same, while nothing but deaths and strangers is expected of the sockets.
+const POLLS_A_GLANCE: u32 = 1024;
 /// The longest a waiting rank spins before it sleeps, in polls.
 const SPINS_MAX: u32 = 4096;
 const SPINS_MIN: u32 = 32;
@@ -259,6 +263,7 @@ impl Fabric {
     /// # Errors
     ///
     /// [`Error::MessageTooLarge`].
+    #[inline]
     pub fn loan(&self, bytes: usize) -> Result<Option<Loan>, Error> {
         self.arena.loan(bytes)
     }
@@ -269,6 +274,7 @@ impl Fabric {
     /// # Errors
     ///
     /// [`Error::UnknownRank`], or why the peer is gone.
+    #[inline]
     pub fn send(&mut self, to: Rank, message: impl Into<Buffer>) -> Result<(), Error> {
         let message = message.into();
         if to == self.rank {
@@ -296,6 +302,7 @@ impl Fabric {
     /// # Errors
     ///
     /// Those of [`loan`](Self::loan) and [`send`](Self::send).
+    #[inline]
     pub fn send_copy(&mut self, to: Rank, tag: u64, bytes: &[u8]) -> Result<bool, Error> {
         let message = match Buffer::inline(tag, bytes) {
             Some(message) => message,
@@ -316,13 +323,17 @@ impl Fabric {
     /// # Errors
     ///
     /// [`Error::Io`] when the system's event queue fails. The loss of a peer is an [`Event`].
+    #[inline]
     pub fn receive(&mut self) -> Result<Option<Event>, Error> {
         if let Some(event) = self.poll() {
             self.idle_polls = 0;
             return Ok(Some(event));
         }
         self.idle_polls += 1;
-        if self.idle_polls % POLLS_A_LOOK == 1 {
+        if self.idle_polls == POLLS_TO_IDLE {
+            self.idle();
+        }
+        if self.idle_polls.is_multiple_of(self.polls_a_look()) {
             self.look(Some(Duration::ZERO))?;
             return Ok(self.poll());
         }
@@ -342,6 +353,7 @@ impl Fabric {
     /// [`Error::Io`] when the system's event queue fails.
     pub fn flush(&mut self) -> Result<bool, Error> {
         self.look(Some(Duration::ZERO))?;
+        self.idle();
         let connected = !self
             .peers
             .iter()
@@ -378,13 +390,11 @@ impl Fabric {
     ///
     /// [`Error::Io`] when the system's event queue fails.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.idle();
         if self.spin_for_news()? || self.sockets.is_none() {
             return Ok(());
         }
-        self.arena
-            .region()
-            .bell()
-            .arm(crate::bell::MESSAGE | crate::bell::ROOM);
+        self.arena.region().bell().arm(self.reasons());
         let waited = if self.has_news() {
             Ok(())
         } else {
@@ -397,12 +407,13 @@ impl Fabric {
     /// Spins as long as it has been worth it; whether there is news.
     fn spin_for_news(&mut self) -> Result<bool, Error> {
         let spins = if self.spin { self.spins } else { 1 };
+        let polls_a_look = self.polls_a_look();
         for spin in 0..spins {
             if self.has_news() {
                 self.spins = (self.spins + spin).clamp(SPINS_MIN, SPINS_MAX);
                 return Ok(true);
             }
-            if spin % POLLS_A_LOOK == POLLS_A_LOOK - 1 {
+            if spin % polls_a_look == polls_a_look - 1 {
                 self.look(Some(Duration::ZERO))?;
             }
             std::hint::spin_loop();
@@ -411,20 +422,55 @@ impl Fabric {
         Ok(self.has_news())
     }
 
-    fn has_news(&self) -> bool {
-        !self.events.is_empty()
-            || !self.own.is_empty()
-            || self.arena.has_returns()
-            || self
-                .open
-                .iter()
-                .any(|&peer| match &self.peers[peer as usize] {
-                    Contact::Open(link) => link.is_ready(),
-                    _ => false,
-                })
+    /// Nothing arrives: there is time for what could wait.
+    fn idle(&self) {
+        for &peer in &self.open {
+            if let Contact::Open(link) = &self.peers[peer as usize] {
+                link.idle();
+            }
+        }
+    }
+
+    #[inline]
+    fn polls_a_look(&self) -> u32 {
+        let quiet = self.sockets.as_ref().is_some_and(Sockets::is_quiet);
+        if quiet { POLLS_A_GLANCE } else { POLLS_A_LOOK }
+    }
+
+    fn has_news(&mut self) -> bool {
+        if !self.events.is_empty() || !self.own.is_empty() {
+            return true;
+        }
+        if self.arena.is_wanted() && self.arena.has_returns() {
+            return true;
+        }
+        let peers = &mut self.peers;
+        self.open
+            .iter()
+            .any(|&peer| match &mut peers[peer as usize] {
+                Contact::Open(link) => link.is_ready() || link.can_flush(),
+                _ => false,
+            })
+    }
+
+    /// What to be woken for.
+    fn reasons(&self) -> bell::Reasons {
+        let waiting = self
+            .open
+            .iter()
+            .any(|&peer| match &self.peers[peer as usize] {
+                Contact::Open(link) => link.is_waiting(),
+                _ => false,
+            });
+        if waiting || self.arena.is_wanted() {
+            bell::MESSAGE | bell::ROOM
+        } else {
+            bell::MESSAGE
+        }
     }
 
     /// Looks at the links, and at nothing that takes a system call when they are all shared memory.
+    #[inline]
     fn poll(&mut self) -> Option<Event> {
         if let Some(event) = self.events.pop_front() {
             return Some(event);
@@ -437,7 +483,11 @@ impl Fabric {
         }
         self.flush_links();
         for _ in 0..self.open.len() {
-            self.next = (self.next + 1) % self.open.len();
+            self.next = if self.next + 1 < self.open.len() {
+                self.next + 1
+            } else {
+                0
+            };
             let peer = self.open[self.next];
             if let Some(event) = self.poll_peer(peer) {
                 return Some(event);
@@ -446,6 +496,7 @@ impl Fabric {
         None
     }
 
+    #[inline]
     fn poll_peer(&mut self, peer: Rank) -> Option<Event> {
         let Contact::Open(link) = &mut self.peers[peer as usize] else {
             return None;
@@ -468,6 +519,7 @@ impl Fabric {
         }
     }
 
+    #[inline]
     fn flush_links(&mut self) -> bool {
         let mut flushed = true;
         for &peer in &self.open {

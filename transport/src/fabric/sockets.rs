@@ -91,6 +91,8 @@ pub(super) struct Sockets {
     address: Address,
     addresses: Vec<Address>,
     registered: HashMap<Id, Registered>,
+    /// How many of them are processes, which say one word in their life.
+    processes: usize,
     next_id: Id,
     now: Duration,
     steps: Vec<Step>,
@@ -143,6 +145,7 @@ impl Sockets {
             address,
             addresses: Vec::new(),
             registered: HashMap::new(),
+            processes: 0,
             next_id: FIRST_ID,
             now: Duration::ZERO,
             steps: Vec::new(),
@@ -176,6 +179,11 @@ impl Sockets {
                 (0..neighbours).map_while(|_| self.here.arena.loan(RING_BYTES).ok().flatten());
             self.here.rings.borrow_mut().extend(rings);
         }
+    }
+
+    /// Whether there are neither TCP links nor conversations.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.registered.len() == self.processes
     }
 
     pub(super) fn now(&self) -> Duration {
@@ -327,6 +335,7 @@ impl Sockets {
             }),
             Some(&mut Registered::Process { peer, .. }) => {
                 self.registered.remove(&id);
+                self.processes -= 1;
                 self.steps.push(Step::Died { peer });
             }
             None => {}
@@ -409,6 +418,7 @@ impl Sockets {
                 Interest::READABLE,
             )
             .map_err(unreachable)?;
+        self.processes += 1;
         self.registered.insert(
             id,
             Registered::Process {

@@ -108,7 +108,21 @@ impl Link {
         }
     }
 
+    /// Whether [`flush`](Self::flush) would move something.
+    pub(crate) fn can_flush(&mut self) -> bool {
+        match self {
+            Self::Shm(link) => link.can_flush(),
+            Self::Tcp(_) | Self::Simulated(_) => false, // The socket tells.
+        }
+    }
+
+    /// Whether something waits for the peer to make room.
+    pub(crate) fn is_waiting(&self) -> bool {
+        matches!(self, Self::Shm(link) if link.is_waiting())
+    }
+
     /// Whether `receive` has something to say.
+    #[inline]
     pub(crate) fn is_ready(&self) -> bool {
         match self {
             Self::Shm(link) => link.is_ready(),
@@ -118,11 +132,19 @@ impl Link {
     }
 
     /// Moves what waits here towards the peer; true when nothing waits any more.
+    #[inline]
     pub(crate) fn flush(&mut self) -> bool {
         match self {
             Self::Shm(link) => link.flush(),
             Self::Tcp(link) => link.flush(),
             Self::Simulated(_) => true,
+        }
+    }
+
+    /// Called while nothing arrives: gives back what was kept to be given back together.
+    pub(crate) fn idle(&self) {
+        if let Self::Shm(link) = self {
+            link.give_back();
         }
     }
 
@@ -166,6 +188,7 @@ impl Endpoint for Link {
         self.endpoint().loan(bytes)
     }
 
+    #[inline]
     fn send(&mut self, message: Buffer) -> Result<(), Error> {
         match self {
             Self::Shm(link) => link.send(message),
@@ -173,6 +196,7 @@ impl Endpoint for Link {
         }
     }
 
+    #[inline]
     fn receive(&mut self) -> Result<Option<Buffer>, Error> {
         match self {
             Self::Shm(link) => link.receive(),

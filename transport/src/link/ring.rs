@@ -76,6 +76,7 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Producer<R> {
     }
 
     /// Whether `entries` fit; asks the consumer's counter only when our copy of it says no.
+    #[inline]
     pub(crate) fn has_room(&mut self, entries: u64) -> Result<bool, Corrupt> {
         let last = N as u64 - entries;
         if self.put.wrapping_sub(self.taken) <= last {
@@ -90,6 +91,7 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Producer<R> {
     }
 
     /// Puts an entry in. There must be room: see [`has_room`](Self::has_room).
+    #[inline]
     pub(crate) fn push(&mut self, note: Note, entry: &Entry) {
         debug_assert!(
             self.put.wrapping_sub(self.taken) < N as u64,
@@ -142,10 +144,12 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
     }
 
     /// Whether an entry is there.
+    #[inline]
     pub(crate) fn is_ready(&self) -> bool {
         self.arrived().is_some()
     }
 
+    #[inline]
     fn arrived(&self) -> Option<(Note, &Slot)> {
         let slot = &self.ring.slots[self.position as usize % N];
         let seen = slot.stamp.load(Ordering::Acquire); // Pairs with the Release in `push`.
@@ -155,6 +159,7 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
 
     /// Takes the next entry, if it is there. The flag says that slots were handed back, so that a
     /// producer that waits for room should be told.
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<(Note, Entry, bool)> {
         let (note, slot) = self.arrived()?;
         let entry = std::array::from_fn(|word| slot.words[word].load(Ordering::Relaxed));

@@ -121,11 +121,31 @@ impl Shm {
         }
     }
 
+    #[inline]
     pub(crate) fn is_ready(&self) -> bool {
         self.incoming.is_ready() || self.end.is_some()
     }
 
+    /// Gives back the peer's blocks that were dropped and not yet given back.
+    pub(crate) fn give_back(&self) {
+        self.mapping.flush();
+    }
+
+    /// Whether something waits here and the ring has room for it.
+    pub(crate) fn can_flush(&mut self) -> bool {
+        !self.waiting.is_empty() && self.outgoing.has_room(2) != Ok(false)
+    }
+
+    /// Whether something waits for the ring to have room.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    #[inline]
     pub(crate) fn flush(&mut self) -> bool {
+        if self.waiting.is_empty() {
+            return true;
+        }
         while let Some(message) = self.waiting.pop_front() {
             if let Err(message) = self.push(message) {
                 self.waiting.push_front(message);
@@ -173,6 +193,7 @@ impl Shm {
 
     /// Puts a message in the ring, or gives it back when there is no room for it, or for the copy
     /// that the peer can read.
+    #[inline]
     fn push(&mut self, message: Buffer) -> Result<(), Buffer> {
         match self.outgoing.has_room(2) {
             Ok(true) => {}
@@ -204,6 +225,7 @@ impl Shm {
             .push(INLINE | inline.len() as Note, &[tag, a, b, c, d, e, f]);
     }
 
+    #[inline]
     fn push_block(&mut self, tag: u64, block: Block, len: usize) {
         self.arena.handed_to(block.index(), self.peer);
         let entry = [
@@ -220,6 +242,7 @@ impl Shm {
     }
 
     /// The message that an entry stands for, if it is one that a correct peer sends.
+    #[inline]
     fn message(&self, note: Note, entry: &Entry) -> Result<Buffer, End> {
         let [tag, a, b, c, d, e, f] = *entry;
         let body = match note & 0xff00 {
@@ -262,6 +285,7 @@ impl Endpoint for Shm {
         self.arena.loan(bytes)
     }
 
+    #[inline]
     fn send(&mut self, message: Buffer) -> Result<(), Error> {
         if let Some(end) = &self.end {
             return Err(end.error(self.peer));
@@ -276,6 +300,7 @@ impl Endpoint for Shm {
         Ok(())
     }
 
+    #[inline]
     fn receive(&mut self) -> Result<Option<Buffer>, Error> {
         if !self.waiting.is_empty() {
             self.flush();

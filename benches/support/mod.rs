@@ -1,0 +1,19 @@
+//! What the benches share: a deterministic text, a harness that compares programs as whole
+//! processes, and the same word count as others would write it.
+//!
+//! A bench is one executable. Without arguments it measures: for every [`measure::Case`] it starts
+//! itself again with the arguments that name the case, and the child prints what it saw.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each bench uses the part it needs, as a library"
+)]
+
+pub mod answer;
+pub mod counts;
+pub mod hand_written;
+pub mod measure;
+pub mod split;
+pub mod timely_peer;
+pub mod zipf;
