@@ -25,9 +25,11 @@ use transport::{Arena, Config, Event, Fabric, Ledger, Rank, Secret, Transport};
 const TRIPS: u32 = 500;
 const BATCHES: usize = 400;
 const SMOKE_BATCHES: usize = 5;
-const ARENA_BYTES: u64 = 64 << 20;
+const ARENA_BYTES: u64 = 256 << 20;
 /// Hand-overs quicker than this are between near cores, slower ones between far ones.
 const FAR: Duration = Duration::from_nanos(120);
+/// A hand-over slower than this waited for a thread that had lost its core.
+const DISTURBED: Duration = Duration::from_nanos(600);
 
 /// What is sent.
 #[derive(Debug, Clone, Copy)]

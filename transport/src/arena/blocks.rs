@@ -119,6 +119,12 @@ impl Blocks {
         true
     }
 
+    /// Where the block is that will be lent next for a size like that of block `index`.
+    pub(crate) fn next_like(&self, index: u32) -> Option<u64> {
+        let next = self.idle[self.blocks[index as usize].class].last()?;
+        Some(self.blocks[*next as usize].offset)
+    }
+
     /// Size of a block, lent or idle.
     pub(crate) fn bytes(&self, index: u32) -> u64 {
         bytes_of(self.blocks[index as usize].class)

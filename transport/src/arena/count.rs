@@ -160,36 +160,35 @@ mod loom_tests {
     // SAFETY: `payload` is only touched by the protocol under test.
     unsafe impl Sync for Shared {}
 
+    /// Has two readers read and drop a block each, while the owner waits for `blocks` to come back. It
+    /// waits here and not for the threads, whose end would put their reads in order.
+    fn read_until_back(shared: &Arc<Shared>, readers: [u32; 2], blocks: usize) {
+        let readers = readers.map(|index| {
+            let shared = shared.clone();
+            thread::spawn(move || shared.read_and_drop(index))
+        });
+        let mut back = 0;
+        while back < blocks {
+            back += shared.reuse();
+            thread::yield_now();
+        }
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        assert_eq!(back + shared.reuse(), blocks);
+    }
+
     #[test]
     fn a_block_comes_back_once_and_after_its_last_reader() {
         loom::model(|| {
             let shared = Shared::new();
             shared.counts[0].retain();
-            let readers = [0, 0].map(|index| {
-                let shared = shared.clone();
-                thread::spawn(move || shared.read_and_drop(index))
-            });
-            let early = shared.reuse();
-            for reader in readers {
-                reader.join().unwrap();
-            }
-            assert_eq!(early + shared.reuse(), 1);
+            read_until_back(&shared, [0, 0], 1);
         });
     }
 
     #[test]
     fn blocks_returned_at_once_by_two_readers_both_come_back() {
-        loom::model(|| {
-            let shared = Shared::new();
-            let readers = [0, 1].map(|index| {
-                let shared = shared.clone();
-                thread::spawn(move || shared.read_and_drop(index))
-            });
-            let early = shared.reuse();
-            for reader in readers {
-                reader.join().unwrap();
-            }
-            assert_eq!(early + shared.reuse(), 2);
-        });
+        loom::model(|| read_until_back(&Shared::new(), [0, 1], 2));
     }
 }

@@ -20,7 +20,7 @@ pub use self::{
 use crate::{Error, Ledger, Rank, Reservation, bell, sync::Ordering};
 
 /// Blocks that are given back together.
-const GIVEN_BACK_AT_ONCE: usize = 16;
+const GIVEN_BACK_AT_ONCE: usize = 64;
 /// Blocks an arena can have lent at one time.
 const BLOCKS_MAX: u32 = 1 << 16;
 
@@ -110,19 +110,42 @@ impl Mapping {
     }
 
     /// Gives back a block whose last reference was dropped: with others, because every time costs the
-    /// transfer of contended lines, but at once if the owner waits.
+    /// transfer of contended lines, but at once if the owner waits. (A link gives them back earlier.)
     #[inline]
     fn give_back(&self, index: u32, bytes: usize) {
         let mut dropped = self.dropped.borrow_mut();
         dropped.indices.push(index);
         dropped.bytes += bytes as u64;
         let enough = dropped.indices.len() >= GIVEN_BACK_AT_ONCE
-            || dropped.bytes >= self.region.geometry().data_bytes / 8
+            || dropped.bytes >= self.region.geometry().data_bytes / 4
             || self.region.wanted().load(Ordering::Relaxed) != 0;
         drop(dropped);
         if enough && self.wake.is_some() {
             self.flush();
         }
+    }
+
+    /// Whether so many blocks, or a good part of the arena, were dropped and not yet given back.
+    #[inline]
+    pub(crate) fn dropped_enough(&self, blocks: usize) -> bool {
+        let dropped = self.dropped.borrow();
+        dropped.indices.len() >= blocks || dropped.bytes >= self.region.geometry().data_bytes / 8
+    }
+
+    /// Takes up to `most` of them, to give them back in another way: hands each to `give` with its place.
+    pub(crate) fn take_dropped(&self, most: usize, mut give: impl FnMut(usize, u32)) -> usize {
+        let mut dropped = self.dropped.borrow_mut();
+        let rest = dropped.indices.len().saturating_sub(most);
+        let taken = dropped
+            .indices
+            .drain(rest..)
+            .enumerate()
+            .map(|(place, index)| give(place, index))
+            .count();
+        if rest == 0 {
+            dropped.bytes = 0;
+        }
+        taken
     }
 
     /// Has the owner know of every block that was given back.
@@ -230,6 +253,9 @@ impl Arena {
             return Ok(None);
         };
         self.region().counts()[lent.index as usize].reset();
+        if let Some(offset) = book.blocks.next_like(lent.index) {
+            self.region().prefetch(offset);
+        }
         if let Purpose::Window(window) = &purpose {
             window.lend(lent.bytes);
         }
@@ -290,6 +316,18 @@ impl Arena {
 
     pub(crate) fn region(&self) -> &Region {
         &self.0.mapping.region
+    }
+
+    /// Takes back blocks that `peer` says it has dropped. What it was not handed is its invention.
+    pub(crate) fn take_back_from(&self, peer: Rank, indices: impl Iterator<Item = u32>) {
+        let mut book = self.0.book.borrow_mut();
+        for index in indices {
+            let holder = book.lent.get(index as usize).map(|lending| lending.holder);
+            if matches!(holder, Some(Holder::Several)) || holder == Some(Holder::Peer(peer)) {
+                book.take_back(index);
+            }
+        }
+        self.want(false);
     }
 
     /// Whether a block is one of ours, which peers of this node can read.

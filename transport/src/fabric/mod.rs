@@ -472,8 +472,8 @@ impl Fabric {
     /// Looks at the links, and at nothing that takes a system call when they are all shared memory.
     #[inline]
     fn poll(&mut self) -> Option<Event> {
-        if let Some(event) = self.events.pop_front() {
-            return Some(event);
+        if !self.events.is_empty() {
+            return self.events.pop_front();
         }
         if let Some(buffer) = self.own.pop_front() {
             return Some(Event::Message {
@@ -481,7 +481,6 @@ impl Fabric {
                 buffer,
             });
         }
-        self.flush_links();
         for _ in 0..self.open.len() {
             self.next = if self.next + 1 < self.open.len() {
                 self.next + 1
@@ -498,25 +497,34 @@ impl Fabric {
 
     #[inline]
     fn poll_peer(&mut self, peer: Rank) -> Option<Event> {
-        let Contact::Open(link) = &mut self.peers[peer as usize] else {
-            return None;
-        };
-        if !link.is_ready() {
-            return None;
-        }
-        match link.receive() {
-            Ok(message) => message.map(|buffer| Event::Message { from: peer, buffer }),
-            Err(error) => {
-                let end = match &error {
-                    Error::PeerLost { cause, .. } => End::Lost(cause.clone()),
-                    _ => End::Closed,
-                };
-                self.peers[peer as usize] = Contact::Ended(end);
-                self.open.retain(|&open| open != peer);
-                self.next = 0;
-                Some(Event::Ended { peer, error })
+        let received = match &mut self.peers[peer as usize] {
+            Contact::Open(Link::Shm(link)) => link.receive(),
+            Contact::Open(link) => {
+                link.flush();
+                if !link.is_ready() {
+                    return None;
+                }
+                link.receive()
             }
+            _ => return None,
+        };
+        match received {
+            Ok(None) => None,
+            Ok(Some(buffer)) => Some(Event::Message { from: peer, buffer }),
+            Err(error) => Some(self.ended(peer, error)),
         }
+    }
+
+    #[cold]
+    fn ended(&mut self, peer: Rank, error: Error) -> Event {
+        let end = match &error {
+            Error::PeerLost { cause, .. } => End::Lost(cause.clone()),
+            _ => End::Closed,
+        };
+        self.peers[peer as usize] = Contact::Ended(end);
+        self.open.retain(|&open| open != peer);
+        self.next = 0;
+        Event::Ended { peer, error }
     }
 
     #[inline]

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, fmt, ops::Deref, ptr::NonNull, rc::Rc, thread};
 
 use super::{
     End, Endpoint, copy_into,
-    ring::{Consumer, Entry, Note, Producer, Ring},
+    ring::{Consumer, ENTRY_WORDS, Entry, Note, Producer, Ring},
 };
 use crate::{
     Arena, Buffer, Error, Loan, Loss, Rank,
@@ -30,6 +30,12 @@ const CLOSE: Note = 3 << 8;
 const PANICKED: Note = 4 << 8;
 /// A goodbye that leaves messages unsent.
 const ABANDONED: Note = 5 << 8;
+
+/// Blocks of the peer that were dropped here: their numbers, two to a word, and how many in the lower byte.
+const RETURNED: Note = 6 << 8;
+
+/// Blocks that one entry gives back.
+const RETURNED_MAX: usize = 2 * ENTRY_WORDS;
 
 /// A ring in a mapped arena.
 pub(crate) struct RingAt {
@@ -174,7 +180,10 @@ impl Shm {
             return;
         }
         while let Some((note, entry, _)) = self.incoming.pop() {
-            drop(self.message(note, &entry));
+            match note & 0xff00 {
+                RETURNED => self.take_back(note, &entry),
+                _ => drop(self.message(note, &entry)),
+            }
         }
         self.incoming.hand_back();
         if self.end.is_some() {
@@ -189,6 +198,38 @@ impl Shm {
             self.outgoing.push(note, &[0; 7]);
             self.mapping.ring(bell::MESSAGE);
         }
+    }
+
+    /// Gives back dropped blocks in an entry of our ring, once they fill one or are large: so one line
+    /// carries many, and it is a line that travels anyway.
+    #[inline]
+    fn return_dropped(&mut self) {
+        if self.mapping.dropped_enough(RETURNED_MAX) {
+            self.return_entry();
+        }
+    }
+
+    #[cold]
+    fn return_entry(&mut self) {
+        if !self.waiting.is_empty() || self.outgoing.has_room(2) != Ok(true) {
+            return;
+        }
+        let mut entry = Entry::default();
+        let returned = self.mapping.take_dropped(RETURNED_MAX, |place, index| {
+            entry[place / 2] |= u64::from(index) << (place % 2 * 32);
+        });
+        self.outgoing.push(RETURNED | returned as Note, &entry);
+        self.mapping.ring(bell::ROOM);
+    }
+
+    /// Takes back the blocks that an entry names.
+    #[cold]
+    fn take_back(&self, note: Note, entry: &Entry) {
+        let indices = entry
+            .iter()
+            .flat_map(|&word| [word as u32, (word >> 32) as u32]);
+        self.arena
+            .take_back_from(self.peer, indices.take(usize::from(note & 0xff)));
     }
 
     /// Puts a message in the ring, or gives it back when there is no room for it, or for the copy
@@ -302,25 +343,30 @@ impl Endpoint for Shm {
 
     #[inline]
     fn receive(&mut self) -> Result<Option<Buffer>, Error> {
-        if !self.waiting.is_empty() {
-            self.flush();
-        }
-        let Some((note, entry, handed_back)) = self.incoming.pop() else {
-            return match &self.end {
-                Some(end) if !self.incoming.is_ready() => Err(end.error(self.peer)),
-                _ => Ok(None),
+        self.flush();
+        self.return_dropped();
+        loop {
+            let Some((note, entry, handed_back)) = self.incoming.pop() else {
+                return match &self.end {
+                    Some(end) if !self.incoming.is_ready() => Err(end.error(self.peer)),
+                    _ => Ok(None),
+                };
             };
-        };
-        if handed_back {
-            self.mapping.ring(bell::ROOM);
-        }
-        match self.message(note, &entry) {
-            Ok(message) => Ok(Some(message)),
-            Err(end) => {
-                let error = end.error(self.peer);
-                self.end(end);
-                Err(error)
+            if handed_back {
+                self.mapping.ring(bell::ROOM);
             }
+            if note & 0xff00 == RETURNED {
+                self.take_back(note, &entry);
+                continue;
+            }
+            return match self.message(note, &entry) {
+                Ok(message) => Ok(Some(message)),
+                Err(end) => {
+                    let error = end.error(self.peer);
+                    self.end(end);
+                    Err(error)
+                }
+            };
         }
     }
 }
