@@ -55,8 +55,11 @@ fn main() {
     let smoke = env::args().any(|argument| argument == "--smoke");
     let batches = if smoke { SMOKE_BATCHES } else { BATCHES };
     let samples = measure(batches);
+    let all = samples.len();
+    let samples: Vec<_> = samples.into_iter().filter(Sample::is_undisturbed).collect();
+    let disturbed = all - samples.len();
     println!(
-        "{}, {TRIPS} round trips a batch, {batches} batches",
+        "{}; {TRIPS} round trips a batch, {all} batches, {disturbed} of them disturbed",
         machine()
     );
     for (state, near) in [("near", true), ("far", false)] {
@@ -76,6 +79,12 @@ struct Sample {
     /// The bare hand-over before each case.
     hops: [Duration; CASES.len()],
     cases: [Duration; CASES.len()],
+}
+
+impl Sample {
+    fn is_undisturbed(&self) -> bool {
+        self.hops.iter().all(|hop| *hop < DISTURBED)
+    }
 }
 
 fn report(state: &str, samples: &[&Sample]) {

@@ -1,50 +1,18 @@
 //! What `updraft run` promises to those who type it.
 
+mod support;
+
 use std::{
     fs,
-    io::Read,
     os::unix::process::ExitStatusExt,
-    path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
-    thread::{self, JoinHandle},
+    process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
+use support::{END_TIME_MAX, Folder, Launch, PATIENCE, Running, all_end, command, is_alive};
 use updraft::coordinator::{Client, Membership};
-
-/// The time by which all is over once one worker has failed.
-const END_TIME_MAX: Duration = Duration::from_secs(2);
-
-/// Longer than anything here should take.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The `updraft` command of this build.
-fn command() -> Command {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    Command::new(PROGRAM.get_or_init(build))
-}
-
-/// Builds the command as these tests were built, and finds it beside them.
-fn build() -> PathBuf {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .args(["build", "-q", "-p", "updraft-launchers", "--bin", "updraft"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"));
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    assert!(cargo.status().unwrap().success());
-    let tests = std::env::current_exe().unwrap();
-    tests.parent().unwrap().parent().unwrap().join("updraft")
-}
 
 /// `updraft run -n WORKERS -- sh -c SCRIPT`
 fn shell(workers: u32, script: &str) -> Command {
@@ -53,161 +21,6 @@ fn shell(workers: u32, script: &str) -> Command {
         .args(["run", "-n", &workers.to_string(), "--", "sh", "-c", script])
         .stdin(Stdio::null());
     command
-}
-
-/// A launch that has ended.
-struct Launch {
-    out: String,
-    err: String,
-    status: ExitStatus,
-    elapsed: Duration,
-}
-
-impl Launch {
-    fn of(mut command: Command) -> Self {
-        Running::start(&mut command).end()
-    }
-
-    fn code(&self) -> Option<i32> {
-        self.status.code()
-    }
-
-    /// The lines of the output, in an order that does not depend on the workers' speed.
-    fn sorted(&self) -> Vec<&str> {
-        let mut lines: Vec<&str> = self.out.lines().collect();
-        lines.sort_unstable();
-        lines
-    }
-}
-
-/// A launch under way. It is killed if a test gives up on it.
-struct Running {
-    launcher: Child,
-    started: Instant,
-}
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        Self {
-            launcher: command
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap(),
-            started: Instant::now(),
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        let launcher = Pid::from_raw(self.launcher.id().cast_signed());
-        kill(launcher, signal).unwrap();
-    }
-
-    /// Waits for the end, but not for ever: nothing here may hang.
-    fn end(mut self) -> Launch {
-        let out = read_aside(self.launcher.stdout.take().unwrap());
-        let err = read_aside(self.launcher.stderr.take().unwrap());
-        let status = self.wait();
-        Launch {
-            status,
-            elapsed: self.started.elapsed(),
-            out: out.join().unwrap(),
-            err: err.join().unwrap(),
-        }
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        loop {
-            if let Some(status) = self.launcher.try_wait().unwrap() {
-                return status;
-            }
-            assert!(self.started.elapsed() < PATIENCE, "the launcher hangs");
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.launcher.kill();
-        let _ = self.launcher.wait();
-    }
-}
-
-fn read_aside(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).unwrap();
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
-/// A folder of one test, where its workers leave what they have to tell. It goes with it.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("updraft-launch-{}-{count}", std::process::id());
-        let folder = Self(std::env::temp_dir().join(name));
-        fs::create_dir(&folder.0).unwrap();
-        folder
-    }
-
-    /// Waits until there are so many files, and returns what they hold.
-    fn wait_for(&self, count: usize) -> Vec<String> {
-        let started = Instant::now();
-        loop {
-            let files = fs::read_dir(&self.0).unwrap();
-            let texts: Vec<String> = files
-                .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
-                .filter(|text| text.ends_with('\n'))
-                .collect();
-            if texts.len() >= count {
-                return texts;
-            }
-            assert!(started.elapsed() < PATIENCE, "{count} files are due");
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// The same for files that hold a process number each.
-    fn wait_for_processes(&self, count: usize) -> Vec<u32> {
-        let texts = self.wait_for(count);
-        texts
-            .iter()
-            .map(|text| text.trim().parse().unwrap())
-            .collect()
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Whether a process runs: neither gone nor only waiting to be reaped.
-fn is_alive(process: u32) -> bool {
-    fs::read_to_string(format!("/proc/{process}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or("Z").starts_with('Z'))
-}
-
-/// Waits until none of the processes runs any more.
-fn all_end(processes: &[u32]) -> bool {
-    let started = Instant::now();
-    while processes.iter().any(|&process| is_alive(process)) {
-        if started.elapsed() > END_TIME_MAX {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    true
 }
 
 #[test]

@@ -7,7 +7,8 @@
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "each bench uses the part it needs, as a library"
+    unused_imports,
+    reason = "each bench uses the part it needs, as a library, and leaves its tests to `tests/benches.rs`"
 )]
 
 pub mod answer;

@@ -40,6 +40,9 @@ use crate::{
 /// Alignment of a batch's memory; what rkyv needs is at most 16.
 const ALIGN: usize = 64;
 
+/// How far a relative pointer of 32 bits can point.
+const OFFSET_MAX: usize = i32::MAX as usize;
+
 type Root<T> = ArchivedVec<<T as Archive>::Archived>;
 
 /// Where a batch is built.
@@ -110,9 +113,9 @@ pub(crate) struct Builder<T> {
 impl<T: Record> Builder<T> {
     const ELEMENT: usize = size_of::<T::Archived>();
 
-    /// Starts a batch in `memory`, all of which may be used.
+    /// Starts a batch in `memory`, of which all that relative pointers can span may be used.
     pub(crate) fn new(mut memory: Memory, shape: Shape) -> Self {
-        let capacity = memory.bytes().len();
+        let capacity = memory.bytes().len().min(OFFSET_MAX);
         Self {
             memory,
             capacity,
@@ -141,6 +144,10 @@ impl<T: Record> Builder<T> {
     pub(crate) fn push<E: Encode<Record = T>>(&mut self, value: &E) -> Result<(), Unfit> {
         let at = self.elements_at + self.len * Self::ELEMENT;
         if at + Self::ELEMENT + mem::align_of::<Root<T>>() + size_of::<Root<T>>() > self.capacity {
+            return Err(Unfit::Full);
+        }
+        // Records without a size would never fill the memory, but they would overflow the length.
+        if Self::ELEMENT == 0 && self.len >= self.capacity {
             return Err(Unfit::Full);
         }
         let (out_of_line, elements) = self.memory.bytes().split_at_mut(self.elements_at);
@@ -265,9 +272,9 @@ pub fn with_encoded<E: Encode, R>(
         match builder.push(value) {
             Ok(()) => break builder.seal(),
             Err(unfit) => {
-                let bytes = builder.capacity() * 2;
+                let bytes = (builder.capacity() * 2).min(OFFSET_MAX);
                 assert!(
-                    unfit == Unfit::Full && bytes < 1 << 32,
+                    unfit == Unfit::Full && bytes > builder.capacity(),
                     "a value cannot be archived"
                 );
                 spare = AlignedVec::with_capacity(bytes);
@@ -285,4 +292,317 @@ pub fn with_encoded<E: Encode, R>(
     bytes.resize(capacity, 0);
     SPARE.with_borrow_mut(|spare| spare.push(bytes));
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use proptest::{prelude::*, sample::Index, strategy::Strategy};
+    use transport::{Arena, Ledger};
+
+    use super::*;
+
+    fn arena() -> Arena {
+        Arena::new(&Ledger::new(1 << 30), 32 << 20).unwrap()
+    }
+
+    /// A sealed batch as a peer receives it.
+    fn travelled(arena: &Arena, memory: Memory) -> Buffer {
+        let Memory::Own(bytes) = memory else {
+            unreachable!("the tests build in memory of their own")
+        };
+        Buffer::inline(0, &bytes).unwrap_or_else(|| {
+            let mut loan = arena.loan(bytes.len()).unwrap().expect("it has room");
+            loan.copy_from_slice(&bytes);
+            loan.freeze()
+        })
+    }
+
+    /// Writes values into as many batches as it takes, as an outbox does.
+    fn batches<E: Encode>(
+        values: impl IntoIterator<Item = E>,
+        bytes: usize,
+        shape: Shape,
+    ) -> Vec<Memory> {
+        let mut sealed = Vec::new();
+        let mut builder = Builder::<E::Record>::new(Memory::own(bytes), shape);
+        for value in values {
+            while let Err(unfit) = builder.push(&value) {
+                assert_eq!(unfit, Unfit::Full);
+                let (bytes, shape) = if builder.is_empty() {
+                    (2 * builder.capacity().max(64), Shape::LARGE)
+                } else {
+                    (bytes, builder.shape())
+                };
+                let full = mem::replace(&mut builder, Builder::new(Memory::own(bytes), shape));
+                if !full.is_empty() {
+                    sealed.push(full.seal());
+                }
+            }
+        }
+        if !builder.is_empty() {
+            sealed.push(builder.seal());
+        }
+        sealed
+    }
+
+    /// Opens batches that have travelled.
+    fn opened<T: Record>(arena: &Arena, sealed: Vec<Memory>) -> Vec<Batch<T>> {
+        let open = |memory| Batch::checked(0, travelled(arena, memory)).unwrap();
+        sealed.into_iter().map(open).collect()
+    }
+
+    fn owned<T: Record>(batches: &[Batch<T>]) -> Vec<T> {
+        let records = batches.iter().flat_map(|batch| batch.views(0));
+        records.map(T::own).collect()
+    }
+
+    /// Records go out as themselves and again as views, and come out with the same keys.
+    fn go_through_batches<T: Record + Clone, K: PartialEq + Debug>(
+        records: &[T],
+        bytes: usize,
+        out_of_line: usize,
+        key: impl Fn(&T) -> K,
+    ) {
+        let (arena, shape) = (arena(), Shape { out_of_line });
+        let keys = |records: &[T]| records.iter().map(&key).collect::<Vec<_>>();
+        let first = opened::<T>(&arena, batches(records.iter().cloned(), bytes, shape));
+        assert_eq!(keys(&owned(&first)), keys(records));
+        let lens = first.iter().map(Batch::len).sum::<usize>();
+        assert_eq!(lens, records.len());
+
+        let views = first.iter().flat_map(|batch| batch.views(0));
+        let second = opened::<T>(&arena, batches(views, bytes, shape));
+        assert_eq!(keys(&owned(&second)), keys(records));
+
+        let seen: Vec<T> = records
+            .iter()
+            .map(|record| record.with_view(T::own))
+            .collect();
+        assert_eq!(keys(&seen), keys(records));
+    }
+
+    /// What may happen to bytes.
+    #[derive(Debug, Clone)]
+    enum Damage {
+        Flip(Index, u32),
+        Byte(Index, u8),
+        Word(Index, u32),
+        Truncate(Index),
+    }
+
+    fn damage() -> impl Strategy<Value = Damage> {
+        let word = prop_oneof![
+            0u32..80,
+            any::<u32>(),
+            (1u32..80).prop_map(u32::wrapping_neg)
+        ];
+        prop_oneof![
+            8 => (any::<Index>(), 0u32..8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
+            4 => (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Damage::Byte(at, byte)),
+            8 => (any::<Index>(), word).prop_map(|(at, word)| Damage::Word(at, word)),
+            1 => any::<Index>().prop_map(Damage::Truncate),
+        ]
+    }
+
+    fn inflict(damage: &Damage, bytes: &mut AlignedVec<ALIGN>) {
+        let len = bytes.len();
+        if len == 0 {
+            return;
+        }
+        match damage {
+            Damage::Flip(at, bit) => bytes[at.index(len)] ^= 1 << bit,
+            Damage::Byte(at, byte) => bytes[at.index(len)] = *byte,
+            Damage::Word(at, word) => {
+                let at = at.index(len) & !3;
+                let end = len.min(at + 4);
+                bytes[at..end].copy_from_slice(&word.to_le_bytes()[..end - at]);
+            }
+            Damage::Truncate(at) => bytes.resize(at.index(len), 0),
+        }
+    }
+
+    /// Damaged batches are refused, or every byte of their records can be visited.
+    fn survive_damage<T: Record + Clone + Debug>(records: &[T], damages: &[Damage]) {
+        let arena = arena();
+        for memory in batches(records.iter().cloned(), 1 << 10, Shape::UNKNOWN) {
+            let Memory::Own(mut bytes) = memory else {
+                unreachable!("the tests build in memory of their own")
+            };
+            for damage in damages {
+                inflict(damage, &mut bytes);
+                let copy = Memory::Own(bytes.clone());
+                if let Ok(batch) = Batch::<T>::checked(0, travelled(&arena, copy)) {
+                    let records = owned(&[batch]);
+                    assert!(format!("{records:?}").len() > 1);
+                }
+            }
+        }
+    }
+
+    macro_rules! records {
+        ($($kind:ident: $record:expr, by $key:expr;)*) => {$(
+            mod $kind {
+                use super::*;
+
+                proptest! {
+                    #![proptest_config(ProptestConfig::with_cases(128))]
+
+                    #[test]
+                    fn come_out_of_a_batch_as_they_went_in(
+                        records in prop::collection::vec($record, 0..60),
+                        bytes in 0usize..5_000,
+                        out_of_line in 0usize..=1024,
+                    ) {
+                        go_through_batches(&records, bytes, out_of_line, $key);
+                    }
+
+                    #[test]
+                    fn that_were_damaged_are_refused_or_can_be_read(
+                        records in prop::collection::vec($record, 1..8),
+                        damages in prop::collection::vec(damage(), 1..32),
+                    ) {
+                        survive_damage(&records, &damages);
+                    }
+                }
+            }
+        )*};
+    }
+
+    records! {
+        bytes: any::<u8>(), by u8::clone;
+        signed_bytes: any::<i8>(), by i8::clone;
+        integers_of_two_bytes: any::<(u16, i16)>(), by <(u16, i16)>::clone;
+        integers_of_four_bytes: any::<(u32, i32)>(), by <(u32, i32)>::clone;
+        integers_of_eight_bytes: any::<(u64, i64)>(), by <(u64, i64)>::clone;
+        integers_of_sixteen_bytes: any::<(u128, i128)>(), by <(u128, i128)>::clone;
+        floats: any::<u32>().prop_map(f32::from_bits), by |float: &f32| float.to_bits();
+        doubles: any::<u64>().prop_map(f64::from_bits), by |float: &f64| float.to_bits();
+        truths: any::<bool>(), by bool::clone;
+        characters: any::<char>(), by char::clone;
+        strings: text(), by String::clone;
+        byte_strings: prop::collection::vec(any::<u8>(), 0..90), by Vec::clone;
+        lists_of_strings: prop::collection::vec(text(), 0..5), by Vec::clone;
+        lists_of_lists: prop::collection::vec(prop::collection::vec(any::<u64>(), 0..5), 0..5), by Vec::clone;
+        perhaps_strings: prop::option::of(text()), by Option::clone;
+        perhaps_numbers: any::<Option<u64>>(), by Option::clone;
+        singles: text().prop_map(|text| (text,)), by <(String,)>::clone;
+        pairs: (text(), any::<u64>()), by <(String, u64)>::clone;
+        triples: (any::<u8>(), text(), any::<u128>()), by <(u8, String, u128)>::clone;
+        quadruples: (any::<u8>(), any::<u16>(), text(), any::<bool>()), by <(u8, u16, String, bool)>::clone;
+        quintuples: (text(), any::<char>(), text(), any::<i64>(), any::<u8>()),
+            by <(String, char, String, i64, u8)>::clone;
+        sextuples: (any::<u8>(), any::<Option<u64>>(), text(), any::<u8>(), any::<Vec<u8>>(), any::<i16>()),
+            by <(u8, Option<u64>, String, u8, Vec<u8>, i16)>::clone;
+        septuples: (any::<u8>(), text(), any::<u32>(), text(), any::<bool>(), any::<u64>(), any::<char>()),
+            by <(u8, String, u32, String, bool, u64, char)>::clone;
+        octuples: (any::<u8>(), any::<u64>(), any::<u8>(), text(), any::<u16>(), any::<Vec<u16>>(), text(), any::<u128>()),
+            by <(u8, u64, u8, String, u16, Vec<u16>, String, u128)>::clone;
+        nested_tuples: ((text(), (any::<u8>(), text())), (prop::option::of((any::<u32>(), text())), any::<bool>())),
+            by <((String, (u8, String)), (Option<(u32, String)>, bool))>::clone;
+        structs: sample(), by Sample::clone;
+        structs_in_lists: (any::<u8>(), prop::collection::vec(sample(), 0..4)), by <(u8, Vec<Sample>)>::clone;
+    }
+
+    crate::record! {
+        #[derive(Debug, Clone, PartialEq)]
+        struct Sample {
+            name: String,
+            values: Vec<u32>,
+            labels: Vec<(u8, String)>,
+            mark: Option<String>,
+            valid: bool,
+        }
+    }
+
+    fn sample() -> impl Strategy<Value = Sample> {
+        let labels = prop::collection::vec((any::<u8>(), text()), 0..3);
+        let mark = prop::option::of(text());
+        (text(), any::<Vec<u32>>(), labels, mark, any::<bool>()).prop_map(
+            |(name, values, labels, mark, valid)| Sample {
+                name,
+                values,
+                labels,
+                mark,
+                valid,
+            },
+        )
+    }
+
+    /// Texts that are archived in place, those that are not, and those at the border.
+    fn text() -> impl Strategy<Value = String> {
+        prop_oneof![
+            Just(String::new()),
+            "[a-z]{1,9}",
+            "\\PC{0,12}",
+            "[a-zé𝄞]{100,400}",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_that_does_not_fit_leaves_the_batch_as_before(
+            records in prop::collection::vec((prop::collection::vec(text(), 0..4), any::<u8>()), 1..40),
+            bytes in 0usize..5_000,
+            out_of_line in 0usize..=1024,
+        ) {
+            let mut builder = Builder::new(Memory::own(bytes), Shape { out_of_line });
+            let fitting: Vec<_> =
+                records.into_iter().filter(|record| builder.push(record).is_ok()).collect();
+            if fitting.is_empty() {
+                prop_assert!(builder.is_empty());
+            } else {
+                let batches = opened::<(Vec<String>, u8)>(&arena(), vec![builder.seal()]);
+                prop_assert_eq!(owned(&batches), fitting);
+            }
+        }
+
+        #[test]
+        fn a_batch_that_moves_to_a_loan_keeps_its_records_and_takes_more(
+            before in prop::collection::vec((text(), any::<u64>()), 0..10),
+            after in prop::collection::vec((text(), any::<u64>()), 1..10),
+            larger in 0usize..5_000,
+        ) {
+            let (arena, bytes) = (arena(), 64 << 10);
+            let mut builder = Builder::new(Memory::own(bytes), Shape::UNKNOWN);
+            for record in &before {
+                builder.push(record).unwrap();
+            }
+            let mut loan = arena.loan(bytes + larger).unwrap().unwrap();
+            loan.fill(0xa5);
+            builder.move_to(loan);
+            prop_assert!(!builder.is_own());
+            for record in &after {
+                builder.push(record).unwrap();
+            }
+            let Memory::Loan(loan) = builder.seal() else { panic!("it is in a loan") };
+            let batch = Batch::<(String, u64)>::checked(0, loan.freeze()).unwrap();
+            prop_assert_eq!(owned(&[batch]), [before, after].concat());
+        }
+
+        #[test]
+        fn a_value_of_any_size_can_be_seen_encoded_also_within_another(
+            outer in prop::collection::vec(prop::collection::vec(text(), 0..20), 0..20),
+            inner in sample(),
+        ) {
+            let seen = with_encoded(&outer, |view| {
+                let inner_seen = with_encoded(&inner, Sample::own);
+                assert_eq!(inner_seen, inner);
+                Vec::<Vec<String>>::own(view)
+            });
+            prop_assert_eq!(seen, outer);
+        }
+    }
+
+    #[test]
+    fn records_without_contents_fill_a_batch_too() {
+        let mut builder = Builder::new(Memory::own(1 << 10), Shape::UNKNOWN);
+        let len = (0..1 << 20)
+            .take_while(|_| builder.push(&()).is_ok())
+            .count();
+        assert!((1..1 << 20).contains(&len));
+        let batches = opened::<()>(&arena(), vec![builder.seal()]);
+        assert_eq!(owned(&batches).len(), len);
+    }
 }

@@ -5,6 +5,10 @@
 //! be had, and the batch in the making goes on in memory of our own, so that the record that is being
 //! pushed gets in. From then on the output is full, and its stage takes no more input until loans have
 //! come back. So memory is bounded by the windows and the yield of one record.
+//!
+//! Half of an arena is divided among the channels of a job, and no channel has more than its share on its
+//! way, be it one large record. Otherwise a stage could wait for room that is taken up by records that
+//! wait for that stage.
 
 use std::{collections::VecDeque, fmt, rc::Rc};
 
@@ -101,7 +105,7 @@ impl<T: Record> Outbox<T> {
     #[cold]
     fn push_slowly<E: Encode<Record = T>>(&mut self, lane: usize, value: &E) {
         let mut bytes = self.batch_bytes;
-        let largest = (self.place.fabric.borrow().arena().capacity() / 2) as usize;
+        let largest = self.place.batch_bytes_max;
         loop {
             if let Err(error) = self.turn_over(lane, bytes) {
                 self.error.get_or_insert(error);
@@ -110,7 +114,7 @@ impl<T: Record> Outbox<T> {
             match self.lanes[lane].builder.push(value) {
                 Ok(()) => return,
                 Err(Unfit::Full) if bytes < largest => {
-                    bytes *= 2;
+                    bytes = (2 * bytes).min(largest);
                     self.lanes[lane].shape = Shape::LARGE;
                 }
                 Err(_) => {

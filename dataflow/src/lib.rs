@@ -42,7 +42,7 @@ pub use operator::{
     narrow::{Filter, FlatMap, Map, Out, Pass, Then},
     reduce::Reduce,
 };
-pub use record::{Encode, Encoder, Key, OutOfLine, Record, Slice, Unfit};
+pub use record::{Encode, Encoder, Fields, Key, OutOfLine, Record, Slice, Unfit};
 pub use rkyv;
 pub use run::{Run, Site, Totals, run_of, tell_failure};
 pub use source::{Collection, Lines, collection, lines, lines_of};

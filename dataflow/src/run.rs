@@ -142,7 +142,7 @@ struct Instance {
     done: bool,
 }
 
-/// The largest share of the arena that one channel's window takes, and the smallest.
+/// The most of its share of the arena that one channel's window takes, and the least.
 const WINDOW_BYTES_MAX: u64 = 1 << 20;
 const WINDOW_BYTES_MIN: u64 = 4 << 10;
 
@@ -164,8 +164,7 @@ impl Run {
         });
         // Half of the arena for what we send, the other half for what comes from other nodes.
         let channels = u64::from(graph.edges().max(1)) * u64::from(size);
-        let window_bytes =
-            (capacity / 2 / channels).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX) as usize;
+        let share = (capacity / 2 / channels).max(WINDOW_BYTES_MIN);
         let place = Place {
             fabric: site.fabric.clone(),
             rank,
@@ -173,7 +172,8 @@ impl Run {
             executors: site.executors,
             ledger: site.ledger.clone(),
             counters: counting.clone(),
-            window_bytes,
+            window_bytes: share.min(WINDOW_BYTES_MAX) as usize,
+            batch_bytes_max: share as usize,
             run: number,
         };
         let here = |vertex: &&crate::graph::Vertex| vertex.placement.includes(rank, site.executors);

@@ -99,6 +99,9 @@ pub struct Place {
     pub counters: Rc<dyn Counters>,
     /// Bytes that one channel may have on its way or unread.
     pub window_bytes: usize,
+    /// Bytes that a batch may have for the sake of one large record: the channel's share of the arena, so
+    /// that there is room for it however many other channels have one too.
+    pub batch_bytes_max: usize,
     /// The number of the run.
     pub run: u32,
 }

@@ -5,6 +5,7 @@ use std::{
     process,
     sync::{
         Arc,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread::{self, JoinHandle},
@@ -64,6 +65,8 @@ pub struct Env {
     started: Instant,
     ledger: Ledger,
     failed: bool,
+    /// Whether the coordinator knows of an error that is this worker's own.
+    ending: Arc<AtomicBool>,
 }
 
 /// What the worker holds of an executor.
@@ -112,6 +115,7 @@ impl Env {
             started: Instant::now(),
             ledger,
             failed: false,
+            ending: Arc::default(),
             decided,
         };
         for index in 0..env.decided.executors {
@@ -188,7 +192,7 @@ impl Env {
             Some(client) => {
                 let texts: Vec<_> = ours.iter().map(Address::to_string).collect();
                 let book = client.register(&texts)?;
-                watch(client, reporter)?;
+                watch(client, reporter, Arc::clone(&self.ending))?;
                 self.read_book(&book)?
             }
         };
@@ -356,6 +360,7 @@ impl Env {
             // A coordinator that is gone needs not be told.
             (Some(client), None) => drop(client.finished(&line)),
             (Some(client), Some(error)) if !error.is_consequence() => {
+                self.ending.store(true, Ordering::Relaxed);
                 drop(client.failed(&error.to_line()));
             }
             (None, None) if self.decided.progress => eprintln!("updraft: {line}"),
@@ -383,19 +388,19 @@ impl Drop for Env {
     }
 }
 
-/// Has the coordinator's word to stop told to the program, and kept if the program does not.
-fn watch(client: &Client, reporter: Sender<Report>) -> Result<(), Error> {
+/// Has the coordinator's word to stop told to the program, which is ended if it does not end by itself.
+/// One that is `ending` because of an error of its own gets to say so.
+fn watch(client: &Client, reporter: Sender<Report>, ending: Arc<AtomicBool>) -> Result<(), Error> {
     client.watch(move |reason| {
-        let heard = reporter
-            .send(Report::Aborted {
-                reason: reason.clone(),
-            })
-            .is_ok();
-        if heard {
-            thread::sleep(ABORT_GRACE);
+        // Without a worker to hear it, the program is at its end.
+        let _ = reporter.send(Report::Aborted {
+            reason: reason.clone(),
+        });
+        thread::sleep(ABORT_GRACE);
+        if !ending.load(Ordering::Relaxed) {
+            eprintln!("error: told to stop: {reason}");
+            process::exit(6);
         }
-        eprintln!("error: told to stop: {reason}");
-        process::exit(6);
     })?;
     Ok(())
 }

@@ -74,10 +74,10 @@ impl Error {
                 _ => 1,
             },
             Self::Transport(error) => link_code(error),
+            Self::Coordinator(coordinator::Error::Aborted { .. }) | Self::Aborted { .. } => 6,
             Self::Coordinator(_) | Self::Thread(_) => 3,
             Self::Config { .. } => 7,
             Self::Panicked { .. } => 1,
-            Self::Aborted { .. } => 6,
         }
     }
 

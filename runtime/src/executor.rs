@@ -82,6 +82,8 @@ struct Executor {
     run: Option<Run>,
     /// Messages of runs that this rank has not started.
     early: Vec<(Rank, Buffer)>,
+    /// Whether the last turn was spent on the run, so that the sockets have not been looked at since.
+    worked: bool,
     /// Peers that are gone. What needs them fails.
     gone: Vec<(Rank, transport::Error)>,
     started: Instant,
@@ -115,6 +117,7 @@ impl Executor {
             reports: seat.reports,
             run: None,
             early: Vec::new(),
+            worked: false,
             gone: Vec::new(),
             started: Instant::now(),
         })
@@ -124,7 +127,10 @@ impl Executor {
     fn serve(&mut self) {
         loop {
             match self.commands.try_recv() {
-                Ok(command) => self.obey(command),
+                Ok(command) => {
+                    self.obey(command);
+                    continue; // One wake-up may stand for several commands.
+                }
                 Err(TryRecvError::Disconnected) => break,
                 Err(TryRecvError::Empty) => {}
             }
@@ -184,6 +190,9 @@ impl Executor {
     /// Takes in what has happened and goes on; whether anything was done.
     fn turn(&mut self) -> Result<bool, Error> {
         let mut busy = false;
+        if self.worked {
+            self.site.fabric.borrow_mut().refresh()?;
+        }
         loop {
             let event = self.site.fabric.borrow_mut().receive()?;
             let Some(event) = event else { break };
@@ -193,7 +202,9 @@ impl Executor {
         let Some(run) = &mut self.run else {
             return Ok(busy);
         };
-        match run.poll()? {
+        let progress = run.poll()?;
+        self.worked = progress == Progress::Made;
+        match progress {
             Progress::Made => Ok(true),
             Progress::None => Ok(busy),
             Progress::Done => {
@@ -244,8 +255,9 @@ impl Executor {
                 message,
             });
         }
-        self.run = None;
+        // Before the run's state is given up, which takes time: a peer's end must not be told first.
         tell(&self.reports, Report::Ended { result: Err(error) });
+        self.run = None;
     }
 
     /// Waits for something to do.

@@ -31,6 +31,8 @@ struct Table<K: Key, V, F> {
     reduce: F,
     /// Bytes that keys keep outside of the table.
     key_bytes: usize,
+    /// Bytes of what was drained and is not all gone.
+    draining: u64,
     reservation: Reservation,
 }
 
@@ -49,6 +51,7 @@ where
             entries: HashTable::new(),
             reduce,
             key_bytes: 0,
+            draining: 0,
             reservation,
         })
     }
@@ -96,9 +99,14 @@ where
         let after = 2 * before.max(8 * size_of::<Entry<K, V>>());
         let room = self.reservation.grow(after as u64);
         self.entries.reserve(capacity.max(1), |entry| entry.hash);
-        self.reservation
-            .shrink_to((self.entries.allocation_size() + self.key_bytes) as u64);
+        self.forget_what_is_gone();
         Ok(room?)
+    }
+
+    /// Leaves on the ledger what is still there.
+    fn forget_what_is_gone(&mut self) {
+        let here = (self.entries.allocation_size() + self.key_bytes) as u64;
+        self.reservation.shrink_to(self.draining + here);
     }
 
     fn bytes(&self) -> u64 {
@@ -107,12 +115,14 @@ where
 
     fn drain(&mut self) -> Drain<K, V> {
         self.key_bytes = 0;
+        self.draining = self.reservation.bytes();
         mem::take(&mut self.entries).into_iter()
     }
 
-    /// What was drained is gone.
+    /// What was drained is gone; there may be new entries.
     fn drained(&mut self) {
-        self.reservation.shrink_to(0);
+        self.draining = 0;
+        self.forget_what_is_gone();
     }
 }
 

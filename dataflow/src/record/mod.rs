@@ -8,8 +8,6 @@
 mod impls;
 mod key;
 mod structs;
-#[doc(hidden)]
-pub use structs::parts;
 
 use rkyv::{
     Archive, Place, Portable,
@@ -19,7 +17,9 @@ use rkyv::{
     ser::{Positional, Serializer, Writer, allocator::ArenaHandle},
 };
 
-pub use self::{impls::Slice, key::Key};
+#[doc(hidden)]
+pub use self::structs::parts;
+pub use self::{impls::Slice, key::Key, structs::Fields};
 
 /// A type whose values can flow along an edge.
 ///

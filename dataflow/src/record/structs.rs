@@ -1,7 +1,13 @@
 //! The records that a program declares itself.
 
-/// Declares a struct that is a [`Record`](crate::Record). Its view is a reference to its archive, whose
-/// fields have the names of its own and the archived types of rkyv (`x.to_native()` gives a number).
+use std::{fmt, ops::Deref};
+
+use rkyv::{Archive, Deserialize, Place, Resolver, Serialize, api::high::HighDeserializer, rancor};
+
+use super::{Encode, Encoder, Record, Unfit};
+
+/// Declares a struct that is a [`Record`](crate::Record). Its view, [`Fields`](crate::Fields), has fields
+/// with the names of its own and the archived types of rkyv (`x.to_native()` gives a number).
 ///
 /// ```
 /// use dataflow::{Record, collection, inline, record};
@@ -33,22 +39,24 @@ macro_rules! record {
         $visibility struct $name { $($fields)* }
 
         impl $crate::Record for $name {
-            type View<'a> = &'a $crate::rkyv::Archived<$name>;
+            type View<'a> = $crate::Fields<'a, $name>;
 
-            fn view(archived: &$crate::rkyv::Archived<$name>) -> &$crate::rkyv::Archived<$name> {
-                archived
+            fn view(archived: &$crate::rkyv::Archived<$name>) -> $crate::Fields<'_, $name> {
+                $crate::Fields::new(archived)
             }
 
             fn shorten<'short, 'long: 'short>(
-                view: &'long $crate::rkyv::Archived<$name>,
-            ) -> &'short $crate::rkyv::Archived<$name> {
+                view: $crate::Fields<'long, $name>,
+            ) -> $crate::Fields<'short, $name> {
                 view
             }
 
-            fn own(view: &$crate::rkyv::Archived<$name>) -> Self {
-                $crate::record_parts::own(view)
+            fn own(view: $crate::Fields<'_, $name>) -> Self {
+                $crate::record_parts::own(view.archived())
             }
         }
+
+        impl $crate::record_parts::Struct for $name {}
 
         impl $crate::Encode for $name {
             type Record = $name;
@@ -71,49 +79,83 @@ macro_rules! record {
 
             fn with_view<R>(
                 &self,
-                function: impl ::core::ops::FnOnce(&$crate::rkyv::Archived<$name>) -> R,
+                function: impl ::core::ops::FnOnce($crate::Fields<'_, $name>) -> R,
             ) -> R {
                 $crate::record_parts::with_encoded(self, function)
-            }
-        }
-
-        impl $crate::Encode for &$crate::rkyv::Archived<$name> {
-            type Record = $name;
-            type Resolver = ($name, $crate::rkyv::Resolver<$name>);
-
-            fn write(
-                &self,
-                encoder: &mut $crate::Encoder<'_>,
-            ) -> ::core::result::Result<Self::Resolver, $crate::Unfit> {
-                let own = <$name as $crate::Record>::own(self);
-                let resolver = $crate::rkyv::Serialize::serialize(&own, encoder)?;
-                ::core::result::Result::Ok((own, resolver))
-            }
-
-            fn place(
-                &self,
-                (own, resolver): Self::Resolver,
-                out: $crate::rkyv::Place<$crate::rkyv::Archived<$name>>,
-            ) {
-                $crate::rkyv::Archive::resolve(&own, resolver, out);
-            }
-
-            fn with_view<R>(
-                &self,
-                function: impl ::core::ops::FnOnce(&$crate::rkyv::Archived<$name>) -> R,
-            ) -> R {
-                function(self)
             }
         }
     };
 }
 
+/// The view of a struct that [`record!`](crate::record) declared. It dereferences to the archive of the
+/// struct.
+pub struct Fields<'a, T: Archive>(&'a T::Archived);
+
+impl<'a, T: Archive> Fields<'a, T> {
+    #[doc(hidden)]
+    pub fn new(archived: &'a T::Archived) -> Self {
+        Self(archived)
+    }
+
+    /// The archive, for as long as its batch is there.
+    pub fn archived(self) -> &'a T::Archived {
+        self.0
+    }
+}
+
+impl<T: Archive> Clone for Fields<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: Archive> Copy for Fields<'_, T> {}
+
+impl<T: Archive> Deref for Fields<'_, T> {
+    type Target = T::Archived;
+
+    fn deref(&self) -> &T::Archived {
+        self.0
+    }
+}
+
+impl<T: Archive<Archived: fmt::Debug>> fmt::Debug for Fields<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<T: parts::Struct> Encode for Fields<'_, T> {
+    type Record = T;
+    type Resolver = (T, Resolver<T>);
+
+    fn write(&self, encoder: &mut Encoder<'_>) -> Result<Self::Resolver, Unfit> {
+        let own = T::own(*self);
+        let resolver = own.serialize(encoder)?;
+        Ok((own, resolver))
+    }
+
+    fn place(&self, (own, resolver): Self::Resolver, out: Place<T::Archived>) {
+        Archive::resolve(&own, resolver, out);
+    }
+
+    fn with_view<R>(&self, function: impl FnOnce(Fields<'_, T>) -> R) -> R {
+        function(*self)
+    }
+}
+
 /// What [`record!`](crate::record) needs of this crate.
 #[doc(hidden)]
 pub mod parts {
-    use rkyv::{Archive, Deserialize, api::high::HighDeserializer, rancor};
+    use super::*;
 
     pub use crate::batch::with_encoded;
+
+    /// A struct that `record!` declared.
+    pub trait Struct:
+        Sized + for<'a> Record<View<'a> = Fields<'a, Self>> + for<'a> Serialize<Encoder<'a>>
+    {
+    }
 
     /// A value of its own, with the contents of an archive.
     ///

@@ -226,7 +226,7 @@ impl Region {
         if let Some(line) = self.data(offset, 64) {
             // SAFETY: a prefetch changes nothing that a program can see, whatever the address.
             unsafe {
-                std::arch::asm!("prefetchw [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags))
+                std::arch::asm!("prefetchw [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags));
             };
         }
         #[cfg(not(target_arch = "x86_64"))]

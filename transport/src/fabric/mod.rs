@@ -340,6 +340,16 @@ impl Fabric {
         Ok(None)
     }
 
+    /// Looks at the sockets now, and not only after many calls of [`receive`](Self::receive): for those who
+    /// come by rarely.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the system's event queue fails.
+    pub fn refresh(&mut self) -> Result<(), Error> {
+        self.look(Some(Duration::ZERO))
+    }
+
     /// The next message of one peer: its link as an [`Endpoint`], for those who talk to one only.
     pub fn endpoint(&mut self, peer: Rank) -> Peer<'_> {
         Peer { fabric: self, peer }

@@ -314,8 +314,10 @@ impl Sockets {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // No descriptors left, or a peer that hung up: others may still come.
-                Ok(_) | Err(_) => return,
+                // Too many strangers: this one is dropped.
+                Ok(_) => {}
+                // No descriptors left, for instance: others may still come.
+                Err(_) => return,
             }
         }
     }
