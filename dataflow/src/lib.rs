@@ -24,6 +24,8 @@
 mod batch;
 mod error;
 mod exchange;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod graph;
 mod inline;
 mod operator;

@@ -11,7 +11,7 @@ use rkyv::{
     vec::{ArchivedVec, VecResolver},
 };
 
-use super::{Encode, Encoder, Record, Unfit};
+use super::{Encode, Encoder, Record, Unfit, parts::Sealed};
 use crate::batch;
 
 /// Values that are their own view.
@@ -35,6 +35,8 @@ macro_rules! plain {
                 view
             }
         }
+
+        impl Sealed for $type {}
 
         impl Encode for $type {
             type Record = $type;
@@ -97,6 +99,8 @@ impl Record for String {
 /// What is written as a `String`.
 macro_rules! text {
     ($($type:ty),*) => {$(
+        impl Sealed for $type {}
+
         impl Encode for $type {
             type Record = String;
             type Resolver = StringResolver;
@@ -137,6 +141,8 @@ impl<T: Record> Record for Option<T> {
         view.map(T::own)
     }
 }
+
+impl<E: Encode> Sealed for Option<E> {}
 
 impl<E: Encode> Encode for Option<E> {
     type Record = Option<E::Record>;
@@ -267,6 +273,8 @@ fn write_slice<E: Encode>(values: &[E], encoder: &mut Encoder<'_>) -> Result<Vec
 /// What is written as a `Vec` and has all its values side by side.
 macro_rules! sequence {
     ($($type:ty),*) => {$(
+        impl<E: Encode> Sealed for $type {}
+
         impl<E: Encode> Encode for $type {
             type Record = Vec<E::Record>;
             type Resolver = VecResolver;
@@ -287,6 +295,8 @@ macro_rules! sequence {
 }
 
 sequence!(Vec<E>, &[E], &Vec<E>);
+
+impl<T: Record> Sealed for Slice<'_, T> {}
 
 impl<T: Record> Encode for Slice<'_, T> {
     type Record = Vec<T>;
@@ -336,6 +346,8 @@ macro_rules! tuple {
                 ($($type::own($field),)*)
             }
         }
+
+        impl<$($type: Encode),*> Sealed for ($($type,)*) {}
 
         impl<$($type: Encode),*> Encode for ($($type,)*) {
             type Record = ($($type::Record,)*);

@@ -47,7 +47,10 @@ pub trait Record:
 
 /// A value that can be written as a record: the record itself, its view, or parts of both, such as a
 /// pair of a `&str` and a `u64`.
-pub trait Encode {
+///
+/// It is implemented here and by [`record!`](crate::record) only: batches are read without a check in the
+/// process that wrote them, so what is written has to be right.
+pub trait Encode: parts::Sealed {
     /// The record that it is written as.
     type Record: Record;
 

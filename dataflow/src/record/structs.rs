@@ -58,6 +58,8 @@ macro_rules! record {
 
         impl $crate::record_parts::Struct for $name {}
 
+        impl $crate::record_parts::Sealed for $name {}
+
         impl $crate::Encode for $name {
             type Record = $name;
             type Resolver = $crate::rkyv::Resolver<$name>;
@@ -125,6 +127,8 @@ impl<T: Archive<Archived: fmt::Debug>> fmt::Debug for Fields<'_, T> {
     }
 }
 
+impl<T: parts::Struct> parts::Sealed for Fields<'_, T> {}
+
 impl<T: parts::Struct> Encode for Fields<'_, T> {
     type Record = T;
     type Resolver = (T, Resolver<T>);
@@ -150,6 +154,9 @@ pub mod parts {
     use super::*;
 
     pub use crate::batch::with_encoded;
+
+    /// Says that what is written is a valid archive.
+    pub trait Sealed {}
 
     /// A struct that `record!` declared.
     pub trait Struct:

@@ -325,19 +325,33 @@ impl Fabric {
     /// [`Error::Io`] when the system's event queue fails. The loss of a peer is an [`Event`].
     #[inline]
     pub fn receive(&mut self) -> Result<Option<Event>, Error> {
-        if let Some(event) = self.poll() {
-            self.idle_polls = 0;
-            return Ok(Some(event));
+        match self.poll() {
+            Some(event) => {
+                self.idle_polls = 0;
+                Ok(Some(event))
+            }
+            None => self.receive_nothing(),
         }
+    }
+
+    /// Nothing has arrived. Now and then there is more to do about that.
+    #[inline]
+    fn receive_nothing(&mut self) -> Result<Option<Event>, Error> {
         self.idle_polls += 1;
         if self.idle_polls == POLLS_TO_IDLE {
             self.idle();
         }
         if self.idle_polls.is_multiple_of(self.polls_a_look()) {
-            self.look(Some(Duration::ZERO))?;
-            return Ok(self.poll());
+            self.look_for_events()
+        } else {
+            Ok(None)
         }
-        Ok(None)
+    }
+
+    #[cold]
+    fn look_for_events(&mut self) -> Result<Option<Event>, Error> {
+        self.look(Some(Duration::ZERO))?;
+        Ok(self.poll())
     }
 
     /// Looks at the sockets now, and not only after many calls of [`receive`](Self::receive): for those who
@@ -480,16 +494,13 @@ impl Fabric {
     }
 
     /// Looks at the links, and at nothing that takes a system call when they are all shared memory.
-    #[inline]
+    #[inline(always)]
     fn poll(&mut self) -> Option<Event> {
         if !self.events.is_empty() {
             return self.events.pop_front();
         }
-        if let Some(buffer) = self.own.pop_front() {
-            return Some(Event::Message {
-                from: self.rank,
-                buffer,
-            });
+        if !self.own.is_empty() {
+            return self.poll_own();
         }
         for _ in 0..self.open.len() {
             self.next = if self.next + 1 < self.open.len() {
@@ -505,7 +516,15 @@ impl Fabric {
         None
     }
 
-    #[inline]
+    fn poll_own(&mut self) -> Option<Event> {
+        let buffer = self.own.pop_front()?;
+        Some(Event::Message {
+            from: self.rank,
+            buffer,
+        })
+    }
+
+    #[inline(always)]
     fn poll_peer(&mut self, peer: Rank) -> Option<Event> {
         let received = match &mut self.peers[peer as usize] {
             Contact::Open(Link::Shm(link)) => link.receive(),

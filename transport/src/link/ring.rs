@@ -150,7 +150,7 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
         self.arrived().is_some()
     }
 
-    #[inline]
+    #[inline(always)]
     fn arrived(&self) -> Option<(Note, &Slot)> {
         let slot = &self.ring.slots[self.position as usize % N];
         let seen = slot.stamp.load(Ordering::Acquire); // Pairs with the Release in `push`.
@@ -160,7 +160,7 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
 
     /// Takes the next entry, if it is there. The flag says that slots were handed back, so that a
     /// producer that waits for room should be told.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pop(&mut self) -> Option<(Note, Entry, bool)> {
         let (note, slot) = self.arrived()?;
         let entry = std::array::from_fn(|word| slot.words[word].load(Ordering::Relaxed));

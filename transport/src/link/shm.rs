@@ -283,7 +283,7 @@ impl Shm {
     }
 
     /// The message that an entry stands for, if it is one that a correct peer sends.
-    #[inline]
+    #[inline(always)]
     fn message(&self, note: Note, entry: &Entry) -> Result<Buffer, End> {
         let [tag, a, b, c, d, e, f] = *entry;
         let body = match note & 0xff00 {
@@ -341,7 +341,7 @@ impl Endpoint for Shm {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn receive(&mut self) -> Result<Option<Buffer>, Error> {
         self.flush();
         self.return_dropped();
