@@ -54,13 +54,13 @@ struct Line(AtomicU64);
 fn main() {
     let smoke = env::args().any(|argument| argument == "--smoke");
     let batches = if smoke { SMOKE_BATCHES } else { BATCHES };
+    let machine = machine(); // Before this thread is pinned, which would hide the other cores.
     let samples = measure(batches);
     let all = samples.len();
     let samples: Vec<_> = samples.into_iter().filter(Sample::is_undisturbed).collect();
     let disturbed = all - samples.len();
     println!(
-        "{}; {TRIPS} round trips a batch, {all} batches, {disturbed} of them disturbed",
-        machine()
+        "{machine}; {TRIPS} round trips a batch, {all} batches, {disturbed} of them disturbed",
     );
     for (state, near) in [("near", true), ("far", false)] {
         let samples: Vec<_> = samples

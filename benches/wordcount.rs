@@ -23,6 +23,8 @@ use updraft::{Config, dataflow::lines_of};
 
 const MIB: u64 = 1 << 20;
 const TEXT_BYTES: u64 = 256 * MIB;
+/// The limit of the case that has one.
+const MEMORY_BYTES: u64 = 200 * MIB;
 const SEED: u64 = 1;
 const ROUNDS: usize = 7;
 
@@ -105,6 +107,12 @@ fn in_processes(path: &str, transport: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// The same case with a limit on its data memory that is less than the input.
+fn bounded(mut case: Case) -> Case {
+    case.command.env("UPDRAFT_MEMORY", MEMORY_BYTES.to_string());
+    case
+}
+
 /// The command `updraft`, built as this bench is.
 fn launcher() -> io::Result<PathBuf> {
     let bench = env::current_exe()?;
@@ -142,12 +150,20 @@ fn compare(bytes: u64, rounds: usize) -> io::Result<()> {
         case("updraft threads", &["ours", path])?,
         case("updraft processes", &["processes", path, "auto"])?,
         case("updraft tcp", &["processes", path, "tcp"])?,
+        bounded(case("updraft 200 MiB", &["ours", path])?),
         case("timely", &["timely", path])?,
     ];
     let report = measure::measure(cases, rounds)?;
     println!("{}", measure::machine());
     println!("{} MiB of Zipf text, {}", bytes / MIB, report.answer());
     print!("{}", report.table(bytes));
+    let peak = report.spread("updraft 200 MiB", |run| {
+        run.peak_bytes as f64 / MEMORY_BYTES as f64
+    });
+    println!(
+        "peak memory of updraft 200 MiB / its ledger's limit {peak}, input / limit {:.2}",
+        bytes as f64 / MEMORY_BYTES as f64
+    );
     for ours in ["updraft threads", "updraft processes", "updraft tcp"] {
         println!("{}", report.ratio_line(ours, "hand-written", 1.5));
         println!("{}", report.ratio_line(ours, "timely", 1.0));

@@ -415,6 +415,14 @@ impl Fabric {
     /// [`Error::Io`] when the system's event queue fails.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.idle();
+        let waited = self.wait_for_news(timeout);
+        if let Some(sockets) = &mut self.sockets {
+            sockets.forget_waking();
+        }
+        waited
+    }
+
+    fn wait_for_news(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         if self.spin_for_news()? || self.sockets.is_none() {
             return Ok(());
         }
@@ -464,6 +472,9 @@ impl Fabric {
     fn has_news(&mut self) -> bool {
         if !self.events.is_empty() || !self.own.is_empty() {
             return true;
+        }
+        if self.sockets.as_ref().is_some_and(Sockets::was_woken) {
+            return true; // A look that was not a wait may have taken the wake-up in.
         }
         if self.arena.is_wanted() && self.arena.has_returns() {
             return true;

@@ -96,6 +96,8 @@ pub(super) struct Sockets {
     next_id: Id,
     now: Duration,
     steps: Vec<Step>,
+    /// Whether someone woke us and has not been served.
+    woken: bool,
 }
 
 impl Sockets {
@@ -149,6 +151,7 @@ impl Sockets {
             next_id: FIRST_ID,
             now: Duration::ZERO,
             steps: Vec::new(),
+            woken: false,
         })
     }
 
@@ -164,6 +167,16 @@ impl Sockets {
             .try_clone_to_owned()
             .map_err(Error::io("duplicate an eventfd"))?;
         Ok(Waker(Arc::new(fd)))
+    }
+
+    /// Whether someone woke us, in whatever look that was seen.
+    pub(super) fn was_woken(&self) -> bool {
+        self.woken
+    }
+
+    /// Whoever woke us is served.
+    pub(super) fn forget_waking(&mut self) {
+        self.woken = false;
     }
 
     pub(super) fn join(&mut self, addresses: &[Address]) {
@@ -291,6 +304,7 @@ impl Sockets {
                 UNIX_LISTENER | TCP_LISTENER => self.accept(token),
                 WAKE => {
                     let _ = self.here.wake.read();
+                    self.woken = true;
                 }
                 Token(id) => self.notice(id, readable, writable),
             }
