@@ -461,3 +461,42 @@ fn a_worker_killed_while_it_writes_leaves_no_results_that_look_whole() {
     });
     assert_eq!(parts.count(), 0);
 }
+
+/// The most memory that a process had resident, while it runs.
+fn peak_bytes(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
+}
+
+#[test]
+fn peak_memory_is_bounded_by_the_ledger_and_not_by_the_input() {
+    const INPUT_BYTES: usize = 96 << 20;
+    const LEDGER_BYTES: u64 = 16 << 20;
+    /// The program itself, its threads, and what it writes of itself.
+    const PROGRAM_BYTES: u64 = 16 << 20;
+    let folder = Folder::new();
+    let text = folder.0.join("large");
+    let line = "the same few words on every line of a text that is much larger than the memory\n";
+    fs::write(&text, line.repeat(INPUT_BYTES / line.len())).unwrap();
+    let mut count = alone("wordcount", &["--executors", "2"]);
+    count
+        .arg(&text)
+        .env("UPDRAFT_MEMORY", LEDGER_BYTES.to_string());
+    let mut child = count
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut peak = 0;
+    let status = loop {
+        peak = peak_bytes(child.id()).unwrap_or(peak);
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        thread::sleep(Duration::from_millis(5)); // Between two looks at the peak, which only grows.
+    };
+    assert!(status.success());
+    assert!(peak > 0, "the process was never looked at");
+    assert!(peak < LEDGER_BYTES + PROGRAM_BYTES, "it had {peak} bytes");
+}
