@@ -482,7 +482,7 @@ fn a_folder_that_cannot_be_made_is_named() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let folder = file.path().join("folder");
     let error = inline(&collection(vec![String::new()]).write_text(&folder)).unwrap_err();
-    let line = error.to_line();
+    let line = dataflow::one_line(&error);
     assert!(
         line.starts_with(&format!("cannot write {}: ", folder.display())),
         "{line}"

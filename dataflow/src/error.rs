@@ -113,16 +113,8 @@ pub enum Error {
     Transport(#[from] transport::Error),
 }
 
-impl Error {
-    /// The error with its causes, in one line.
-    pub fn to_line(&self) -> String {
-        let mut line = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            line.push_str(": ");
-            line.push_str(&error.to_string());
-            cause = error.source();
-        }
-        line
-    }
+/// An error with its causes, in one line: for the edges, where errors become text for people.
+pub fn one_line(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }

@@ -36,7 +36,7 @@ mod source;
 mod stage;
 mod stream;
 
-pub use error::Error;
+pub use error::{Error, one_line};
 pub use exchange::Receiver;
 pub use graph::{Job, TaskGraph};
 pub use inline::{inline, simulate};

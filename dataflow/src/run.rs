@@ -8,6 +8,7 @@ use transport::{Buffer, Fabric, Ledger, Rank};
 use crate::{
     Error,
     graph::TaskGraph,
+    one_line,
     stage::{Counters, Place, Progress, Task},
 };
 
@@ -321,7 +322,7 @@ impl Run {
 
 /// Tells the other ranks that this one failed in run `number`, as far as they can still be told.
 pub fn tell_failure(fabric: &mut Fabric, number: u32, error: &Error) {
-    let line = error.to_line();
+    let line = one_line(error);
     for rank in (0..fabric.size())
         .filter(|&rank| rank != fabric.rank())
         .collect::<Vec<_>>()

@@ -1,6 +1,6 @@
 //! What can keep a launcher from its work.
 
-use std::{error, io, path::PathBuf};
+use std::{io, path::PathBuf};
 
 /// Why a job could not be launched. How a job itself fails is not an error of its launcher.
 #[derive(Debug, thiserror::Error)]
@@ -64,10 +64,4 @@ pub(crate) mod exit {
     pub(crate) const LOST_A_PEER: u8 = 6;
     /// The death by a signal, plus its number.
     pub(crate) const SIGNAL: u8 = 128;
-}
-
-/// An error and its causes on one line.
-pub fn explain(error: &dyn error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

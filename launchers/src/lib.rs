@@ -32,4 +32,4 @@ mod verdict;
 pub mod watchdog;
 pub mod worker;
 
-pub use error::{Error, explain};
+pub use error::Error;

@@ -361,7 +361,7 @@ impl Env {
             (Some(client), None) => drop(client.finished(&line)),
             (Some(client), Some(error)) if !error.is_consequence() => {
                 self.ending.store(true, Ordering::Relaxed);
-                drop(client.failed(&error.to_line()));
+                drop(client.failed(&dataflow::one_line(error)));
             }
             (None, None) if self.decided.progress => eprintln!("updraft: {line}"),
             _ => {}

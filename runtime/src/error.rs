@@ -85,18 +85,6 @@ impl Error {
     pub(crate) fn is_consequence(&self) -> bool {
         self.exit_code() == 6
     }
-
-    /// The error with its causes, in one line.
-    pub fn to_line(&self) -> String {
-        let mut line = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            line.push_str(": ");
-            line.push_str(&error.to_string());
-            cause = error.source();
-        }
-        line
-    }
 }
 
 fn link_code(error: &transport::Error) -> u8 {
@@ -123,7 +111,7 @@ pub fn exit(result: Result<(), Error>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", error.to_line());
+            eprintln!("error: {}", dataflow::one_line(&error));
             ExitCode::from(error.exit_code())
         }
     }

@@ -386,9 +386,7 @@ mod tests {
         let missing = folder.path().join("missing");
         let error = lines_of(vec![missing.clone()]).unwrap_err();
         assert!(
-            error
-                .to_line()
-                .starts_with(&format!("cannot read {}: ", missing.display())),
+            crate::one_line(&error).starts_with(&format!("cannot read {}: ", missing.display())),
             "{error}"
         );
         assert!(matches!(lines("/nowhere/*"), Err(Error::NoInput { .. })));

@@ -1,12 +1,13 @@
 //! Every link of one rank behind one door.
 
 mod greeting;
+mod peer;
 mod sockets;
 
 use std::{collections::VecDeque, fmt, net::IpAddr, time::Duration};
 
 use self::sockets::Sockets;
-pub use self::sockets::Waker;
+pub use self::{peer::Peer, sockets::Waker};
 use crate::{
     Address, Arena, Buffer, Endpoint, Error, Loan, Loss, Path, Rank, Refusal, Secret, bell,
     link::{End, Link},
@@ -364,7 +365,21 @@ impl Fabric {
         self.look(Some(Duration::ZERO))
     }
 
-    /// The next message of one peer: its link as an [`Endpoint`], for those who talk to one only.
+    /// The link to one peer as an [`Endpoint`](crate::Endpoint), for those who talk to one only.
+    ///
+    /// ```
+    /// use transport::{Arena, Endpoint, EndpointExt, Ledger, Simulation};
+    ///
+    /// let network = Simulation::new(7, 2);
+    /// let [mut here, mut there] = [0, 1].map(|rank| {
+    ///     network.fabric(rank, &Arena::new(&Ledger::new(1 << 20), 1 << 20).unwrap())
+    /// });
+    /// assert!(here.endpoint(1).send_copy(b"hello")?);
+    /// while network.advance() {}
+    /// let message = there.endpoint(0).receive()?.expect("it has arrived");
+    /// assert_eq!((message.as_slice(), there.endpoint(0).peer()), (&b"hello"[..], 0));
+    /// # Ok::<(), transport::Error>(())
+    /// ```
     pub fn endpoint(&mut self, peer: Rank) -> Peer<'_> {
         Peer { fabric: self, peer }
     }
@@ -738,40 +753,5 @@ impl fmt::Debug for Fabric {
             .field("rank", &self.rank)
             .field("size", &self.size())
             .finish_non_exhaustive()
-    }
-}
-
-/// One peer of a fabric, as an [`Endpoint`].
-#[derive(Debug)]
-pub struct Peer<'f> {
-    fabric: &'f mut Fabric,
-    peer: Rank,
-}
-
-impl Endpoint for Peer<'_> {
-    fn peer(&self) -> Rank {
-        self.peer
-    }
-
-    fn loan(&mut self, bytes: usize) -> Result<Option<Loan>, Error> {
-        self.fabric.loan(bytes)
-    }
-
-    fn send(&mut self, message: Buffer) -> Result<(), Error> {
-        self.fabric.send(self.peer, message)
-    }
-
-    fn receive(&mut self) -> Result<Option<Buffer>, Error> {
-        let peer = self.peer;
-        if let Contact::Ended(end) = &self.fabric.peers[peer as usize] {
-            return Err(end.error(peer));
-        }
-        self.fabric.look(Some(Duration::ZERO))?;
-        self.fabric.flush_links();
-        match self.fabric.poll_peer(peer) {
-            Some(Event::Message { buffer, .. }) => Ok(Some(buffer)),
-            Some(Event::Ended { error, .. }) => Err(error),
-            _ => Ok(None),
-        }
     }
 }

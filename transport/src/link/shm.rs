@@ -390,3 +390,90 @@ const _: () = assert!(
     INLINE_BYTES == 6 * 8,
     "a descriptor has six words beside the tag"
 );
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use nix::sys::eventfd::EventFd;
+
+    use super::*;
+    use crate::{Ledger, arena::Region};
+
+    /// Our end of a link, and the producer and the arena of a peer that may put in what it likes.
+    fn link_to_a_liar() -> (Shm, Producer<RingAt>, Arena) {
+        let [ours, theirs] = [0, 1].map(|_| Arena::new(&Ledger::new(1 << 20), 1 << 20).unwrap());
+        let map = |arena: &Arena| {
+            let region = Region::import(arena.region().fd().try_clone_to_owned().unwrap()).unwrap();
+            Mapping::of_peer(region, OwnedFd::from(EventFd::new().unwrap()))
+        };
+        let ring =
+            |arena: &Arena| RingAt::create(arena.loan(RING_BYTES).unwrap().unwrap()).unwrap();
+        let ((outgoing, _), (lying, offset)) = (ring(&ours), ring(&theirs));
+        let mapping = map(&theirs);
+        let incoming = RingAt::import(&mapping, offset).unwrap();
+        (
+            Shm::new(1, ours, outgoing, incoming, mapping),
+            Producer::new(lying),
+            theirs,
+        )
+    }
+
+    fn refused(note: Note, entry: Entry) {
+        let (mut link, mut liar, _theirs) = link_to_a_liar();
+        liar.push(note, &entry);
+        let received = link.receive();
+        assert!(
+            matches!(
+                received,
+                Err(Error::PeerLost {
+                    peer: 1,
+                    cause: Loss::Protocol(_)
+                })
+            ),
+            "{note:#x} {entry:?}: {received:?}"
+        );
+        let sent = link.send(Buffer::inline(0, b"late").unwrap());
+        assert!(sent.is_err(), "nothing after a lie is believed");
+    }
+
+    #[test]
+    fn descriptors_that_point_outside_the_arena_end_the_link() {
+        refused(BLOCK, [0, 0, 1 << 20, 1, 0, 0, 0]);
+        refused(BLOCK, [0, 0, u64::MAX, 2, 0, 0, 0]);
+        refused(BLOCK, [0, 0, 64, 1 << 20, 0, 0, 0]);
+        refused(BLOCK, [0, 1 << 16, 0, 64, 0, 0, 0]);
+        refused(BLOCK, [0, u64::MAX, 0, 64, 0, 0, 0]);
+    }
+
+    #[test]
+    fn entries_of_no_known_kind_or_length_end_the_link() {
+        refused(INLINE | 49, [0; ENTRY_WORDS]);
+        refused(0, [0; ENTRY_WORDS]);
+        refused(0xff00, [0; ENTRY_WORDS]);
+    }
+
+    #[test]
+    fn returns_of_blocks_that_the_peer_was_not_handed_are_ignored() {
+        let (mut link, mut liar, _theirs) = link_to_a_liar();
+        let held = link.loan(64).unwrap().unwrap();
+        let own = link.arena.clone();
+        for index in [0, 1, 2, 65_535, u32::MAX] {
+            liar.push(RETURNED | 2, &[u64::from(index), 0, 0, 0, 0, 0, 0]);
+        }
+        assert!(link.receive().unwrap().is_none());
+        assert_ne!(
+            own.loan(64).unwrap().unwrap().as_ptr(),
+            held.as_ptr(),
+            "it is still lent"
+        );
+    }
+
+    #[test]
+    fn a_ring_is_imported_only_from_where_one_fits() {
+        let (link, _liar, _theirs) = link_to_a_liar();
+        for offset in [1, 64, (1 << 20) - 64, u64::MAX] {
+            assert!(RingAt::import(&link.mapping, offset).is_none(), "{offset}");
+        }
+    }
+}
