@@ -51,6 +51,35 @@ const CASES: [(&str, What); 3] = [
 #[derive(Default)]
 struct Line(AtomicU64);
 
+/// What two sides share: the line of each, and the payload line of each.
+#[derive(Default)]
+struct Shared {
+    lines: [Line; 2],
+    payloads: [Payload; 2],
+}
+
+/// A line of payload, written before the other line and read after it: what a message in a loan needs to
+/// travel at the least.
+#[repr(align(128))]
+#[derive(Default)]
+struct Payload([AtomicU64; 8]);
+
+impl Payload {
+    fn write(&self, value: u64) {
+        self.0
+            .iter()
+            .for_each(|word| word.store(value, Ordering::Relaxed));
+    }
+
+    fn read(&self) -> u64 {
+        black_box(
+            self.0
+                .iter()
+                .fold(0, |all, word| all | word.load(Ordering::Relaxed)),
+        )
+    }
+}
+
 fn main() {
     let smoke = env::args().any(|argument| argument == "--smoke");
     let batches = if smoke { SMOKE_BATCHES } else { BATCHES };
@@ -78,6 +107,8 @@ fn main() {
 struct Sample {
     /// The bare hand-over before each case.
     hops: [Duration; CASES.len()],
+    /// The same with a line of payload.
+    payloads: [Duration; CASES.len()],
     cases: [Duration; CASES.len()],
 }
 
@@ -98,6 +129,14 @@ fn report(state: &str, samples: &[&Sample]) {
         "bare line",
         Spread::of(samples.iter().map(|sample| nanos(sample.hops[0])))
     );
+    let payloads = Spread::of(samples.iter().map(|sample| nanos(sample.payloads[0])));
+    let floor = samples
+        .iter()
+        .map(|sample| nanos(sample.payloads[0]) / nanos(sample.hops[0]));
+    println!(
+        "  bare + 64 B   {payloads}  ratio to the bare line {}",
+        Spread::of(floor)
+    );
     for (index, (name, _)) in CASES.iter().enumerate() {
         let times = Spread::of(samples.iter().map(|sample| nanos(sample.cases[index])));
         let ratios = samples
@@ -116,13 +155,13 @@ fn report(state: &str, samples: &[&Sample]) {
 }
 
 fn measure(batches: usize) -> Vec<Sample> {
-    let lines = Arc::new([Line::default(), Line::default()]);
+    let shared = Arc::new(Shared::default());
     let secret = Secret::random().expect("the system has randomness");
     let start = Arc::new(Barrier::new(2));
     let (to_echo, from_ping) = std::sync::mpsc::channel();
     let (to_ping, from_echo) = std::sync::mpsc::channel();
     let echo = {
-        let (lines, secret, start) = (lines.clone(), secret.clone(), start.clone());
+        let (shared, secret, start) = (shared.clone(), secret.clone(), start.clone());
         thread::spawn(move || {
             pin(1);
             let mut fabric = fabric(1, &secret);
@@ -134,7 +173,8 @@ fn measure(batches: usize) -> Vec<Sample> {
             start.wait();
             for _ in 0..batches {
                 for (_, what) in CASES {
-                    echo_lines(&lines);
+                    echo_lines(&shared, false);
+                    echo_lines(&shared, true);
                     (0..TRIPS).for_each(|_| echo_message(&mut fabric, what));
                 }
             }
@@ -150,10 +190,17 @@ fn measure(batches: usize) -> Vec<Sample> {
         .expect("two ranks");
     start.wait();
     let samples = (0..batches).map(|_| {
-        let both = CASES.map(|(_, what)| (ping_lines(&lines), ping_messages(&mut fabric, what)));
+        let all = CASES.map(|(_, what)| {
+            (
+                ping_lines(&shared, false),
+                ping_lines(&shared, true),
+                ping_messages(&mut fabric, what),
+            )
+        });
         Sample {
-            hops: both.map(|(hop, _)| hop),
-            cases: both.map(|(_, case)| case),
+            hops: all.map(|(hop, ..)| hop),
+            payloads: all.map(|(_, payload, _)| payload),
+            cases: all.map(|(.., case)| case),
         }
     });
     let samples = samples.collect();
@@ -193,21 +240,32 @@ fn await_line(line: &Line, seen: u64) -> u64 {
     }
 }
 
-fn ping_lines(lines: &[Line; 2]) -> Duration {
-    let first = lines[0].0.load(Ordering::Relaxed);
+fn ping_lines(shared: &Shared, with_payload: bool) -> Duration {
+    let [ours, theirs] = &shared.lines;
+    let first = ours.0.load(Ordering::Relaxed);
     let start = Instant::now();
     for trip in 1..=u64::from(TRIPS) {
-        lines[0].0.store(first + trip, Ordering::Release);
-        await_line(&lines[1], first + trip - 1);
+        if with_payload {
+            shared.payloads[0].write(trip);
+        }
+        ours.0.store(first + trip, Ordering::Release);
+        await_line(theirs, first + trip - 1);
+        if with_payload {
+            assert_eq!(shared.payloads[1].read(), trip);
+        }
     }
     start.elapsed() / (2 * TRIPS)
 }
 
-fn echo_lines(lines: &[Line; 2]) {
+fn echo_lines(shared: &Shared, with_payload: bool) {
+    let [theirs, ours] = &shared.lines;
     for _ in 0..TRIPS {
-        let seen = lines[1].0.load(Ordering::Relaxed);
-        let now = await_line(&lines[0], seen);
-        lines[1].0.store(now, Ordering::Release);
+        let now = await_line(theirs, ours.0.load(Ordering::Relaxed));
+        if with_payload {
+            let value = shared.payloads[0].read();
+            shared.payloads[1].write(value);
+        }
+        ours.0.store(now, Ordering::Release);
     }
 }
 
