@@ -284,6 +284,7 @@ impl Fabric {
         }
         let size = self.size();
         match self.peers.get_mut(to as usize) {
+            Some(Contact::Open(Link::Shm(link))) => link.send(message),
             Some(Contact::Open(link)) => link.send(message),
             Some(Contact::Connecting { waiting, .. }) => {
                 waiting.push_back(message);
@@ -305,6 +306,11 @@ impl Fabric {
     /// Those of [`loan`](Self::loan) and [`send`](Self::send).
     #[inline]
     pub fn send_copy(&mut self, to: Rank, tag: u64, bytes: &[u8]) -> Result<bool, Error> {
+        if let Some(Contact::Open(Link::Shm(link))) = self.peers.get_mut(to as usize)
+            && link.send_inline(tag, bytes)
+        {
+            return Ok(true);
+        }
         let message = match Buffer::inline(tag, bytes) {
             Some(message) => message,
             None => {
@@ -553,7 +559,11 @@ impl Fabric {
     #[inline(always)]
     fn poll_peer(&mut self, peer: Rank) -> Option<Event> {
         let received = match &mut self.peers[peer as usize] {
-            Contact::Open(Link::Shm(link)) => link.receive(),
+            Contact::Open(Link::Shm(link)) => match link.receive() {
+                // Made into an event here and not with the others below, where it would be moved once more.
+                Ok(Some(buffer)) => return Some(Event::Message { from: peer, buffer }),
+                received => received,
+            },
             Contact::Open(link) => {
                 link.flush();
                 if !link.is_ready() {
