@@ -338,10 +338,11 @@ impl Arena {
     /// Notes that `peer` now holds a reference to our block `index`.
     #[inline]
     pub(crate) fn handed_to(&self, index: u32, peer: Rank) {
+        let shared = self.region().counts()[index as usize].is_shared();
         let mut book = self.0.book.borrow_mut();
         let holder = &mut book.lent[index as usize].holder;
         *holder = match *holder {
-            Holder::Us => Holder::Peer(peer),
+            Holder::Us if !shared => Holder::Peer(peer),
             Holder::Peer(same) if same == peer => Holder::Peer(peer),
             _ => Holder::Several,
         };
@@ -472,6 +473,28 @@ mod tests {
         ));
         drop(arena);
         assert_eq!(ledger.used(), 0);
+    }
+
+    #[test]
+    fn what_a_dead_peer_held_alone_comes_back_and_what_we_hold_too_does_not() {
+        let arena = arena(1 << 15);
+        let hand_over = |buffer: Buffer| {
+            let (_, Body::Block { block, .. }) = buffer.into_parts() else {
+                panic!("it is in a block")
+            };
+            arena.handed_to(block.index(), 1);
+            block.hand_over();
+        };
+        let ours = arena.loan(1 << 14).unwrap().unwrap().freeze();
+        hand_over(ours.clone());
+        hand_over(arena.loan(1 << 14).unwrap().unwrap().freeze());
+        arena.reclaim_from_dead(1);
+        let back = arena
+            .loan(1 << 14)
+            .unwrap()
+            .expect("it held this one alone");
+        assert!(arena.loan(1 << 14).unwrap().is_none(), "we still read ours");
+        drop((ours, back));
     }
 
     #[test]
