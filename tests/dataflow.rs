@@ -551,10 +551,11 @@ impl Driven {
 
     fn turn(&mut self) -> Result<Progress, Error> {
         loop {
-            let event = self.fabric.borrow_mut().receive()?;
+            let event = self.fabric.borrow_mut().receive();
+            let event = event.map_err(transport::Error::from)?;
             match event {
                 Some(Event::Message { from, buffer }) => self.run.receive(from, buffer)?,
-                Some(Event::Ended { peer, error }) => self.run.ended(peer, error)?,
+                Some(Event::Ended { peer, error }) => self.run.ended(peer, *error)?,
                 Some(Event::Refused { .. }) | None => return self.run.poll(),
             }
         }

@@ -52,7 +52,7 @@ impl End {
         while let Some(event) = self.fabric.borrow_mut().receive().unwrap() {
             match event {
                 Event::Message { buffer, .. } => self.arrived.borrow_mut().push_back(Ok(buffer)),
-                Event::Ended { error, .. } => self.arrived.borrow_mut().push_back(Err(error)),
+                Event::Ended { error, .. } => self.arrived.borrow_mut().push_back(Err(*error)),
                 Event::Refused { .. } => {}
             }
         }
@@ -73,7 +73,7 @@ impl End {
     }
 
     async fn send(&self, bytes: &[u8]) {
-        if bytes.len() > 48 {
+        if bytes.len() > 104 {
             let mut loan = self.loan(bytes.len()).await;
             loan.copy_from_slice(bytes);
             self.fabric.borrow_mut().send(self.peer, loan).unwrap();
@@ -94,7 +94,7 @@ impl End {
                 let event = self.fabric.borrow_mut().receive().unwrap();
                 match event {
                     Some(Event::Message { buffer, .. }) => return Poll::Ready(Ok(buffer)),
-                    Some(Event::Ended { error, .. }) => return Poll::Ready(Err(error)),
+                    Some(Event::Ended { error, .. }) => return Poll::Ready(Err(*error)),
                     Some(Event::Refused { .. }) | None => {}
                 }
             }
@@ -184,7 +184,7 @@ mod delivers_in_order {
 
     /// Empty, inline, just past inline, and large ones.
     fn length(number: usize) -> usize {
-        [0, 1, 48, 49, 1_000, 7, 64, 40_000][number * 7 % 8]
+        [0, 1, 48, 49, 1_000, 104, 105, 40_000][number * 7 % 8]
     }
 
     pub(super) async fn here(end: End) {
@@ -258,7 +258,7 @@ mod aligns_what_it_delivers {
         for len in (0..500).step_by(7) {
             let message = end.receive().await.unwrap();
             assert_eq!(message.len(), len);
-            let align = if len > 48 { 64 } else { 16 };
+            let align = if len > 104 { 64 } else { 16 };
             assert_eq!(message.as_ptr() as usize % align, 0);
         }
         end.send(b"all").await;
@@ -696,14 +696,16 @@ fn a_peer_with_another_secret_is_refused_by_both_sides() {
         }
         fabrics[0].send_copy(1, 0, b"let me in").unwrap();
         poll_until(&mut fabrics, |rank, event| match event {
-            Event::Ended {
-                peer: 1,
-                error:
-                    Error::PeerLost {
-                        cause: Loss::Refused(_),
-                        ..
-                    },
-            } => rank == 0,
+            Event::Ended { peer: 1, error } => {
+                rank == 0
+                    && matches!(
+                        &**error,
+                        Error::PeerLost {
+                            cause: Loss::Refused(_),
+                            ..
+                        }
+                    )
+            }
             Event::Message { .. } => panic!("a stranger was heard"),
             _ => false,
         });
@@ -751,14 +753,16 @@ fn nobody_at_the_address_is_a_lost_peer() {
         let start = Instant::now();
         loop {
             match here.receive().unwrap() {
-                Some(Event::Ended {
-                    peer: 1,
-                    error:
+                Some(Event::Ended { peer: 1, error }) => {
+                    assert!(matches!(
+                        *error,
                         Error::PeerLost {
                             cause: Loss::Unreachable(_),
                             ..
-                        },
-                }) => break,
+                        }
+                    ));
+                    break;
+                }
                 other => assert!(other.is_none(), "{other:?}"),
             }
             assert!(start.elapsed() < Duration::from_secs(10));

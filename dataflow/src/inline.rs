@@ -104,10 +104,11 @@ impl Simulated {
     fn turn(&mut self) -> Result<bool, Error> {
         self.made_progress = false;
         loop {
-            let event = self.fabric.borrow_mut().receive()?;
+            let event = self.fabric.borrow_mut().receive();
+            let event = event.map_err(transport::Error::from)?;
             match event {
                 Some(Event::Message { from, buffer }) => self.run.receive(from, buffer)?,
-                Some(Event::Ended { peer, error }) => self.run.ended(peer, error)?,
+                Some(Event::Ended { peer, error }) => self.run.ended(peer, *error)?,
                 Some(Event::Refused { .. }) | None => break,
             }
             self.made_progress = true;

@@ -194,7 +194,8 @@ impl Executor {
             self.site.fabric.borrow_mut().refresh()?;
         }
         loop {
-            let event = self.site.fabric.borrow_mut().receive()?;
+            let event = self.site.fabric.borrow_mut().receive();
+            let event = event.map_err(transport::Error::from)?;
             let Some(event) = event else { break };
             busy = true;
             self.take(event)?;
@@ -229,11 +230,11 @@ impl Executor {
             }
             (Event::Ended { peer, error }, Some(run)) => {
                 let needed = run.ended(peer, copy_of(&error));
-                self.gone.push((peer, error));
+                self.gone.push((peer, *error));
                 Ok(needed?)
             }
             (Event::Ended { peer, error }, None) => {
-                self.gone.push((peer, error));
+                self.gone.push((peer, *error));
                 Ok(())
             }
             // Strangers at the door are no concern of the job.

@@ -106,6 +106,12 @@ pub enum Loss {
     Simulated,
 }
 
+impl From<Box<Error>> for Error {
+    fn from(error: Box<Error>) -> Self {
+        *error
+    }
+}
+
 impl Error {
     /// Wraps an error of the system in what was attempted.
     pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {

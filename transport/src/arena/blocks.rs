@@ -33,7 +33,8 @@ pub(crate) struct Blocks {
 #[derive(Debug, Clone, Copy)]
 struct Block {
     offset: u64,
-    class: usize,
+    bytes: u64,
+    class: u32,
     lent: bool,
 }
 
@@ -43,6 +44,9 @@ pub(crate) struct Lent {
     pub(crate) index: u32,
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
+    /// Where the block is that will be lent next for this size unless others come back, plus one; zero when there
+    /// is none.
+    pub(crate) next: u64,
 }
 
 /// The class of a block with room for `bytes`, and its size: 64, 128, 192, 256, then four steps to
@@ -60,15 +64,6 @@ fn class_of(bytes: u64) -> (usize, u64) {
     )
 }
 
-/// The size of the blocks of a class.
-fn bytes_of(class: usize) -> u64 {
-    if class < 4 {
-        return (class as u64 + 1) * UNIT;
-    }
-    let doubling = class / 4 - 1;
-    ((class % 4 + 5) as u64) << doubling << UNIT.trailing_zeros()
-}
-
 impl Blocks {
     pub(crate) fn new(bytes: u64, blocks_max: usize) -> Self {
         Self {
@@ -83,12 +78,22 @@ impl Blocks {
     }
 
     /// Lends a block of at least `bytes`, or nothing while there is none.
+    #[inline]
     pub(crate) fn lend(&mut self, bytes: u64) -> Option<Lent> {
         let (class, size) = class_of(bytes);
-        if let Some(index) = self.idle.get_mut(class)?.pop() {
+        let idle = self.idle.get_mut(class)?;
+        if let Some(index) = idle.pop() {
+            let next = idle
+                .last()
+                .map_or(0, |&next| self.blocks[next as usize].offset + 1);
             self.idle_bytes -= size;
-            return Some(self.lent(index));
+            return Some(self.lent(index, next));
         }
+        self.lend_afresh(class, size)
+    }
+
+    #[cold]
+    fn lend_afresh(&mut self, class: usize, size: u64) -> Option<Lent> {
         if let Some(lent) = self.cut(class, size) {
             return Some(lent);
         }
@@ -104,6 +109,7 @@ impl Blocks {
     }
 
     /// Takes a block back; false if it was not lent.
+    #[inline]
     pub(crate) fn take_back(&mut self, index: u32) -> bool {
         let Some(block) = self
             .blocks
@@ -113,30 +119,26 @@ impl Blocks {
             return false;
         };
         block.lent = false;
-        self.idle_bytes += bytes_of(block.class);
-        self.idle[block.class].push(index);
+        self.idle_bytes += block.bytes;
+        self.idle[block.class as usize].push(index);
         self.fruitless = None;
         true
     }
 
-    /// Where the block is that will be lent next for a size like that of block `index`.
-    pub(crate) fn next_like(&self, index: u32) -> Option<u64> {
-        let next = self.idle[self.blocks[index as usize].class].last()?;
-        Some(self.blocks[*next as usize].offset)
-    }
-
     /// Size of a block, lent or idle.
     pub(crate) fn bytes(&self, index: u32) -> u64 {
-        bytes_of(self.blocks[index as usize].class)
+        self.blocks[index as usize].bytes
     }
 
-    fn lent(&mut self, index: u32) -> Lent {
+    #[inline]
+    fn lent(&mut self, index: u32, next: u64) -> Lent {
         let block = &mut self.blocks[index as usize];
         block.lent = true;
         Lent {
             index,
             offset: block.offset,
-            bytes: bytes_of(block.class),
+            bytes: block.bytes,
+            next,
         }
     }
 
@@ -158,7 +160,8 @@ impl Blocks {
         }
         let block = Block {
             offset,
-            class,
+            bytes: size,
+            class: class as u32,
             lent: false,
         };
         let index = match self.vacant.pop() {
@@ -171,7 +174,7 @@ impl Blocks {
                 self.blocks.len() as u32 - 1
             }
         };
-        Some(self.lent(index))
+        Some(self.lent(index, 0))
     }
 
     /// Turns all idle blocks into uncut bytes again, neighbours into one stretch.
@@ -179,7 +182,7 @@ impl Blocks {
         for class in &mut self.idle {
             for index in class.drain(..) {
                 let block = self.blocks[index as usize];
-                self.uncut.insert(block.offset, bytes_of(block.class));
+                self.uncut.insert(block.offset, block.bytes);
                 self.vacant.push(index);
             }
         }
@@ -205,6 +208,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The size of the blocks of a class.
+    fn bytes_of(class: usize) -> u64 {
+        if class < 4 {
+            return (class as u64 + 1) * UNIT;
+        }
+        let doubling = class / 4 - 1;
+        ((class % 4 + 5) as u64) << doubling << UNIT.trailing_zeros()
+    }
 
     proptest! {
         #[test]

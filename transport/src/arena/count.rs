@@ -33,12 +33,6 @@ impl Count {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether there are other references than the caller's. They may be given up at any time, but none is
-    /// added while the caller holds the only one.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.count.load(Ordering::Relaxed) != 1 // It is a fact about counts, and orders no reads.
-    }
-
     /// Gives up a reference; true when it was the last one, and the block is the caller's to return.
     pub(crate) fn release(&self) -> bool {
         // The only holder need not write. The Acquire pairs with the Release of those before us.

@@ -1,6 +1,12 @@
 //! Bytes to write, and bytes to read.
+//!
+//! What a buffer holds on to, a block of an arena or a small payload by value, is in a record that stays where
+//! it is while the buffer is moved about: a handle of two words then goes through the layers in registers,
+//! where the payload itself would be stored and loaded again at each of them. The records are kept and
+//! used again, because a call of the allocator would cost as much as the rest.
 
 use std::{
+    cell::Cell,
     fmt,
     ops::{Deref, DerefMut},
     ptr::NonNull,
@@ -8,38 +14,24 @@ use std::{
     slice,
 };
 
-use super::{Mapping, Region};
+use super::{Mapping, Region, blocks::Lent};
 
-/// Payloads up to this size travel in the descriptor itself and need no block.
-pub(crate) const INLINE_BYTES: usize = 48;
+/// Payloads up to this size travel beside the descriptor and need no block.
+pub(crate) const INLINE_BYTES: usize = 104;
+/// Records a thread keeps for later.
+const SPARE_MAX: u32 = 1024;
 
 /// One reference to a block of a mapped arena.
 pub(crate) struct Block {
     mapping: Rc<Mapping>,
-    index: u32,
-    offset: u64,
     start: NonNull<u8>,
     capacity: usize,
+    index: u32,
+    /// Where the block will likely be that is lent next for such a message; see [`Lent`].
+    next: u64,
 }
 
 impl Block {
-    /// Adopts a reference that was counted for us; `None` if the region has no such block or bytes.
-    #[inline]
-    pub(crate) fn new(mapping: Rc<Mapping>, index: u32, offset: u64, bytes: u64) -> Option<Self> {
-        let region = mapping.region();
-        let start = region.data(offset, bytes)?;
-        if index >= region.geometry().blocks {
-            return None;
-        }
-        Some(Self {
-            mapping,
-            index,
-            offset,
-            start,
-            capacity: bytes as usize,
-        })
-    }
-
     pub(crate) fn region(&self) -> &Region {
         self.mapping.region()
     }
@@ -48,37 +40,190 @@ impl Block {
         self.index
     }
 
-    pub(crate) fn offset(&self) -> u64 {
-        self.offset
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
     }
 
-    /// Lets go of the reference without giving it up: it has been handed to a peer.
-    #[inline]
-    pub(crate) fn hand_over(self) {
-        let mut this = std::mem::ManuallyDrop::new(self);
-        let mapping: *mut Rc<Mapping> = &raw mut this.mapping;
-        // SAFETY: `this` is never used again and never dropped, so the `Rc` is dropped once.
-        unsafe { mapping.drop_in_place() };
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
+    pub(crate) fn offset(&self) -> u64 {
+        self.region().offset_of(self.start)
     }
 }
 
-impl Clone for Block {
-    fn clone(&self) -> Self {
-        self.region().counts()[self.index as usize].retain();
-        Self {
-            mapping: self.mapping.clone(),
-            ..*self
+impl Block {
+    /// Gives up the reference; the last one gives the block back.
+    #[inline]
+    fn give_up(&self) {
+        if self.mapping.region().counts()[self.index as usize].release() {
+            self.mapping.give_back(self.index, self.capacity);
         }
     }
 }
 
 impl Drop for Block {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+/// What a buffer holds on to.
+struct Record {
+    /// The block that the bytes are in; they are in `inline` if there is none, as in every record that is kept
+    /// for later.
+    block: Option<Block>,
+    len: usize,
+    tag: u64,
+    /// How many handles there are.
+    handles: Cell<u32>,
+    /// The next of the records that are kept for later.
+    next: Option<NonNull<Record>>,
+    inline: Inline,
+}
+
+/// A small payload, by value.
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+struct Inline([u8; INLINE_BYTES]);
+
+/// The records that a thread keeps for later.
+struct Spare {
+    first: Cell<Option<NonNull<Record>>>,
+    kept: Cell<u32>,
+}
+
+thread_local! {
+    static SPARE: Spare = const { Spare { first: Cell::new(None), kept: Cell::new(0) } };
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        while let Some(record) = self.first.get() {
+            // SAFETY: a record in this list came from a box, and nobody else has it.
+            let record = unsafe { Box::from_raw(record.as_ptr()) };
+            self.first.set(record.next);
+        }
+    }
+}
+
+/// A handle on a record. Cloning it shares the record; the last handle lets go of the block. It stays on the
+/// thread that made it.
+struct Held(NonNull<Record>);
+
+impl Held {
+    /// A record that nobody else has, without a block, its payload arbitrary and `len` bytes long.
+    #[inline]
+    fn new(tag: u64, len: usize) -> Self {
+        let spare = SPARE.try_with(|spare| {
+            let mut first = spare.first.get()?;
+            // SAFETY: a record in this list is valid, and nobody else has it.
+            let record = unsafe { first.as_mut() };
+            spare.first.set(record.next);
+            spare.kept.set(spare.kept.get() - 1);
+            record.handles.set(1);
+            record.tag = tag;
+            record.len = len;
+            Some(Self(first))
+        });
+        match spare {
+            Ok(Some(held)) => held,
+            _ => Self::allocated(tag, len),
+        }
+    }
+
+    #[cold]
+    fn allocated(tag: u64, len: usize) -> Self {
+        let record = Box::new(Record {
+            block: None,
+            len,
+            tag,
+            handles: Cell::new(1),
+            next: None,
+            inline: Inline([0; INLINE_BYTES]),
+        });
+        Self(NonNull::from(Box::leak(record)))
+    }
+
+    #[inline]
+    fn record(&self) -> &Record {
+        // SAFETY: a record lives as long as there is a handle on it, and is written only by who has the only one.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// The record, if nobody else has it.
+    #[inline]
+    fn alone(&mut self) -> Option<&mut Record> {
+        if self.record().handles.get() != 1 {
+            return None;
+        }
+        // SAFETY: ours is the only handle, and it is borrowed mutably.
+        Some(unsafe { self.0.as_mut() })
+    }
+
+    /// Puts a record that nobody has any more where the next one is taken from.
+    #[inline]
+    fn keep(mut record: NonNull<Record>) {
+        // At the end of a thread the list may be gone; and it has to end somewhere.
+        let kept = SPARE.try_with(|spare| {
+            let kept = spare.kept.get();
+            if kept < SPARE_MAX {
+                // SAFETY: the record is valid, and nobody else has it.
+                unsafe { record.as_mut() }.next = spare.first.replace(Some(record));
+                spare.kept.set(kept + 1);
+            }
+            kept < SPARE_MAX
+        });
+        if kept != Ok(true) {
+            // SAFETY: it came from a box, and nobody else has it.
+            drop(unsafe { Box::from_raw(record.as_ptr()) });
+        }
+    }
+}
+
+impl Clone for Held {
+    fn clone(&self) -> Self {
+        let handles = &self.record().handles;
+        // So many clones need more memory than there is, unless they are forgotten.
+        assert!(handles.get() < u32::MAX, "a message has too many clones");
+        handles.set(handles.get() + 1);
+        Self(self.0)
+    }
+}
+
+impl Drop for Held {
     #[inline]
     fn drop(&mut self) {
-        let region = self.mapping.region();
-        if region.counts()[self.index as usize].release() {
-            self.mapping.give_back(self.index, self.capacity);
+        match self.alone() {
+            Some(record) => {
+                record.let_go(true);
+                Self::keep(self.0);
+            }
+            None => {
+                let handles = &self.record().handles;
+                handles.set(handles.get() - 1);
+            }
         }
+    }
+}
+
+impl Record {
+    /// Lets go of the block: gives up the reference to it, or does not, when it has been handed to a peer.
+    #[inline(always)]
+    fn let_go(&mut self, give_up: bool) {
+        let Some(block) = &mut self.block else {
+            return;
+        };
+        if give_up {
+            block.give_up();
+        }
+        let mapping = &raw mut block.mapping;
+        // SAFETY: the block is overwritten at once, so the `Rc` is dropped once.
+        unsafe { mapping.drop_in_place() };
+        let place = &raw mut self.block;
+        // SAFETY: it is our field, and what was in it has been dropped as far as it is to be.
+        unsafe { place.write(None) };
     }
 }
 
@@ -86,20 +231,21 @@ impl Drop for Block {
 ///
 /// It dereferences to a slice of the length that was asked for; the contents are arbitrary at
 /// first. It belongs to the thread whose arena lent it.
-pub struct Loan {
-    block: Block,
-    len: usize,
-    tag: u64,
-}
+pub struct Loan(Buffer);
 
 impl Loan {
-    pub(super) fn new(block: Block, len: usize) -> Self {
-        Self { block, len, tag: 0 }
+    #[inline]
+    pub(super) fn new(buffer: Buffer) -> Self {
+        Self(buffer)
+    }
+
+    pub(super) fn block(&self) -> Option<&Block> {
+        self.0.block()
     }
 
     /// Bytes there is room for.
     pub fn capacity(&self) -> usize {
-        self.block.capacity
+        self.0.block().map_or(0, |block| block.capacity)
     }
 
     /// Sets how many bytes will be sent.
@@ -113,25 +259,24 @@ impl Loan {
             "a loan of {} bytes cannot hold {len}",
             self.capacity()
         );
-        self.len = len;
+        if let Some(record) = self.0.0.alone() {
+            record.len = len;
+        }
     }
 
     /// Sets the number that travels with the message; zero unless set. What it means is up to the
     /// two ends, as in MPI.
+    #[inline]
     pub fn set_tag(&mut self, tag: u64) {
-        self.tag = tag;
+        if let Some(record) = self.0.0.alone() {
+            record.tag = tag;
+        }
     }
 
     /// Ends the writing: the bytes can now be read and shared.
     #[inline]
     pub fn freeze(self) -> Buffer {
-        Buffer {
-            tag: self.tag,
-            body: Body::Block {
-                block: self.block,
-                len: self.len,
-            },
-        }
+        self.0
     }
 }
 
@@ -140,25 +285,28 @@ impl Deref for Loan {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: the block is bounds-checked, mapped while we hold it, always initialised (fresh
-        // pages are zero), and ours alone until it is frozen.
-        unsafe { slice::from_raw_parts(self.block.start.as_ptr(), self.len) }
+        self.0.as_slice()
     }
 }
 
 impl DerefMut for Loan {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`, and we are borrowed mutably.
-        unsafe { slice::from_raw_parts_mut(self.block.start.as_ptr(), self.len) }
+        let Some(block) = self.0.block() else {
+            return &mut [];
+        };
+        // SAFETY: the block is bounds-checked, mapped while we hold it, always initialised (fresh
+        // pages are zero), as long as `len` says at least, and ours alone until it is frozen; and we
+        // are borrowed mutably.
+        unsafe { slice::from_raw_parts_mut(block.start.as_ptr(), self.0.len()) }
     }
 }
 
 impl fmt::Debug for Loan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loan")
-            .field("len", &self.len)
-            .field("tag", &self.tag)
+            .field("len", &self.len())
+            .field("tag", &self.0.tag())
             .finish_non_exhaustive()
     }
 }
@@ -167,109 +315,117 @@ impl fmt::Debug for Loan {
 /// or at a peer, returns their memory to the arena they are in: at once if its owner waits for memory, and
 /// otherwise with others, at the latest when this rank next finds nothing to receive.
 ///
-/// They start at a multiple of 64, or of 16 when they fit in the descriptor (48 bytes). A peer of
+/// They start at a multiple of 64, or of 16 when they fit beside the descriptor (104 bytes). A peer of
 /// the same job could still write to them if it broke the rules: what comes from a peer that is
 /// not trusted has to be copied before it is checked.
 #[derive(Clone)]
-pub struct Buffer {
-    tag: u64,
-    body: Body,
-}
-
-#[derive(Clone)]
-pub(crate) enum Body {
-    Inline(Inline),
-    Block { block: Block, len: usize },
-}
-
-/// A small payload, held by value.
-#[derive(Clone, Copy)]
-#[repr(align(16))]
-pub(crate) struct Inline {
-    bytes: [u8; INLINE_BYTES],
-    len: u8,
-}
-
-impl Inline {
-    /// Words as they are in a descriptor, and how many bytes of them count.
-    #[inline]
-    pub(crate) fn from_words(words: [u64; INLINE_BYTES / 8], len: usize) -> Option<Self> {
-        let mut bytes = [0; INLINE_BYTES];
-        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
-            chunk.copy_from_slice(&word.to_ne_bytes());
-        }
-        (len <= INLINE_BYTES).then_some(Self {
-            bytes,
-            len: len as u8,
-        })
-    }
-
-    #[inline]
-    pub(crate) fn words(&self) -> [u64; INLINE_BYTES / 8] {
-        std::array::from_fn(|word| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&self.bytes[8 * word..8 * word + 8]);
-            u64::from_ne_bytes(bytes)
-        })
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        usize::from(self.len)
-    }
-}
+pub struct Buffer(Held);
 
 impl Buffer {
-    pub(crate) fn new(tag: u64, body: Body) -> Self {
-        Self { tag, body }
+    /// A message of `len` bytes in a block, a reference to which was counted for us; `None` if the region has
+    /// no such block or bytes.
+    #[inline(always)]
+    pub(crate) fn in_block(
+        tag: u64,
+        mapping: &Rc<Mapping>,
+        lent: Lent,
+        len: usize,
+    ) -> Option<Self> {
+        let region = mapping.region();
+        let start = region.data(lent.offset, lent.bytes)?;
+        if lent.index >= region.geometry().blocks || len as u64 > lent.bytes {
+            return None;
+        }
+        let mut held = Held::new(tag, len);
+        let place = &raw mut held.alone()?.block;
+        let block = Block {
+            mapping: mapping.clone(),
+            start,
+            capacity: lent.bytes as usize,
+            index: lent.index,
+            next: lent.next,
+        };
+        // Made in its place: a block that is moved there is loaded before its stores have settled.
+        // SAFETY: we have the record alone; and a record that is new, or comes back into use, has no block that
+        // would have to be dropped.
+        unsafe { place.write(Some(block)) };
+        Some(Self(held))
     }
 
-    /// A message of at most 48 bytes, held by value; `None` if there are more.
+    /// A message of at most 104 bytes, held by value; `None` if there are more.
     #[inline]
     pub fn inline(tag: u64, payload: &[u8]) -> Option<Self> {
-        let mut bytes = [0; INLINE_BYTES];
-        bytes.get_mut(..payload.len())?.copy_from_slice(payload);
-        Some(Self {
-            tag,
-            body: Body::Inline(Inline {
-                bytes,
-                len: payload.len() as u8,
-            }),
-        })
+        if payload.len() > INLINE_BYTES {
+            return None;
+        }
+        let mut held = Held::new(tag, payload.len());
+        if let Some(record) = held.alone() {
+            record.inline.0[..payload.len()].copy_from_slice(payload);
+        }
+        Some(Self(held))
+    }
+
+    /// The same of words as they are in a ring, of which the first `len` bytes count; `None` if there are too many.
+    #[inline(always)]
+    pub(crate) fn from_words<'w>(
+        tag: u64,
+        words: impl Iterator<Item = &'w u64>,
+        len: usize,
+    ) -> Option<Self> {
+        if len > INLINE_BYTES {
+            return None;
+        }
+        let mut held = Held::new(tag, len);
+        let (places, _) = held.alone()?.inline.0.as_chunks_mut::<8>();
+        for (bytes, word) in places.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
+        }
+        Some(Self(held))
     }
 
     /// The bytes.
     #[inline]
     pub fn as_slice(&self) -> &[u8] {
-        match &self.body {
-            Body::Inline(inline) => &inline.bytes[..inline.len()],
-            // SAFETY: the block is bounds-checked, mapped while we hold it, and initialised; its
-            // writer gave it up when it froze it.
-            Body::Block { block, len } => unsafe {
-                slice::from_raw_parts(block.start.as_ptr(), *len)
-            },
+        let record = self.0.record();
+        match &record.block {
+            None => &record.inline.0[..record.len.min(INLINE_BYTES)],
+            // SAFETY: the block is bounds-checked, at least as long, mapped while we hold it, and
+            // initialised; its writer gave it up when it froze it.
+            Some(block) => unsafe { slice::from_raw_parts(block.start.as_ptr(), record.len) },
         }
     }
 
     /// The number that its sender gave it.
+    #[inline]
     pub fn tag(&self) -> u64 {
-        self.tag
+        self.0.record().tag
     }
 
-    /// The same message under another number.
-    pub fn with_tag(self, tag: u64) -> Self {
-        Self { tag, ..self }
+    /// The block that the bytes are in, unless they are held by value.
+    #[inline]
+    pub(crate) fn block(&self) -> Option<&Block> {
+        self.0.record().block.as_ref()
     }
 
-    pub(crate) fn body(&self) -> &Body {
-        &self.body
+    /// Lets go of the block without giving the reference up: it has been handed to a peer. False, and nothing is
+    /// done, when a clone holds on to it.
+    #[inline]
+    pub(crate) fn hand_over(&mut self) -> bool {
+        let Some(record) = self.0.alone() else {
+            return false;
+        };
+        record.let_go(false);
+        true
     }
 
-    pub(crate) fn into_parts(self) -> (u64, Body) {
-        (self.tag, self.body)
+    /// Takes the block out of a buffer that has not been cloned, or whose clones are gone.
+    pub(crate) fn take_block(&mut self) -> Option<Block> {
+        self.0.alone()?.block.take()
     }
 }
 
 impl From<Loan> for Buffer {
+    #[inline]
     fn from(loan: Loan) -> Self {
         loan.freeze()
     }
@@ -288,7 +444,7 @@ impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffer")
             .field("len", &self.len())
-            .field("tag", &self.tag)
+            .field("tag", &self.tag())
             .finish_non_exhaustive()
     }
 }

@@ -10,8 +10,9 @@ use std::{cell::RefCell, fmt, os::fd::OwnedFd, rc::Rc, sync::Arc};
 
 use self::blocks::Blocks;
 pub(crate) use self::{
-    loan::{Block, Body, INLINE_BYTES, Inline},
-    region::{Geometry, Region},
+    blocks::Lent,
+    loan::{Block, INLINE_BYTES},
+    region::{Geometry, Region, prefetch_read},
 };
 pub use self::{
     loan::{Buffer, Loan},
@@ -21,6 +22,9 @@ use crate::{Error, Ledger, Rank, Reservation, bell, sync::Ordering};
 
 /// Blocks that are given back together.
 const GIVEN_BACK_AT_ONCE: usize = 64;
+/// Bytes that are given back at once: an owner that soon has them again writes to memory that is still in a cache,
+/// and to few blocks, whose lines do not push each other out of it.
+const LARGE: u64 = 32 << 20;
 /// Blocks an arena can have lent at one time.
 const BLOCKS_MAX: u32 = 1 << 16;
 
@@ -125,11 +129,11 @@ impl Mapping {
         }
     }
 
-    /// Whether so many blocks, or a good part of the arena, were dropped and not yet given back.
+    /// Whether so many blocks, or large ones, were dropped and not yet given back.
     #[inline]
     pub(crate) fn dropped_enough(&self, blocks: usize) -> bool {
         let dropped = self.dropped.borrow();
-        dropped.indices.len() >= blocks || dropped.bytes >= self.region.geometry().data_bytes / 8
+        dropped.indices.len() >= blocks || dropped.bytes >= LARGE
     }
 
     /// Takes up to `most` of them, to give them back in another way: hands each to `give` with its place.
@@ -212,9 +216,13 @@ impl Arena {
     /// # Errors
     ///
     /// [`Error::MessageTooLarge`] when the whole arena would not do.
-    #[inline]
+    #[inline(always)]
     pub fn loan(&self, bytes: usize) -> Result<Option<Loan>, Error> {
-        self.loan_for(bytes, Purpose::Plain)
+        self.reclaim();
+        match self.lend(bytes) {
+            Some(loan) => Ok(Some(loan)),
+            None => self.refuse(bytes),
+        }
     }
 
     /// The same, counted against `window`: `None` also while the window is used up.
@@ -238,36 +246,43 @@ impl Arena {
         self.0.mapping.region.geometry().data_bytes
     }
 
-    #[inline]
+    /// The same, with something to be done when the block comes back.
     pub(crate) fn loan_for(&self, bytes: usize, purpose: Purpose) -> Result<Option<Loan>, Error> {
+        let loan = self.loan(bytes)?;
+        if let Some(block) = loan.as_ref().and_then(Loan::block) {
+            if let Purpose::Window(window) = &purpose {
+                window.lend(block.capacity() as u64);
+            }
+            self.0.book.borrow_mut().lent[block.index() as usize].purpose = purpose;
+        }
+        Ok(loan)
+    }
+
+    #[inline(always)]
+    fn lend(&self, bytes: usize) -> Option<Loan> {
+        let mut book = self.0.book.borrow_mut();
+        let lent = book.blocks.lend(bytes as u64)?;
+        self.region().counts()[lent.index as usize].reset();
+        if lent.next != 0 {
+            self.region().prefetch(lent.next - 1);
+        }
+        if lent.index as usize >= book.lent.len() {
+            book.grow(lent.index);
+        }
+        Buffer::in_block(0, &self.0.mapping, lent, bytes).map(Loan::new)
+    }
+
+    /// Says why nothing was lent: there is no room yet, or never.
+    #[cold]
+    fn refuse(&self, bytes: usize) -> Result<Option<Loan>, Error> {
         if bytes as u64 > self.capacity() {
             return Err(Error::MessageTooLarge {
                 bytes: bytes as u64,
                 limit: self.capacity(),
             });
         }
-        self.reclaim();
-        let mut book = self.0.book.borrow_mut();
-        let Some(lent) = book.blocks.lend(bytes as u64) else {
-            self.want(true);
-            return Ok(None);
-        };
-        self.region().counts()[lent.index as usize].reset();
-        if let Some(offset) = book.blocks.next_like(lent.index) {
-            self.region().prefetch(offset);
-        }
-        if let Purpose::Window(window) = &purpose {
-            window.lend(lent.bytes);
-        }
-        book.note(
-            lent.index,
-            Lending {
-                purpose,
-                holder: Holder::Us,
-            },
-        );
-        let block = Block::new(self.0.mapping.clone(), lent.index, lent.offset, lent.bytes);
-        Ok(block.map(|block| Loan::new(block, bytes)))
+        self.want(true);
+        Ok(None)
     }
 
     /// Tells the peers whether we wait for blocks to come back. A hint, so any order will do.
@@ -335,15 +350,18 @@ impl Arena {
         block.region().is(self.region())
     }
 
-    /// Notes that `peer` now holds a reference to our block `index`.
+    /// Hands a message in our block `index` over to `peer`: our reference, or a new one while clones of the
+    /// message are here.
     #[inline]
-    pub(crate) fn handed_to(&self, index: u32, peer: Rank) {
-        let shared = self.region().counts()[index as usize].is_shared();
+    pub(crate) fn hand_over(&self, index: u32, mut message: Buffer, peer: Rank) {
+        let whole = message.hand_over();
+        if !whole {
+            self.region().counts()[index as usize].retain();
+        }
         let mut book = self.0.book.borrow_mut();
         let holder = &mut book.lent[index as usize].holder;
         *holder = match *holder {
-            Holder::Us if !shared => Holder::Peer(peer),
-            Holder::Peer(same) if same == peer => Holder::Peer(peer),
+            Holder::Us if whole => Holder::Peer(peer),
             _ => Holder::Several,
         };
     }
@@ -374,12 +392,10 @@ impl Arena {
 }
 
 impl Book {
-    fn note(&mut self, index: u32, lending: Lending) {
-        let index = index as usize;
-        if index >= self.lent.len() {
-            self.lent.resize_with(index + 1, Lending::default);
-        }
-        self.lent[index] = lending;
+    /// Makes room to note what block `index` is lent for.
+    #[cold]
+    fn grow(&mut self, index: u32) {
+        self.lent.resize_with(index as usize + 1, Lending::default);
     }
 
     /// Takes back a block. A number that is not lent is a peer's invention, and ignored.
@@ -387,7 +403,12 @@ impl Book {
         if !self.blocks.take_back(index) {
             return;
         }
-        match std::mem::take(&mut self.lent[index as usize]).purpose {
+        let lending = &mut self.lent[index as usize];
+        lending.holder = Holder::Us;
+        if matches!(lending.purpose, Purpose::Plain) {
+            return;
+        }
+        match std::mem::take(&mut lending.purpose) {
             Purpose::Plain => {}
             Purpose::Window(window) => window.take_back(self.blocks.bytes(index)),
             Purpose::Received(returns, sequence) => returns.borrow_mut().push(sequence),
@@ -478,14 +499,11 @@ mod tests {
     #[test]
     fn what_a_dead_peer_held_alone_comes_back_and_what_we_hold_too_does_not() {
         let arena = arena(1 << 15);
-        let hand_over = |buffer: Buffer| {
-            let (_, Body::Block { block, .. }) = buffer.into_parts() else {
-                panic!("it is in a block")
-            };
-            arena.handed_to(block.index(), 1);
-            block.hand_over();
-        };
         let ours = arena.loan(1 << 14).unwrap().unwrap().freeze();
+        let hand_over = |message: Buffer| {
+            let index = message.block().unwrap().index();
+            arena.hand_over(index, message, 1);
+        };
         hand_over(ours.clone());
         hand_over(arena.loan(1 << 14).unwrap().unwrap().freeze());
         arena.reclaim_from_dead(1);

@@ -95,13 +95,32 @@ impl Geometry {
 pub(crate) struct Region {
     map: MmapRaw,
     fd: OwnedFd,
-    identity: Identity,
     /// Checked once: what the header says later does not matter.
     geometry: Geometry,
+    /// Where the data begin in the mapping.
+    data: NonNull<u8>,
 }
 
 /// Device and inode, which tell one memfd from another.
 type Identity = (u64, u64);
+
+/// Has this processor fetch the line at an address, which is soon to be read.
+#[inline]
+pub(crate) fn prefetch_read(line: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a prefetch changes nothing that a program can see, whatever the address.
+    unsafe {
+        std::arch::asm!("prefetcht0 [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
+    };
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = line;
+}
+
+// SAFETY: `data` points into `map`, which may be used by any thread; what is in there is shared with other
+// processes anyway, and every access to it is argued where it is made.
+unsafe impl Send for Region {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Region {}
 
 /// The regions this process has mapped, so that threads of one process share a mapping.
 static MAPPED: Mutex<Option<HashMap<Identity, Weak<Region>>>> = Mutex::new(None);
@@ -162,11 +181,18 @@ impl Region {
             .map_err(Error::io("map an arena"))?;
         // Huge pages are a wish: where the kernel has none for shared memory, small ones serve.
         let _ = map.advise(memmap2::Advice::HugePage);
+        let data = map.as_mut_ptr().wrapping_add(geometry.data_at() as usize);
+        let Some(data) = NonNull::new(data) else {
+            return Err(Error::Io {
+                action: "map an arena",
+                source: std::io::ErrorKind::InvalidInput.into(),
+            });
+        };
         let region = Arc::new(Self {
             map,
             fd,
-            identity,
             geometry,
+            data,
         });
         mapped.retain(|_, region| region.strong_count() > 0);
         mapped.insert(identity, Arc::downgrade(&region));
@@ -183,7 +209,7 @@ impl Region {
 
     /// Whether two handles are the same memory.
     pub(crate) fn is(&self, other: &Self) -> bool {
-        self.identity == other.identity
+        std::ptr::eq(self, other) // A process maps a region once.
     }
 
     fn at<T>(&self, offset: usize) -> *const T {
@@ -222,25 +248,40 @@ impl Region {
     /// read it, and it is better to fetch it before it is needed.
     #[inline]
     pub(crate) fn prefetch(&self, offset: u64) {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
         if let Some(line) = self.data(offset, 64) {
             // SAFETY: a prefetch changes nothing that a program can see, whatever the address.
             unsafe {
                 std::arch::asm!("prefetchw [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags));
             };
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
         let _ = offset;
     }
 
+    /// Has this processor fetch the line at `offset` of the data, which is soon to be read.
+    #[inline]
+    pub(crate) fn prefetch_read(&self, offset: u64) {
+        if let Some(line) = self.data(offset, 64) {
+            prefetch_read(line.as_ptr());
+        }
+    }
+
+    /// Where an address of the data is.
+    #[inline]
+    pub(crate) fn offset_of(&self, at: NonNull<u8>) -> u64 {
+        (at.addr().get() - self.data.addr().get()) as u64
+    }
+
     /// The address of `bytes` bytes of data from `offset` on, if the region has them.
+    #[inline]
     pub(crate) fn data(&self, offset: u64, bytes: u64) -> Option<NonNull<u8>> {
         let end = offset.checked_add(bytes)?;
         if end > self.geometry.data_bytes {
             return None;
         }
-        let at = (self.geometry.data_at() + offset) as usize;
-        NonNull::new(self.map.as_mut_ptr().wrapping_add(at))
+        // SAFETY: the mapping is as long as the geometry says, and the offset is inside its data.
+        Some(unsafe { self.data.add(offset as usize) })
     }
 }
 

@@ -70,7 +70,7 @@ pub enum Event {
         /// The peer.
         peer: Rank,
         /// [`Error::Closed`] or [`Error::PeerLost`].
-        error: Error,
+        error: Box<Error>,
     },
     /// Somebody who is not of this job tried to connect. Nothing came of it.
     Refused {
@@ -127,6 +127,10 @@ pub struct Fabric {
     sockets: Option<Sockets>,
     /// Polls since something arrived.
     idle_polls: u32,
+    /// Polls until the next look at the sockets, counted down.
+    until_look: i32,
+    /// How much a poll in vain counts for.
+    empty_poll_costs: i32,
     /// How long to spin, by how it went before.
     spins: u32,
     spin: bool,
@@ -196,6 +200,8 @@ impl Fabric {
             events: VecDeque::new(),
             sockets,
             idle_polls: 0,
+            until_look: 1,
+            empty_poll_costs: 1,
             spins: SPINS_MAX / 8,
             spin,
         }
@@ -330,35 +336,73 @@ impl Fabric {
     /// # Errors
     ///
     /// [`Error::Io`] when the system's event queue fails. The loss of a peer is an [`Event`].
-    #[inline]
-    pub fn receive(&mut self) -> Result<Option<Event>, Error> {
-        match self.poll() {
-            Some(event) => {
-                self.idle_polls = 0;
-                Ok(Some(event))
-            }
-            None => self.receive_nothing(),
+    // Errors are in boxes, here and in the event, so that the result is two words and stays in registers: to store
+    // and load a larger one takes as long as the rest.
+    #[inline(always)]
+    pub fn receive(&mut self) -> Result<Option<Event>, Box<Error>> {
+        if self.until_look > 0
+            && let Some((from, buffer)) = self.poll()
+        {
+            self.idle_polls = 0;
+            self.until_look -= 1;
+            return Ok(Some(Event::Message { from, buffer }));
         }
+        self.idle_polls = self.idle_polls.wrapping_add(1);
+        self.until_look -= self.empty_poll_costs;
+        if self.until_look > 0 && self.idle_polls != POLLS_TO_IDLE && self.events.is_empty() {
+            return Ok(None);
+        }
+        self.receive_rarer()
     }
 
-    /// Nothing has arrived. Now and then there is more to do about that.
+    /// Nothing has arrived, or much without a look at anything else. Now and then there is more to do.
+    #[cold]
+    fn receive_rarer(&mut self) -> Result<Option<Event>, Box<Error>> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Some(event));
+        }
+        if self.idle_polls >= POLLS_TO_IDLE {
+            self.idle();
+        }
+        if self.until_look <= 0 {
+            self.look(Some(Duration::ZERO))?;
+        }
+        let message = self.poll();
+        Ok(match message {
+            Some((from, buffer)) => Some(Event::Message { from, buffer }),
+            None => self.events.pop_front(),
+        })
+    }
+
+    /// Whether there is a link to `peer`.
     #[inline]
-    fn receive_nothing(&mut self) -> Result<Option<Event>, Error> {
-        self.idle_polls += 1;
+    fn is_open(&self, peer: Rank) -> bool {
+        matches!(self.peers.get(peer as usize), Some(Contact::Open(_)))
+    }
+
+    /// What there is to do and to say when [`Peer`] finds nothing.
+    #[cold]
+    fn receive_rarer_from(&mut self, peer: Rank) -> Result<Option<Buffer>, Box<Error>> {
+        if self.until_look <= 0 {
+            self.look(Some(Duration::ZERO))?;
+            self.flush_links();
+        }
         if self.idle_polls == POLLS_TO_IDLE {
             self.idle();
         }
-        if self.idle_polls.is_multiple_of(self.polls_a_look()) {
-            self.look_for_events()
-        } else {
-            Ok(None)
+        let message = match self.peers.get(peer as usize) {
+            Some(Contact::Open(_)) => self.poll_peer(peer),
+            _ => None,
+        };
+        match self.peers.get(peer as usize) {
+            Some(Contact::Ended(end)) if message.is_none() => Err(end.error(peer).into()),
+            None => Err(Error::UnknownRank {
+                rank: peer,
+                size: self.size(),
+            }
+            .into()),
+            _ => Ok(message),
         }
-    }
-
-    #[cold]
-    fn look_for_events(&mut self) -> Result<Option<Event>, Error> {
-        self.look(Some(Duration::ZERO))?;
-        Ok(self.poll())
     }
 
     /// Looks at the sockets now, and not only after many calls of [`receive`](Self::receive): for those who
@@ -525,15 +569,22 @@ impl Fabric {
         }
     }
 
-    /// Looks at the links, and at nothing that takes a system call when they are all shared memory.
+    /// Looks at the links, and at nothing that takes a system call when they are all shared memory. The end
+    /// of a link becomes an event.
     #[inline(always)]
-    fn poll(&mut self) -> Option<Event> {
-        if !self.events.is_empty() {
-            return self.events.pop_front();
-        }
+    fn poll(&mut self) -> Option<(Rank, Buffer)> {
         if !self.own.is_empty() {
-            return self.poll_own();
+            return self.own.pop_front().map(|buffer| (self.rank, buffer));
         }
+        // Most often there is one link, and then there is nothing to take turns for.
+        if let [peer] = *self.open {
+            return self.poll_peer(peer).map(|buffer| (peer, buffer));
+        }
+        self.poll_in_turn()
+    }
+
+    #[inline]
+    fn poll_in_turn(&mut self) -> Option<(Rank, Buffer)> {
         for _ in 0..self.open.len() {
             self.next = if self.next + 1 < self.open.len() {
                 self.next + 1
@@ -541,47 +592,42 @@ impl Fabric {
                 0
             };
             let peer = self.open[self.next];
-            if let Some(event) = self.poll_peer(peer) {
-                return Some(event);
+            if let Some(buffer) = self.poll_peer(peer) {
+                return Some((peer, buffer));
             }
         }
         None
     }
 
-    fn poll_own(&mut self) -> Option<Event> {
-        let buffer = self.own.pop_front()?;
-        Some(Event::Message {
-            from: self.rank,
-            buffer,
+    #[inline(always)]
+    fn poll_peer(&mut self, peer: Rank) -> Option<Buffer> {
+        if let Some(Contact::Open(Link::Shm(link))) = self.peers.get_mut(peer as usize) {
+            let message = link.poll();
+            if message.is_some() || !link.is_over() {
+                return message;
+            }
+        }
+        self.poll_other(peer)
+    }
+
+    /// The same for a link that is not shared memory, or that is over.
+    #[inline(never)]
+    fn poll_other(&mut self, peer: Rank) -> Option<Buffer> {
+        let Some(Contact::Open(link)) = self.peers.get_mut(peer as usize) else {
+            return None;
+        };
+        link.flush();
+        if !link.is_ready() {
+            return None;
+        }
+        link.receive().unwrap_or_else(|error| {
+            self.ended(peer, error);
+            None
         })
     }
 
-    #[inline(always)]
-    fn poll_peer(&mut self, peer: Rank) -> Option<Event> {
-        let received = match &mut self.peers[peer as usize] {
-            Contact::Open(Link::Shm(link)) => match link.receive() {
-                // Made into an event here and not with the others below, where it would be moved once more.
-                Ok(Some(buffer)) => return Some(Event::Message { from: peer, buffer }),
-                received => received,
-            },
-            Contact::Open(link) => {
-                link.flush();
-                if !link.is_ready() {
-                    return None;
-                }
-                link.receive()
-            }
-            _ => return None,
-        };
-        match received {
-            Ok(None) => None,
-            Ok(Some(buffer)) => Some(Event::Message { from: peer, buffer }),
-            Err(error) => Some(self.ended(peer, error)),
-        }
-    }
-
     #[cold]
-    fn ended(&mut self, peer: Rank, error: Error) -> Event {
+    fn ended(&mut self, peer: Rank, error: Error) {
         let end = match &error {
             Error::PeerLost { cause, .. } => End::Lost(cause.clone()),
             _ => End::Closed,
@@ -589,7 +635,10 @@ impl Fabric {
         self.peers[peer as usize] = Contact::Ended(end);
         self.open.retain(|&open| open != peer);
         self.next = 0;
-        Event::Ended { peer, error }
+        self.events.push_back(Event::Ended {
+            peer,
+            error: Box::new(error),
+        });
     }
 
     #[inline]
@@ -605,12 +654,14 @@ impl Fabric {
 
     /// Waits for the sockets, up to `timeout`, and deals with what they say.
     fn look(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.until_look = POLLS_A_GLANCE as i32;
         let Some(sockets) = &mut self.sockets else {
             return Ok(());
         };
         for step in sockets.look(timeout)? {
             self.take(step);
         }
+        self.empty_poll_costs = (POLLS_A_GLANCE / self.polls_a_look()) as i32;
         Ok(())
     }
 
@@ -739,7 +790,7 @@ impl Fabric {
             other => {
                 self.events.push_back(Event::Ended {
                     peer,
-                    error: end.error(peer),
+                    error: Box::new(end.error(peer)),
                 });
                 *other = Contact::Ended(end);
             }

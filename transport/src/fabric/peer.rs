@@ -1,8 +1,6 @@
 //! One peer of a fabric by itself.
 
-use std::time::Duration;
-
-use super::{Contact, Event, Fabric};
+use super::{Fabric, POLLS_TO_IDLE};
 use crate::{Buffer, Endpoint, Error, Loan, Rank};
 
 /// One peer of a fabric, as an [`Endpoint`].
@@ -25,17 +23,22 @@ impl Endpoint for Peer<'_> {
         self.fabric.send(self.peer, message)
     }
 
+    #[inline]
     fn receive(&mut self) -> Result<Option<Buffer>, Error> {
-        let peer = self.peer;
-        if let Contact::Ended(end) = &self.fabric.peers[peer as usize] {
-            return Err(end.error(peer));
+        let fabric = &mut *self.fabric;
+        if fabric.until_look > 0
+            && let Some(buffer) = fabric.poll_peer(self.peer)
+        {
+            fabric.idle_polls = 0;
+            fabric.until_look -= 1;
+            return Ok(Some(buffer));
         }
-        self.fabric.look(Some(Duration::ZERO))?;
-        self.fabric.flush_links();
-        match self.fabric.poll_peer(peer) {
-            Some(Event::Message { buffer, .. }) => Ok(Some(buffer)),
-            Some(Event::Ended { error, .. }) => Err(error),
-            _ => Ok(None),
+        fabric.idle_polls = fabric.idle_polls.wrapping_add(1);
+        fabric.until_look -= fabric.empty_poll_costs;
+        if fabric.until_look > 0 && fabric.idle_polls != POLLS_TO_IDLE && fabric.is_open(self.peer)
+        {
+            return Ok(None);
         }
+        fabric.receive_rarer_from(self.peer).map_err(Error::from)
     }
 }

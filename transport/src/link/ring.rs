@@ -90,19 +90,42 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Producer<R> {
         Ok(self.put.wrapping_sub(taken) <= last)
     }
 
-    /// Puts an entry in. There must be room: see [`has_room`](Self::has_room).
-    #[inline]
-    pub(crate) fn push(&mut self, note: Note, entry: &Entry) {
+    /// Puts an entry in, of at most seven words; further ones are left as they are. There must be room: see
+    /// [`has_room`](Self::has_room).
+    #[inline(always)]
+    pub(crate) fn push(&mut self, note: Note, words: impl Iterator<Item = u64>) {
         debug_assert!(
             self.put.wrapping_sub(self.taken) < N as u64,
             "the ring is full"
         );
-        let slot = &self.ring.slots[self.put as usize % N];
-        for (word, &value) in slot.words.iter().zip(entry) {
+        self.put_at(self.put, note, words);
+        self.put = self.put.wrapping_add(1);
+    }
+
+    /// Puts two entries in, the second before the first: who sees the first sees both. There must be
+    /// room for both.
+    #[inline(always)]
+    pub(crate) fn push_pair(
+        &mut self,
+        (note, words): (Note, impl Iterator<Item = u64>),
+        (second_note, second_words): (Note, impl Iterator<Item = u64>),
+    ) {
+        debug_assert!(
+            self.put.wrapping_sub(self.taken) < N as u64 - 1,
+            "the ring has no room for two"
+        );
+        self.put_at(self.put.wrapping_add(1), second_note, second_words);
+        self.put_at(self.put, note, words);
+        self.put = self.put.wrapping_add(2);
+    }
+
+    #[inline(always)]
+    fn put_at(&self, position: u64, note: Note, words: impl Iterator<Item = u64>) {
+        let slot = &self.ring.slots[position as usize % N];
+        for (word, value) in slot.words.iter().zip(words) {
             word.store(value, Ordering::Relaxed);
         }
-        slot.stamp.store(stamp(self.put, note), Ordering::Release); // Hands the slot over.
-        self.put = self.put.wrapping_add(1);
+        slot.stamp.store(stamp(position, note), Ordering::Release); // Hands the slot over.
     }
 }
 
@@ -172,6 +195,16 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
         Some((note, entry, hand_back))
     }
 
+    /// Takes the second entry of a pair, of which the first was taken. None: it is not there, and the producer
+    /// did not put in a pair.
+    #[inline]
+    pub(crate) fn pop_second(&mut self, note: Note) -> Option<Entry> {
+        let (seen, slot) = self.arrived()?;
+        let entry = std::array::from_fn(|word| slot.words[word].load(Ordering::Relaxed));
+        self.position = self.position.wrapping_add(1);
+        (seen == note).then_some(entry)
+    }
+
     /// Tells the producer exactly how many entries were taken.
     pub(crate) fn hand_back(&mut self) {
         self.handed_back = self.position;
@@ -194,7 +227,7 @@ impl<const N: usize> Ring<N> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::{collections::VecDeque, rc::Rc};
+    use std::{collections::VecDeque, iter, rc::Rc};
 
     use proptest::prelude::*;
 
@@ -209,7 +242,7 @@ mod tests {
             for push in pushes {
                 match push {
                     Some(value) => if producer.has_room(1).unwrap() {
-                        producer.push(value as Note, &[value; ENTRY_WORDS]);
+                        producer.push(value as Note, iter::repeat(value));
                         model.push_back(value);
                     } else {
                         prop_assert!(model.len() > 6, "a quarter of the ring may be on its way back");
@@ -231,7 +264,7 @@ mod tests {
         let mut producer = Producer::new(ring.clone());
         for _ in 0..4 {
             assert_eq!(producer.has_room(1), Ok(true));
-            producer.push(0, &[0; ENTRY_WORDS]);
+            producer.push(0, iter::empty());
         }
         ring.taken.0.store(77, Ordering::Relaxed);
         assert_eq!(producer.has_room(1), Err(Corrupt));
@@ -267,7 +300,7 @@ mod loom_tests {
             let room = self.has_room(1).unwrap();
             if room {
                 self.ring.0.1[self.put as usize % 2].with_mut(|_| ());
-                self.push(value as Note, &[value; ENTRY_WORDS]);
+                self.push(value as Note, iter::repeat(value));
             }
             room
         }
@@ -280,6 +313,27 @@ mod loom_tests {
             }
             self.pop().map(|(note, entry, _)| (note, entry))
         }
+    }
+
+    #[test]
+    fn who_sees_the_first_of_a_pair_sees_the_second() {
+        loom::model(|| {
+            let ring = Watched(Arc::new((Ring::new(), [(), ()].map(UnsafeCell::new))));
+            let (mut producer, mut consumer) = (Producer::new(ring.clone()), Consumer::new(ring));
+            let sender = thread::spawn(move || {
+                assert_eq!(producer.has_room(2), Ok(true));
+                for cell in &producer.ring.0.1 {
+                    cell.with_mut(|_| ());
+                }
+                producer.push_pair((1, iter::repeat(1)), (2, iter::repeat(2)));
+            });
+            if let Some((note, entry)) = consumer.try_pop() {
+                assert_eq!((note, entry), (1, [1; ENTRY_WORDS]));
+                consumer.ring.0.1[1].with(|_| ());
+                assert_eq!(consumer.pop_second(2), Some([2; ENTRY_WORDS]));
+            }
+            sender.join().unwrap();
+        });
     }
 
     #[test]

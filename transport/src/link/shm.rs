@@ -4,7 +4,7 @@
 //! descriptor; a larger one stays where it was written, and its descriptor says where. What comes
 //! out of shared memory is checked on every use: a peer can write there.
 
-use std::{collections::VecDeque, fmt, ops::Deref, ptr::NonNull, rc::Rc, thread};
+use std::{collections::VecDeque, fmt, iter, ops::Deref, ptr::NonNull, rc::Rc, thread};
 
 use super::{
     End, Endpoint, copy_into,
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Arena, Buffer, Error, Loan, Loss, Rank,
-    arena::{Block, Body, INLINE_BYTES, Inline, Mapping},
+    arena::{Block, INLINE_BYTES, Lent, Mapping, prefetch_read},
     bell,
 };
 
@@ -33,6 +33,23 @@ const ABANDONED: Note = 5 << 8;
 
 /// Blocks of the peer that were dropped here: their numbers, two to a word, and how many in the lower byte.
 const RETURNED: Note = 6 << 8;
+
+/// The second entry of a pair, with the rest of an inline payload.
+const REST: Note = 7 << 8;
+
+/// Payload words in the first entry of a message, beside its tag.
+const FIRST_WORDS: usize = ENTRY_WORDS - 1;
+/// Bytes of payload in one entry; more take a second one.
+const FIRST_BYTES: usize = 8 * FIRST_WORDS;
+
+/// Entries to keep free behind a message: one for the second of a pair, one for the goodbye.
+const ROOM: u64 = 3;
+/// Polls without news during which the block that will likely be used next is fetched again and again.
+const POLLS_THAT_FETCH: u32 = 256;
+/// Lines of a payload that are fetched at once when it arrives.
+const LINES_AHEAD: usize = 8;
+/// Payloads up to this size are; of larger ones the processor fetches most by itself, and many are not read at once.
+const FETCHED_AHEAD_MAX: usize = 4096;
 
 /// Blocks that one entry gives back.
 const RETURNED_MAX: usize = 2 * ENTRY_WORDS;
@@ -56,9 +73,7 @@ impl RingAt {
     pub(crate) fn create(mut loan: Loan) -> Option<(Self, u64)> {
         loan.fill(0);
         let start = NonNull::from(&mut loan[..]).cast::<RingMemory>();
-        let (_, Body::Block { block, .. }) = loan.freeze().into_parts() else {
-            return None;
-        };
+        let block = loan.freeze().take_block()?;
         let offset = block.offset();
         start.is_aligned().then_some((
             Self {
@@ -102,6 +117,10 @@ pub(crate) struct Shm {
     mapping: Rc<Mapping>,
     /// What found no room in the ring yet. Loans bound it.
     waiting: VecDeque<Buffer>,
+    /// The first line of the block that the peer will likely use next.
+    expected: Option<NonNull<u8>>,
+    /// Polls without news since the last message.
+    idle_polls: u32,
     /// Set once the peer is known to be gone.
     end: Option<End>,
     closing: bool,
@@ -122,6 +141,8 @@ impl Shm {
             incoming: Consumer::new(incoming),
             mapping,
             waiting: VecDeque::new(),
+            expected: None,
+            idle_polls: 0,
             end: None,
             closing: false,
         }
@@ -139,7 +160,7 @@ impl Shm {
 
     /// Whether something waits here and the ring has room for it.
     pub(crate) fn can_flush(&mut self) -> bool {
-        !self.waiting.is_empty() && self.outgoing.has_room(2) != Ok(false)
+        !self.waiting.is_empty() && self.outgoing.has_room(ROOM) != Ok(false)
     }
 
     /// Whether something waits for the ring to have room.
@@ -182,7 +203,8 @@ impl Shm {
         while let Some((note, entry, _)) = self.incoming.pop() {
             match note & 0xff00 {
                 RETURNED => self.take_back(note, &entry),
-                _ => drop(self.message(note, &entry)),
+                BLOCK => drop(self.message_in_block(&entry)),
+                _ => {}
             }
         }
         self.incoming.hand_back();
@@ -195,30 +217,24 @@ impl Shm {
             (false, false) => ABANDONED,
         };
         if self.outgoing.has_room(1) == Ok(true) {
-            self.outgoing.push(note, &[0; 7]);
+            self.outgoing.push(note, iter::empty());
             self.mapping.ring(bell::MESSAGE);
         }
     }
 
     /// Gives back dropped blocks in an entry of our ring, once they fill one or are large: so one line
     /// carries many, and it is a line that travels anyway.
-    #[inline]
-    fn return_dropped(&mut self) {
-        if self.mapping.dropped_enough(RETURNED_MAX) {
-            self.return_entry();
-        }
-    }
-
     #[cold]
     fn return_entry(&mut self) {
-        if !self.waiting.is_empty() || self.outgoing.has_room(2) != Ok(true) {
+        if !self.waiting.is_empty() || self.outgoing.has_room(ROOM) != Ok(true) {
             return;
         }
         let mut entry = Entry::default();
         let returned = self.mapping.take_dropped(RETURNED_MAX, |place, index| {
             entry[place / 2] |= u64::from(index) << (place % 2 * 32);
         });
-        self.outgoing.push(RETURNED | returned as Note, &entry);
+        self.outgoing
+            .push(RETURNED | returned as Note, entry.into_iter());
         self.mapping.ring(bell::ROOM);
     }
 
@@ -236,7 +252,7 @@ impl Shm {
     /// that the peer can read.
     #[inline(always)]
     fn push(&mut self, message: Buffer) -> Result<(), Buffer> {
-        match self.outgoing.has_room(2) {
+        match self.outgoing.has_room(ROOM) {
             Ok(true) => {}
             Ok(false) => return Err(message),
             Err(_) => {
@@ -244,86 +260,162 @@ impl Shm {
                 return Ok(());
             }
         }
-        let message = match message.body() {
-            Body::Block { block, .. } if !self.arena.owns(block) => {
-                copy_into(&self.arena, message)?
+        match message.block() {
+            Some(block) if self.arena.owns(block) => self.push_block(message),
+            _ if message.len() <= INLINE_BYTES => self.push_inline(message.tag(), &message),
+            _ => {
+                let message = copy_into(&self.arena, message)?;
+                self.push_block(message);
             }
-            _ => message,
-        };
-        let (tag, body) = message.into_parts();
-        match body {
-            Body::Inline(inline) => self.push_inline(tag, &inline),
-            Body::Block { block, len } => self.push_block(tag, block, len),
         }
         self.mapping.ring(bell::MESSAGE);
         Ok(())
     }
 
-    /// Sends bytes that fit in a descriptor, when nothing is in the way; false when something is.
+    /// Sends bytes that fit beside a descriptor, when nothing is in the way; false when something is.
     #[inline]
     pub(crate) fn send_inline(&mut self, tag: u64, bytes: &[u8]) -> bool {
         let sendable = bytes.len() <= INLINE_BYTES
             && self.end.is_none()
             && self.waiting.is_empty()
-            && self.outgoing.has_room(2) == Ok(true);
+            && self.outgoing.has_room(ROOM) == Ok(true);
         if sendable {
-            let mut entry = [tag, 0, 0, 0, 0, 0, 0];
-            for (word, chunk) in entry[1..].iter_mut().zip(bytes.chunks(8)) {
-                let mut padded = [0; 8];
-                padded[..chunk.len()].copy_from_slice(chunk);
-                *word = u64::from_ne_bytes(padded);
-            }
-            self.outgoing.push(INLINE | bytes.len() as Note, &entry);
+            self.push_inline(tag, bytes);
             self.mapping.ring(bell::MESSAGE);
         }
         sendable
     }
 
-    #[inline]
-    fn push_inline(&mut self, tag: u64, inline: &Inline) {
-        let [a, b, c, d, e, f] = inline.words();
-        self.outgoing
-            .push(INLINE | inline.len() as Note, &[tag, a, b, c, d, e, f]);
+    #[inline(always)]
+    fn push_inline(&mut self, tag: u64, bytes: &[u8]) {
+        let note = INLINE | bytes.len() as Note;
+        match bytes.split_at_checked(FIRST_BYTES) {
+            None | Some((_, [])) => self
+                .outgoing
+                .push(note, iter::once(tag).chain(words_of(bytes))),
+            Some((first, rest)) => self.outgoing.push_pair(
+                (note, iter::once(tag).chain(words_of(first))),
+                (REST, words_of(rest)),
+            ),
+        }
     }
 
     #[inline(always)]
-    fn push_block(&mut self, tag: u64, block: Block, len: usize) {
-        self.arena.handed_to(block.index(), self.peer);
-        let entry = [
-            tag,
-            u64::from(block.index()),
-            block.offset(),
-            len as u64,
-            0,
-            0,
-            0,
-        ];
-        block.hand_over();
-        self.outgoing.push(BLOCK, &entry);
-    }
-
-    /// The message that an entry stands for, if it is one that a correct peer sends.
-    #[inline(always)]
-    fn message(&self, note: Note, entry: &Entry) -> Result<Buffer, End> {
-        let [tag, a, b, c, d, e, f] = *entry;
-        let body = match note & 0xff00 {
-            INLINE => {
-                Inline::from_words([a, b, c, d, e, f], usize::from(note & 0xff)).map(Body::Inline)
-            }
-            BLOCK => u32::try_from(a)
-                .ok()
-                .and_then(|index| Block::new(self.mapping.clone(), index, b, c))
-                .map(|block| Body::Block {
-                    block,
-                    len: c as usize,
-                }),
-            CLOSE => return Err(End::Closed),
-            PANICKED => return Err(End::Lost(Loss::Panicked)),
-            ABANDONED => return Err(End::Lost(Loss::Disconnected)),
-            _ => None,
+    fn push_block(&mut self, message: Buffer) {
+        let (tag, len) = (message.tag(), message.len() as u64);
+        let Some(block) = message.block() else {
+            return;
         };
-        let body = body.ok_or(End::protocol("a descriptor points outside its arena"))?;
-        Ok(Buffer::new(tag, body))
+        let index = block.index();
+        let entry = [tag, u64::from(index), block.offset(), len, block.next()];
+        self.arena.hand_over(index, message, self.peer);
+        self.outgoing.push(BLOCK, entry.into_iter());
+    }
+
+    /// The next message, if there is one. None also at the end, and after an entry that no correct peer sends,
+    /// which is the end: [`is_over`](Self::is_over) tells.
+    #[inline(always)]
+    pub(crate) fn poll(&mut self) -> Option<Buffer> {
+        if !self.waiting.is_empty() {
+            self.flush();
+        }
+        loop {
+            let Some((note, entry, handed_back)) = self.incoming.pop() else {
+                self.fetch_expected();
+                // Now, when there is time for it, and not while an answer is waited for.
+                if self.mapping.dropped_enough(RETURNED_MAX) {
+                    self.return_entry();
+                }
+                return None;
+            };
+            if handed_back {
+                self.mapping.ring(bell::ROOM);
+            }
+            self.idle_polls = 0;
+            let message = match note & 0xff00 {
+                INLINE if usize::from(note & 0xff) <= FIRST_BYTES => {
+                    let payload = entry[1..].iter();
+                    Buffer::from_words(entry[0], payload, usize::from(note & 0xff))
+                }
+                INLINE => self.message_of_two(note, &entry),
+                BLOCK => self.message_in_block(&entry),
+                RETURNED => {
+                    self.take_back(note, &entry);
+                    continue;
+                }
+                _ => None,
+            };
+            if message.is_none() {
+                self.end_with(note);
+            }
+            return message;
+        }
+    }
+
+    /// Whether nothing more will be received.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.end.is_some() && !self.incoming.is_ready()
+    }
+
+    /// Takes note of an entry that is no message.
+    #[cold]
+    fn end_with(&mut self, note: Note) {
+        self.end(match note & 0xff00 {
+            CLOSE => End::Closed,
+            PANICKED => End::Lost(Loss::Panicked),
+            ABANDONED => End::Lost(Loss::Disconnected),
+            _ => End::protocol("a descriptor points outside its arena"),
+        });
+    }
+
+    #[inline(always)]
+    fn message_in_block(&mut self, entry: &Entry) -> Option<Buffer> {
+        let [tag, index, offset, len, next, ..] = *entry;
+        // At once: the rest of what is done here takes as long as a good part of the line's way.
+        self.mapping.region().prefetch_read(offset);
+        self.expect(next);
+        let lent = Lent {
+            index: u32::try_from(index).ok()?,
+            offset,
+            bytes: len,
+            next: 0,
+        };
+        let message = Buffer::in_block(tag, &self.mapping, lent, len as usize)?;
+        if (65..=FETCHED_AHEAD_MAX).contains(&message.len()) {
+            fetch_ahead(&message);
+        }
+        if self.mapping.dropped_enough(3 * RETURNED_MAX) {
+            self.return_entry();
+        }
+        Some(message)
+    }
+
+    /// The message of which the first entry was taken, and the second is there too.
+    fn message_of_two(&mut self, note: Note, first: &Entry) -> Option<Buffer> {
+        let second = self.incoming.pop_second(REST)?;
+        let payload = first[1..].iter().chain(&second);
+        Buffer::from_words(first[0], payload, usize::from(note & 0xff))
+    }
+
+    /// Takes a hint of the peer's: `next`, less one, is where the block is that it will likely use next.
+    #[inline]
+    fn expect(&mut self, next: u64) {
+        self.expected = next
+            .checked_sub(1)
+            .and_then(|offset| self.mapping.region().data(offset, 64));
+    }
+
+    /// Nothing has arrived. What likely arrives next is fetched together with the entry that will say so:
+    /// two lines that are asked for at once arrive as soon as one, and one after the other take twice as long.
+    #[inline(always)]
+    fn fetch_expected(&mut self) {
+        if self.idle_polls < POLLS_THAT_FETCH {
+            self.idle_polls += 1;
+            if let Some(line) = self.expected {
+                prefetch_read(line.as_ptr());
+            }
+        }
     }
 
     /// Takes back what a peer that is gone left in the ring.
@@ -351,44 +443,42 @@ impl Endpoint for Shm {
         if let Some(end) = &self.end {
             return Err(end.error(self.peer));
         }
-        if self.flush() {
-            if let Err(message) = self.push(message) {
-                self.waiting.push_back(message);
-            }
-        } else {
+        if !self.waiting.is_empty() && !self.flush() {
+            self.waiting.push_back(message);
+        } else if let Err(message) = self.push(message) {
             self.waiting.push_back(message);
         }
         Ok(())
     }
 
-    #[inline(always)]
     fn receive(&mut self) -> Result<Option<Buffer>, Error> {
-        self.flush();
-        self.return_dropped();
-        loop {
-            let Some((note, entry, handed_back)) = self.incoming.pop() else {
-                return match &self.end {
-                    Some(end) if !self.incoming.is_ready() => Err(end.error(self.peer)),
-                    _ => Ok(None),
-                };
-            };
-            if handed_back {
-                self.mapping.ring(bell::ROOM);
-            }
-            if note & 0xff00 == RETURNED {
-                self.take_back(note, &entry);
-                continue;
-            }
-            return match self.message(note, &entry) {
-                Ok(message) => Ok(Some(message)),
-                Err(end) => {
-                    let error = end.error(self.peer);
-                    self.end(end);
-                    Err(error)
-                }
-            };
+        match (self.poll(), &self.end) {
+            (None, Some(end)) if !self.incoming.is_ready() => Err(end.error(self.peer)),
+            (message, _) => Ok(message),
         }
     }
+}
+
+/// Asks for the first lines of a payload at once: the processor itself would begin to after two misses.
+#[inline(always)]
+fn fetch_ahead(message: &[u8]) {
+    for line in message.iter().step_by(64).take(LINES_AHEAD).skip(1) {
+        prefetch_read(line);
+    }
+}
+
+/// Bytes as the words of an entry.
+#[inline(always)]
+fn words_of(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let last = rest
+        .iter()
+        .rfold(0, |word, &byte| word << 8 | u64::from(byte));
+    let last = (!rest.is_empty()).then_some(last);
+    words
+        .iter()
+        .map(|&word| u64::from_le_bytes(word))
+        .chain(last)
 }
 
 impl Drop for Shm {
@@ -407,8 +497,8 @@ impl fmt::Debug for Shm {
 }
 
 const _: () = assert!(
-    INLINE_BYTES == 6 * 8,
-    "a descriptor has six words beside the tag"
+    INLINE_BYTES == 8 * (FIRST_WORDS + ENTRY_WORDS),
+    "what is held by value fits in two entries"
 );
 
 #[cfg(all(test, not(loom)))]
@@ -441,7 +531,7 @@ mod tests {
 
     fn refused(note: Note, entry: Entry) {
         let (mut link, mut liar, _theirs) = link_to_a_liar();
-        liar.push(note, &entry);
+        liar.push(note, entry.into_iter());
         let received = link.receive();
         assert!(
             matches!(
@@ -468,7 +558,8 @@ mod tests {
 
     #[test]
     fn entries_of_no_known_kind_or_length_end_the_link() {
-        refused(INLINE | 49, [0; ENTRY_WORDS]);
+        refused(INLINE | 105, [0; ENTRY_WORDS]);
+        refused(INLINE | 49, [0; ENTRY_WORDS]); // Without a second entry.
         refused(0, [0; ENTRY_WORDS]);
         refused(0xff00, [0; ENTRY_WORDS]);
     }
@@ -479,7 +570,7 @@ mod tests {
         let held = link.loan(64).unwrap().unwrap();
         let own = link.arena.clone();
         for index in [0, 1, 2, 65_535, u32::MAX] {
-            liar.push(RETURNED | 2, &[u64::from(index), 0, 0, 0, 0, 0, 0]);
+            liar.push(RETURNED | 2, iter::once(u64::from(index)).chain([0; 6]));
         }
         assert!(link.receive().unwrap().is_none());
         assert_ne!(

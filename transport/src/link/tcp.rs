@@ -18,7 +18,7 @@ use mio::net::TcpStream;
 use super::{End, Endpoint};
 use crate::{
     Arena, Buffer, Error, Loan, Loss, Rank,
-    arena::{Body, INLINE_BYTES, Purpose, Returns},
+    arena::{INLINE_BYTES, Purpose, Returns},
 };
 
 const HEADER_BYTES: usize = 16;
@@ -433,8 +433,8 @@ impl Endpoint for Tcp {
         if let Some(end) = &self.end {
             return Err(end.error(self.peer));
         }
-        let message = match message.body() {
-            Body::Block { .. } if message.len() <= INLINE_BYTES => {
+        let message = match message.block() {
+            Some(_) if message.len() <= INLINE_BYTES => {
                 Buffer::inline(message.tag(), &message).unwrap_or(message)
             }
             _ => message,
