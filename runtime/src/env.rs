@@ -12,15 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataflow::{Collection, Job, Lines, Pass, Record, Stream, TaskGraph, Totals};
-use transport::{Address, Ledger, Rank, Secret, Waker};
+use dataflow::{Collection, Job, Lines, Pass, Record, Stream, Totals};
+use transport::{Address, Fabric, Ledger, Rank, Secret, Waker};
 
 use crate::{
     Config, Error,
     config::Decided,
     coordinator::{Client, Membership},
     counters::{Counts, Snapshot},
-    executor::{self, Command, Report, Seat},
+    executor::{self, Command, Report, Seat, Work},
     progress::Progress,
     summary::Summary,
 };
@@ -264,31 +264,65 @@ impl Env {
     ///
     /// What went wrong first, as far as can be told. After an error the executors run nothing more.
     pub fn run<R: Default>(&mut self, job: &Job<R>) -> Result<R, Error> {
+        let number = self.runs;
+        self.runs += 1;
+        let graph = job.task_graph();
+        let totals = self.have_done(|| Command::Run {
+            number,
+            graph: graph.clone(),
+        })?;
+        self.summary.add(&totals);
+        Ok(job.take_result())
+    }
+
+    /// Calls `work` on every executor of this worker at the same time, with the executor's links, and waits
+    /// until all calls have returned: for programs that send their messages themselves, as with MPI.
+    ///
+    /// Each rank of the job should be doing so. A rank that is not there yet does not keep what arrives
+    /// for it: begin by greeting one another, again until you are answered.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong first, as far as can be told. After an error the executors do nothing more.
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    /// use updraft::prelude::*;
+    ///
+    /// static CALLS: AtomicU32 = AtomicU32::new(0);
+    /// updraft::run(Config { executors: Some(2), ..Config::default() }, |env| {
+    ///     env.on_executors(|fabric| {
+    ///         assert!(fabric.rank() < 2 && fabric.size() == 2);
+    ///         CALLS.fetch_add(1, Ordering::Relaxed);
+    ///         Ok(())
+    ///     })
+    /// })?;
+    /// assert_eq!(CALLS.load(Ordering::Relaxed), 2);
+    /// # Ok::<(), updraft::Error>(())
+    /// ```
+    pub fn on_executors(
+        &mut self,
+        work: impl Fn(&mut Fabric) -> Result<(), Error> + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        let work: Work = Arc::new(work);
+        self.have_done(|| Command::Work(work.clone())).map(drop)
+    }
+
+    /// Tells all executors of this worker the same, and waits until they have done it.
+    fn have_done(&mut self, command: impl Fn() -> Command) -> Result<Vec<Totals>, Error> {
         if self.failed {
             let reason = "an earlier run of this program failed".to_owned();
             return Err(Error::Config { reason });
         }
-        match self.run_graph(&job.task_graph()) {
-            Ok(totals) => {
-                self.summary.add(&totals);
-                Ok(job.take_result())
-            }
-            Err(error) => {
-                self.failed = true;
-                Err(error)
-            }
+        for seat in &self.seats {
+            seat.tell(command());
         }
+        let done = self.wait_for_executors();
+        self.failed = done.is_err();
+        done
     }
 
-    fn run_graph(&mut self, graph: &TaskGraph) -> Result<Vec<Totals>, Error> {
-        let number = self.runs;
-        self.runs += 1;
-        for seat in &self.seats {
-            seat.tell(Command::Run {
-                number,
-                graph: graph.clone(),
-            });
-        }
+    fn wait_for_executors(&self) -> Result<Vec<Totals>, Error> {
         let mut ended = 0;
         let mut totals = Vec::new();
         while ended < self.seats.len() {
@@ -344,6 +378,9 @@ impl Env {
             bytes,
             bytes_total,
         } = self.seats.iter().map(|seat| seat.counts.snapshot()).sum();
+        if (records, bytes, bytes_total) == (0, 0, 0) {
+            return;
+        }
         match &self.client {
             // Progress that cannot be told is not worth failing for.
             Some(client) => drop(client.progress(records, bytes, bytes_total)),
@@ -363,7 +400,9 @@ impl Env {
                 self.ending.store(true, Ordering::Relaxed);
                 drop(client.failed(&dataflow::one_line(error)));
             }
-            (None, None) if self.decided.progress => eprintln!("updraft: {line}"),
+            (None, None) if self.decided.progress && !line.is_empty() => {
+                eprintln!("updraft: {line}");
+            }
             _ => {}
         }
     }

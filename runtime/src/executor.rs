@@ -5,7 +5,10 @@ use std::{
     cell::RefCell,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
-    sync::mpsc::{Receiver, Sender, TryRecvError},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, TryRecvError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -40,7 +43,12 @@ pub(crate) enum Command {
     Join(Vec<Address>),
     /// Take part in run `number` of a graph.
     Run { number: u32, graph: TaskGraph },
+    /// Do this with the links.
+    Work(Work),
 }
+
+/// What a program does itself on every executor. It keeps its own result.
+pub(crate) type Work = Arc<dyn Fn(&mut Fabric) -> Result<(), Error> + Send + Sync>;
 
 /// What an executor has to say.
 pub(crate) enum Report {
@@ -159,6 +167,7 @@ impl Executor {
                 .join(&book)
                 .map_err(Error::from),
             Command::Run { number, graph } => self.start(number, &graph),
+            Command::Work(work) => self.work(&work),
         };
         if let Err(error) = obeyed {
             self.fail(error);
@@ -185,6 +194,22 @@ impl Executor {
             run.receive(from, message)?;
         }
         Ok(())
+    }
+
+    fn work(&mut self, work: &Work) -> Result<(), Error> {
+        let fabric = &mut self.site.fabric.borrow_mut();
+        match catch_unwind(AssertUnwindSafe(|| work(fabric))) {
+            Ok(Ok(())) => {
+                let result = Ok(Vec::new());
+                tell(&self.reports, Report::Ended { result });
+                Ok(())
+            }
+            Ok(Err(error)) => Err(error),
+            Err(panic) => Err(Error::Panicked {
+                rank: self.rank,
+                message: panic_message(&*panic),
+            }),
+        }
     }
 
     /// Takes in what has happened and goes on; whether anything was done.

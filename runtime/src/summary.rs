@@ -41,8 +41,11 @@ impl Summary {
         }
     }
 
-    /// Records, bytes, time, imbalance.
+    /// Records, bytes, time, imbalance; nothing when no graph was run.
     pub(crate) fn line(&self, elapsed: Duration, workers: u32) -> String {
+        if self.runs == 0 {
+            return String::new();
+        }
         let (records, bytes) = self.by_rank.iter().fold((0, 0), |(records, bytes), rank| {
             (records + rank.records, bytes + rank.bytes)
         });

@@ -203,9 +203,8 @@ impl Handover {
         }
         // SAFETY: the other side wrote `bytes` bytes there before it moved its word, and writes no more
         // until we move ours.
-        let (all, any) = unsafe { gather(self.payload(other, bytes), bytes) };
-        let expected = turn as u8;
-        if bytes > 0 && (all, any) != (expected, expected) {
+        let read = unsafe { read(self.payload(other, bytes), bytes) };
+        if bytes > 0 && read != turn as u8 {
             return Err(failed(action, "the bytes are wrong"));
         }
         Ok(())
@@ -267,8 +266,9 @@ unsafe fn fill(to: *mut u8, byte: u8, bytes: usize, stores: Stores) {
         let vectors = bytes / 16;
         // SAFETY: the caller lets us write `bytes` bytes, and so the vectors that fit in them.
         unsafe { fill_past_the_caches(to, byte, vectors) };
+        let rest = to.wrapping_add(16 * vectors);
         // SAFETY: the same for what is left of them.
-        unsafe { to.add(16 * vectors).write_bytes(byte, bytes % 16) };
+        unsafe { rest.write_bytes(byte, bytes % 16) };
         return;
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -296,17 +296,15 @@ unsafe fn fill_past_the_caches(to: *mut u8, byte: u8, vectors: usize) {
     _mm_sfence();
 }
 
-/// Reads `bytes` bytes: all of them and-ed together, and all of them or-ed together.
+/// Reads `bytes` bytes, and returns all of them or-ed together.
 ///
 /// # Safety
 ///
 /// `from` is valid for reads of so many bytes, which nobody writes meanwhile.
-unsafe fn gather(from: *const u8, bytes: usize) -> (u8, u8) {
+unsafe fn read(from: *const u8, bytes: usize) -> u8 {
     // SAFETY: the caller lets us read these bytes.
     let bytes = unsafe { std::slice::from_raw_parts(from, bytes) };
-    let all = bytes.iter().fold(u8::MAX, |all, byte| all & byte);
-    let any = bytes.iter().fold(0, |any, byte| any | byte);
-    black_box((all, any))
+    black_box(bytes.iter().fold(0, |all, byte| all | byte))
 }
 
 fn failed(action: &'static str, why: &'static str) -> Error {
