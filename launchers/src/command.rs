@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{Error, local, watchdog, worker};
+use crate::{Error, bench, local, watchdog, worker};
 
 /// Runs jobs of the Updraft dataflow engine.
 #[derive(Debug, Parser)]
@@ -23,6 +23,7 @@ impl Command {
     pub fn run(self) -> Result<u8, Error> {
         match self.action {
             Action::Run(arguments) => local::run(&arguments.into()),
+            Action::Bench { action } => action.run(),
             Action::Worker(arguments) => Err(worker::become_job(&arguments)),
             Action::Watchdog => watchdog::watch().map(|()| 0),
         }
@@ -41,6 +42,18 @@ enum Action {
         no such program; else those of the job."
     )]
     Run(RunArguments),
+
+    /// Measure messages, the machine, and peers
+    ///
+    /// The ranks that measure are a job of their own, started as `updraft run` starts one.
+    #[command(
+        after_help = "Exit codes: 0 ok; 1 a target was missed, with --strict; 2 wrong usage; 3 the \
+        launcher failed; 9 a file cannot be written; else those of the job that measures."
+    )]
+    Bench {
+        #[command(subcommand)]
+        action: bench::Command,
+    },
 
     /// What a worker is until it becomes the job's program.
     #[command(name = "__worker", hide = true)]
@@ -104,7 +117,7 @@ pub struct WorkerArguments {
 }
 
 /// Reads `4096`, `64k`, `512m`, `4g` or `1t`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last().map(u8::to_ascii_lowercase) {
         Some(b'k') => (&text[..text.len() - 1], 10),
         Some(b'm') => (&text[..text.len() - 1], 20),

@@ -24,6 +24,22 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// The command line asks for what makes no sense.
+    #[error("{reason}")]
+    Usage {
+        /// Why not.
+        reason: String,
+    },
+
+    /// A file for results cannot be written.
+    #[error("could not write {}", path.display())]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+
     /// A worker could not be started.
     #[error("could not start worker {worker}")]
     Start {
@@ -47,6 +63,8 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NotRunnable { .. } => exit::NOT_FOUND,
+            Self::Usage { .. } => exit::USAGE,
+            Self::Output { .. } => exit::OUTPUT,
             Self::Io { .. } | Self::Start { .. } => exit::LAUNCHER,
         }
     }
@@ -56,12 +74,16 @@ impl Error {
 pub(crate) mod exit {
     /// A worker said that it failed, and then left with code 0.
     pub(crate) const JOB: u8 = 1;
+    /// The command line is wrong.
+    pub(crate) const USAGE: u8 = 2;
     /// The launcher itself failed.
     pub(crate) const LAUNCHER: u8 = 3;
     /// There is no such program.
     pub(crate) const NOT_FOUND: u8 = 4;
     /// What a worker leaves with when the cause is the loss of another.
     pub(crate) const LOST_A_PEER: u8 = 6;
+    /// A file cannot be written.
+    pub(crate) const OUTPUT: u8 = 9;
     /// The death by a signal, plus its number.
     pub(crate) const SIGNAL: u8 = 128;
 }
