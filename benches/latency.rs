@@ -280,12 +280,8 @@ fn pin(core: usize) {
 fn fabric(rank: Rank, secret: &Secret) -> Fabric {
     let arena = Arena::new(&Ledger::new(ARENA_BYTES), ARENA_BYTES).expect("the arena fits");
     let config = Config {
-        rank,
-        size: 2,
         transport: Transport::Shm,
-        interface: [127, 0, 0, 1].into(),
-        secret: secret.clone(),
-        spin: true,
+        ..Config::new(rank, 2, secret)
     };
     Fabric::new(config, arena).expect("sockets can be had")
 }

@@ -25,13 +25,17 @@ const UNDER_WAY: Duration = Duration::from_millis(300);
 
 /// The ways to run a job: the arguments of `updraft run`, or none to start the program itself; and
 /// those that are added to the program's.
-const WAYS: [(&[&str], &[&str]); 7] = [
+const WAYS: [(&[&str], &[&str]); 8] = [
     (&[], &["--executors", "1"]),
     (&[], &["--executors", "2"]),
     (&[], &["--executors", "3"]),
     (&["-n", "2"], &[]),
     (&["-n", "3", "--executors", "2"], &[]),
     (&["-n", "2", "--transport", "tcp"], &[]),
+    (
+        &["-n", "2", "--transport", "tcp", "--interface", "::1"],
+        &[],
+    ),
     (&["-n", "2", "--transport", "shm"], &[]),
 ];
 

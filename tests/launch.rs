@@ -56,12 +56,21 @@ fn a_job_needs_no_dashes_before_it() {
 
 #[test]
 fn options_reach_the_workers_and_those_not_given_do_not() {
-    let script = "echo $UPDRAFT_EXECUTORS $UPDRAFT_TRANSPORT $UPDRAFT_MEMORY";
+    let script = "echo $UPDRAFT_EXECUTORS $UPDRAFT_TRANSPORT $UPDRAFT_INTERFACE $UPDRAFT_MEMORY";
     let mut given = command();
     given
         .args(["run", "--executors", "3", "--transport", "tcp"])
-        .args(["--memory", "64k", "--", "sh", "-c", script]);
-    assert_eq!(Launch::of(given).out, "[w0] 3 tcp 65536\n");
+        .args([
+            "--interface",
+            "lo",
+            "--memory",
+            "64k",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ]);
+    assert_eq!(Launch::of(given).out, "[w0] 3 tcp lo 65536\n");
     assert_eq!(Launch::of(shell(1, script)).out, "[w0] \n");
 }
 

@@ -19,8 +19,8 @@ use std::{
 
 use nix::sys::signal::{Signal, raise};
 use transport::{
-    Address, Arena, Buffer, Config, Error, Event, Fabric, Ledger, Loan, Loss, Rank, Secret,
-    Simulation, Transport,
+    Address, Arena, Buffer, Config, Error, Event, Fabric, Interface, Ledger, Loan, Loss, Path,
+    Rank, Secret, Simulation, Transport,
 };
 
 /// Larger than the largest message, with room for a second one in flight.
@@ -458,17 +458,16 @@ fn arena(bytes: u64) -> Arena {
     Arena::new(&Ledger::new(bytes), bytes).unwrap()
 }
 
-fn fabric(rank: Rank, bytes: u64, transport: Transport, secret: &Secret) -> Fabric {
-    let interface = [127, 0, 0, 1].into();
-    let config = Config {
-        rank,
-        size: 2,
+fn config(rank: Rank, transport: Transport, secret: &Secret) -> Config {
+    Config {
         transport,
-        interface,
-        secret: secret.clone(),
         spin: false,
-    };
-    Fabric::new(config, arena(bytes)).unwrap()
+        ..Config::new(rank, 2, secret)
+    }
+}
+
+fn fabric(rank: Rank, bytes: u64, transport: Transport, secret: &Secret) -> Fabric {
+    Fabric::new(config(rank, transport, secret), arena(bytes)).unwrap()
 }
 
 /// Drives one end to the end of its program.
@@ -767,6 +766,34 @@ fn nobody_at_the_address_is_a_lost_peer() {
             }
             assert!(start.elapsed() < Duration::from_secs(10));
         }
+    }
+}
+
+#[test]
+fn ranks_meet_on_the_interface_that_is_chosen() {
+    for chosen in ["lo", "127.0.0.2", "::1", "::1/128"] {
+        let secret = Secret::random().unwrap();
+        let interface = Interface::find(chosen).unwrap();
+        let mut fabrics = [0, 1].map(|rank| {
+            let config = Config {
+                interface,
+                ..config(rank, Transport::Tcp, &secret)
+            };
+            Fabric::new(config, arena(1 << 20)).unwrap()
+        });
+        let book = fabrics.each_ref().map(|fabric| fabric.address().unwrap());
+        let listens = book[1].to_string().rsplit_once('/').unwrap().1.to_owned();
+        let listens: std::net::SocketAddr = listens.parse().unwrap();
+        assert_eq!(listens.ip(), interface.address(), "{chosen}");
+        for fabric in &mut fabrics {
+            fabric.join(&book).unwrap();
+        }
+        fabrics[0].send_copy(1, 0, b"hello").unwrap();
+        poll_until(
+            &mut fabrics,
+            |_, event| matches!(event, Event::Message { from: 0, buffer } if buffer.as_slice() == b"hello"),
+        );
+        assert_eq!(fabrics[1].path(0), Some(Path::Tcp), "{chosen}");
     }
 }
 

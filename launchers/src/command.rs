@@ -79,6 +79,10 @@ struct RunArguments {
     #[arg(long, value_enum)]
     transport: Option<local::Transport>,
 
+    /// Where other machines reach the workers: an interface, an address, or a network, such as eth0, ::1 or 10.0.0.0/8
+    #[arg(long, value_name = "ADDRESS|NAME")]
+    interface: Option<String>,
+
     /// How much memory each worker may use for messages and state, such as 512m or 4g
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
@@ -94,6 +98,7 @@ impl From<RunArguments> for local::Options {
             workers: arguments.workers,
             executors: arguments.executors,
             transport: arguments.transport,
+            interface: arguments.interface,
             memory_bytes: arguments.memory,
             job: arguments.job,
         }

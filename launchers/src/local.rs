@@ -77,6 +77,8 @@ pub struct Options {
     pub executors: Option<u32>,
     /// What carries their messages, if not what the environment says.
     pub transport: Option<Transport>,
+    /// Where workers of other machines reach them, if not where they find right.
+    pub interface: Option<String>,
     /// How much memory each may use for messages and state, if not what it finds right.
     pub memory_bytes: Option<u64>,
     /// The program, and its arguments.
@@ -89,6 +91,7 @@ impl Options {
         let optional = [
             ("UPDRAFT_EXECUTORS", self.executors.map(|n| n.to_string())),
             ("UPDRAFT_MEMORY", self.memory_bytes.map(|n| n.to_string())),
+            ("UPDRAFT_INTERFACE", self.interface.clone()),
             (
                 "UPDRAFT_TRANSPORT",
                 self.transport.map(|transport| transport.name().to_owned()),
@@ -110,6 +113,7 @@ impl Default for Options {
             workers: 1,
             executors: None,
             transport: None,
+            interface: None,
             memory_bytes: None,
             job: Vec::new(),
         }
@@ -635,6 +639,7 @@ mod tests {
             workers: 2,
             executors: Some(3),
             transport: Some(Transport::Tcp),
+            interface: Some("::1".into()),
             memory_bytes: Some(4096),
             ..Options::default()
         };
@@ -642,6 +647,7 @@ mod tests {
             ("UPDRAFT_WORKERS", "2"),
             ("UPDRAFT_EXECUTORS", "3"),
             ("UPDRAFT_MEMORY", "4096"),
+            ("UPDRAFT_INTERFACE", "::1"),
             ("UPDRAFT_TRANSPORT", "tcp"),
         ];
         let expected = expected.map(|(name, value)| (name, value.to_owned()));

@@ -2,7 +2,7 @@
 
 use std::{env, fs};
 
-use transport::Transport;
+use transport::{Interface, Transport};
 
 use crate::{Error, affinity};
 
@@ -21,6 +21,10 @@ pub struct Config {
     pub executors: Option<u32>,
     /// The paths that messages may take.
     pub transport: Transport,
+    /// Where workers of other machines reach this one: the name of an interface, an address of it, or a
+    /// network it is in, as [`Interface::find`] reads it. By default the address from which it reached
+    /// its coordinator, or nowhere but this machine when that is on it.
+    pub interface: Option<String>,
     /// The most bytes that the data path of this worker may hold; by default three quarters of the memory
     /// that is there, shared among the workers of the node.
     pub memory_bytes: Option<u64>,
@@ -35,6 +39,7 @@ impl Default for Config {
         Self {
             executors: None,
             transport: Transport::Auto,
+            interface: None,
             memory_bytes: None,
             pin: true,
             progress: true,
@@ -47,6 +52,8 @@ impl Default for Config {
 pub(crate) struct Decided {
     pub(crate) executors: u32,
     pub(crate) transport: Transport,
+    /// The interface that was chosen, if one was.
+    pub(crate) interface: Option<Interface>,
     pub(crate) memory_bytes: u64,
     pub(crate) arena_bytes: u64,
     pub(crate) pin: bool,
@@ -78,6 +85,13 @@ impl Config {
                 return Err(Error::Config { reason });
             }
         };
+        let interface = match env::var("UPDRAFT_INTERFACE") {
+            Ok(text) => Some(find("UPDRAFT_INTERFACE", &text)?),
+            Err(_) => match &self.interface {
+                Some(text) => Some(find("the interface", text)?),
+                None => None,
+            },
+        };
         let memory_bytes = match variable("UPDRAFT_MEMORY")? {
             Some(bytes) => bytes,
             None => self.memory_bytes.unwrap_or_else(|| default_memory(workers)),
@@ -93,6 +107,7 @@ impl Config {
         Ok(Decided {
             executors,
             transport,
+            interface,
             memory_bytes,
             arena_bytes,
             pin: self.pin,
@@ -100,6 +115,13 @@ impl Config {
             progress: self.progress,
         })
     }
+}
+
+/// The interface that `text` names, which `setting` holds.
+fn find(setting: &str, text: &str) -> Result<Interface, Error> {
+    Interface::find(text).map_err(|error| Error::Config {
+        reason: format!("{setting}: {error}"),
+    })
 }
 
 /// A number in the environment.
@@ -155,6 +177,19 @@ mod tests {
             refused.to_string(),
             "2 executors need at least 8388608 bytes of memory, not 1048576"
         );
+    }
+
+    #[test]
+    fn an_interface_that_is_not_here_is_refused_by_name() {
+        let config = |interface: &str| Config {
+            interface: Some(interface.into()),
+            ..Config::default()
+        };
+        let decided = config("lo").decide(1).unwrap();
+        assert_eq!(decided.interface, Some(Interface::LOOPBACK));
+        let refused = config("no-such-0").decide(1).unwrap_err();
+        assert_eq!(refused.exit_code(), 7);
+        assert!(refused.to_string().contains("\"no-such-0\""), "{refused}");
     }
 
     #[test]

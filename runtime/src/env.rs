@@ -1,7 +1,6 @@
 //! A worker: its executors, and the program that gives them work.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
     process,
     sync::{
         Arc,
@@ -13,7 +12,7 @@ use std::{
 };
 
 use dataflow::{Collection, Job, Lines, Pass, Record, Stream, Totals};
-use transport::{Address, Fabric, Ledger, Rank, Secret, Waker};
+use transport::{Address, Fabric, Interface, Ledger, Rank, Secret, Waker};
 
 use crate::{
     Config, Error,
@@ -141,7 +140,7 @@ impl Env {
                 rank,
                 size: self.workers * executors,
                 transport: self.decided.transport,
-                interface: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                interface: self.interface(),
                 secret: secret.clone(),
                 spin: self.decided.spin,
             },
@@ -163,6 +162,14 @@ impl Env {
             counts,
             thread,
         })
+    }
+
+    /// Where other machines reach this one. What reached the coordinator reaches the other workers,
+    /// unless somebody knows better.
+    fn interface(&self) -> Interface {
+        let towards = || Some(self.client.as_ref()?.local_address()?.into());
+        let chosen = self.decided.interface.or_else(towards);
+        chosen.unwrap_or_default()
     }
 
     /// Has every executor learn where all ranks are.

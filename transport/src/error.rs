@@ -62,6 +62,15 @@ pub enum Error {
         text: String,
     },
 
+    /// No interface of this machine is the one that was chosen.
+    #[error("{text:?} is no interface or address of this machine, which has {there}")]
+    NoInterface {
+        /// What was to be found.
+        text: String,
+        /// The interfaces there are, with their addresses.
+        there: String,
+    },
+
     /// The system's source of randomness failed.
     #[error("the system gave no random bytes")]
     Random,

@@ -140,6 +140,10 @@ struct JobArguments {
     #[arg(long, value_enum)]
     transport: Option<local::Transport>,
 
+    /// Where other machines reach the workers: an interface, an address, or a network, such as eth0, ::1 or 10.0.0.0/8
+    #[arg(long, value_name = "ADDRESS|NAME")]
+    interface: Option<String>,
+
     /// How much memory each worker may use for messages, such as 512m or 4g
     #[arg(long, value_name = "BYTES", value_parser = crate::command::parse_bytes)]
     memory: Option<u64>,
@@ -193,6 +197,7 @@ impl JobArguments {
             workers: self.workers,
             executors: Some(self.executors),
             transport: self.transport,
+            interface: self.interface.clone(),
             memory_bytes: self.memory,
             job: job(&ranks_do),
         })?;

@@ -265,7 +265,7 @@ impl<'a> Player<'a> {
     fn keep(&mut self, event: Event) -> Result<(), Error> {
         match event {
             Event::Message { buffer, .. } if buffer.tag() != HELLO => self.early.push_back(buffer),
-            Event::Ended { error, .. } => return Err(error),
+            Event::Ended { error, .. } => return Err(*error),
             Event::Message { .. } | Event::Refused { .. } => {}
         }
         Ok(())
@@ -562,7 +562,7 @@ impl<'a> Player<'a> {
         loop {
             match self.fabric.receive()? {
                 Some(Event::Message { buffer, .. }) if buffer.tag() != HELLO => return Ok(buffer),
-                Some(Event::Ended { peer, error }) if peer == self.peer => return Err(error),
+                Some(Event::Ended { peer, error }) if peer == self.peer => return Err(*error),
                 // A late greeting, or a pair that has finished.
                 Some(_) => {}
                 None if self.spin && looks < LOOKS_MAX => {

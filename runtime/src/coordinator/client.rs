@@ -1,6 +1,7 @@
 //! A worker's end of the control plane.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -69,6 +70,11 @@ impl Client {
                 reason,
             }),
         }
+    }
+
+    /// The address from which this worker reached its coordinator, if that is not on a Unix socket.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.link.reader().local_address()
     }
 
     /// Calls `on_abort` with the reason, on a thread of its own, when the coordinator gives the job

@@ -164,7 +164,9 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, Error> {
         match text.split_once(':') {
             Some(("unix", name)) if !name.is_empty() => Ok(Self::Unix(name.to_owned())),
-            Some(("tcp", place)) if has_host_and_port(place) => Ok(Self::Tcp(place.to_owned())),
+            Some(("tcp", place)) if host_and_port(place).is_some() => {
+                Ok(Self::Tcp(place.to_owned()))
+            }
             _ => Err(Error::BadAddress {
                 text: text.to_owned(),
             }),
@@ -265,6 +267,14 @@ impl Stream {
         self.write_all(bytes)
     }
 
+    /// The address of this end, if it is on a network.
+    pub(super) fn local_address(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Self::Unix(_) => None,
+            Self::Tcp(stream) => stream.local_addr().ok(),
+        }
+    }
+
     fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         match self {
             Self::Unix(stream) => stream.set_read_timeout(timeout),
@@ -338,7 +348,10 @@ fn connect_tcp(place: &str) -> io::Result<Stream> {
     use std::net::ToSocketAddrs;
 
     let mut outcome = Err(io::Error::other("the host has no address"));
-    for address in place.to_socket_addrs()? {
+    for address in host_and_port(place)
+        .ok_or(io::ErrorKind::InvalidInput)?
+        .to_socket_addrs()?
+    {
         outcome = TcpStream::connect_timeout(&address, CONNECT_TIME_MAX);
         if outcome.is_ok() {
             break;
@@ -347,10 +360,15 @@ fn connect_tcp(place: &str) -> io::Result<Stream> {
     Stream::tcp(outcome?)
 }
 
-fn has_host_and_port(place: &str) -> bool {
-    place
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+/// The host, without the brackets of an IPv6 address, and the port. (The system resolves `fe80::1%eth0`,
+/// but not with brackets around it.)
+fn host_and_port(place: &str) -> Option<(&str, u16)> {
+    let (host, port) = place.rsplit_once(':')?;
+    let host = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
+    Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
 }
 
 fn time_until(deadline: Instant) -> io::Result<Duration> {

@@ -87,9 +87,12 @@ impl Job {
     }
 }
 
-fn everywhere() -> [Listen; 2] {
-    let host = "127.0.0.1".to_owned();
-    [Listen::Local, Listen::Tcp { host, port: 0 }]
+fn everywhere() -> [Listen; 3] {
+    let tcp = |host: &str| Listen::Tcp {
+        host: host.to_owned(),
+        port: 0,
+    };
+    [Listen::Local, tcp("127.0.0.1"), tcp("[::1]")]
 }
 
 /// What the watch of `client` was told, once it is.
@@ -114,6 +117,20 @@ fn every_worker_gets_the_addresses_of_all() {
         });
         assert_eq!(book, [vec!["a", "b"], vec!["c"]]);
     }
+}
+
+#[test]
+fn a_worker_knows_from_which_address_it_reached_its_coordinator() {
+    let reached = everywhere().map(|listen| {
+        let client = Job::start_on(&listen, 1).connect(0);
+        client
+            .local_address()
+            .map(|address| address.ip().to_string())
+    });
+    assert_eq!(
+        reached.each_ref().map(Option::as_deref),
+        [None, Some("127.0.0.1"), Some("::1")]
+    );
 }
 
 #[test]

@@ -4,12 +4,13 @@ mod greeting;
 mod peer;
 mod sockets;
 
-use std::{collections::VecDeque, fmt, net::IpAddr, time::Duration};
+use std::{collections::VecDeque, fmt, time::Duration};
 
 use self::sockets::Sockets;
 pub use self::{peer::Peer, sockets::Waker};
 use crate::{
-    Address, Arena, Buffer, Endpoint, Error, Loan, Loss, Path, Rank, Refusal, Secret, bell,
+    Address, Arena, Buffer, Endpoint, Error, Interface, Loan, Loss, Path, Rank, Refusal, Secret,
+    bell,
     link::{End, Link},
     simulation,
 };
@@ -47,12 +48,27 @@ pub struct Config {
     pub size: u32,
     /// The paths it may take.
     pub transport: Transport,
-    /// The interface on which others reach it by TCP.
-    pub interface: IpAddr,
+    /// The address at which others reach it by TCP.
+    pub interface: Interface,
     /// What its peers have to know.
     pub secret: Secret,
     /// Whether to spin before sleeping; not worth it with more ranks than cores.
     pub spin: bool,
+}
+
+impl Config {
+    /// A fabric as it is when nothing else is asked for: any path, reached by this machine alone, and
+    /// spinning before it sleeps.
+    pub fn new(rank: Rank, size: u32, secret: &Secret) -> Self {
+        Self {
+            rank,
+            size,
+            transport: Transport::Auto,
+            interface: Interface::LOOPBACK,
+            secret: secret.clone(),
+            spin: true,
+        }
+    }
 }
 
 /// What a fabric has to say.
@@ -86,14 +102,11 @@ pub enum Event {
 ///
 /// ```
 /// use std::time::Duration;
-/// use transport::{Arena, Config, Event, Fabric, Ledger, Secret, Transport};
+/// use transport::{Arena, Config, Event, Fabric, Ledger, Secret};
 ///
 /// // Two ranks; here on one thread, mostly each has its own.
 /// let (ledger, secret) = (Ledger::new(8 << 20), Secret::random()?);
-/// let config = |rank| Config {
-///     rank, size: 2, transport: Transport::Auto, interface: [127, 0, 0, 1].into(),
-///     secret: secret.clone(), spin: true,
-/// };
+/// let config = |rank| Config::new(rank, 2, &secret);
 /// let mut here = Fabric::new(config(0), Arena::new(&ledger, 1 << 20)?)?;
 /// let mut there = Fabric::new(config(1), Arena::new(&ledger, 1 << 20)?)?;
 /// let book = [here.address(), there.address()].map(|address| address.unwrap());

@@ -4,7 +4,6 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     fmt, io,
-    net::SocketAddr,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
         linux::net::SocketAddrExt,
@@ -111,8 +110,8 @@ impl Sockets {
             UnixAddress::from_abstract_name(&name).map_err(io("name a Unix socket"))?;
         let mut unix =
             UnixListener::bind_addr(&unix_address).map_err(io("listen on a Unix socket"))?;
-        let any_port = SocketAddr::new(config.interface, 0);
-        let mut tcp = TcpListener::bind(any_port).map_err(io("listen on a TCP port"))?;
+        let mut tcp =
+            TcpListener::bind(config.interface.at_port(0)).map_err(io("listen on a TCP port"))?;
         let address = Address {
             node: address::node(),
             name,
@@ -239,7 +238,8 @@ impl Sockets {
     }
 
     fn connect_tcp(&mut self, to: Rank, address: &Address) -> Result<Id, Loss> {
-        let stream = TcpStream::connect(address.tcp).map_err(unreachable)?;
+        let address = self.here.config.interface.on_our_link(address.tcp);
+        let stream = TcpStream::connect(address).map_err(unreachable)?;
         self.greet(Stream::Tcp(stream), to)
     }
 
