@@ -12,6 +12,7 @@ use std::{
     pin::{Pin, pin},
     process::{Child, Command, Stdio},
     rc::Rc,
+    sync::mpsc::{Receiver, Sender},
     task::{Context, Poll, Waker},
     thread,
     time::{Duration, Instant},
@@ -794,6 +795,59 @@ fn ranks_meet_on_the_interface_that_is_chosen() {
             |_, event| matches!(event, Event::Message { from: 0, buffer } if buffer.as_slice() == b"hello"),
         );
         assert_eq!(fabrics[1].path(0), Some(Path::Tcp), "{chosen}");
+    }
+}
+
+/// Each message is sent about when its receiver falls asleep, and a lost wake-up would cost it ten seconds.
+#[test]
+fn no_wake_up_is_lost_whoever_fences() {
+    const MESSAGES: u64 = 20_000;
+    for spin in [true, false] {
+        let secret = Secret::random().unwrap();
+        let (to_there, from_here) = std::sync::mpsc::channel::<Address>();
+        let (to_here, from_there) = std::sync::mpsc::channel::<Address>();
+        let run =
+            move |rank: Rank, secret: &Secret, tell: Sender<Address>, hear: Receiver<Address>| {
+                let config = Config {
+                    transport: Transport::Shm,
+                    spin,
+                    ..Config::new(rank, 2, secret)
+                };
+                let mut fabric = Fabric::new(config, arena(1 << 20)).unwrap();
+                tell.send(fabric.address().unwrap()).unwrap();
+                let mut book = vec![fabric.address().unwrap()];
+                book.insert(1 - rank as usize, hear.recv().unwrap());
+                fabric.join(&book).unwrap();
+                for number in 0..MESSAGES {
+                    if number % 2 == u64::from(rank) {
+                        for _ in 0..number * 7919 % 1_000 {
+                            std::hint::spin_loop();
+                        }
+                        assert!(fabric.send_copy(1 - rank, number, b"wake up").unwrap());
+                        continue;
+                    }
+                    let start = Instant::now();
+                    let buffer = loop {
+                        match fabric.receive().unwrap() {
+                            Some(Event::Message { buffer, .. }) => break buffer,
+                            Some(event) => panic!("{event:?}"),
+                            None => fabric.wait(Some(Duration::from_secs(10))).unwrap(),
+                        }
+                    };
+                    assert_eq!(buffer.tag(), number);
+                    assert!(
+                        start.elapsed() < Duration::from_secs(5),
+                        "message {number} woke nobody"
+                    );
+                }
+                while !fabric.flush().unwrap() {}
+            };
+        let there = {
+            let secret = secret.clone();
+            thread::spawn(move || run(1, &secret, to_here, from_here))
+        };
+        run(0, &secret, to_there, from_there);
+        there.join().unwrap();
     }
 }
 

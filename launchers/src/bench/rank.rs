@@ -496,7 +496,7 @@ impl<'a> Player<'a> {
     #[inline]
     fn give(&mut self, bytes: usize, value: u8) -> Result<(), Error> {
         // What fits in a descriptor is built on the stack, by a program that cares.
-        let mut short = [0u8; 48];
+        let mut short = [0u8; Buffer::INLINE_BYTES];
         if let Some(short) = short.get_mut(..bytes) {
             short.fill(value);
             return self.send(0, short);

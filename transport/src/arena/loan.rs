@@ -322,6 +322,9 @@ impl fmt::Debug for Loan {
 pub struct Buffer(Held);
 
 impl Buffer {
+    /// Payloads up to this size, in bytes, can travel beside the descriptor of a message, and need no loan.
+    pub const INLINE_BYTES: usize = INLINE_BYTES;
+
     /// A message of `len` bytes in a block, a reference to which was counted for us; `None` if the region has
     /// no such block or bytes.
     #[inline(always)]

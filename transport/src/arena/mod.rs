@@ -18,7 +18,11 @@ pub use self::{
     loan::{Buffer, Loan},
     window::Window,
 };
-use crate::{Error, Ledger, Rank, Reservation, bell, sync::Ordering};
+use crate::{
+    Error, Ledger, Rank, Reservation,
+    bell::{self, FencedBy},
+    sync::Ordering,
+};
 
 /// Blocks that are given back together.
 const GIVEN_BACK_AT_ONCE: usize = 64;
@@ -90,6 +94,7 @@ pub(crate) struct Mapping {
     region: Arc<Region>,
     /// The owner's; none when the owner is us.
     wake: Option<OwnedFd>,
+    fenced_by: FencedBy,
     /// Blocks to give back, which the owner does not know of yet.
     dropped: RefCell<Dropped>,
 }
@@ -107,6 +112,7 @@ impl Mapping {
 
     fn new(region: Arc<Region>, wake: Option<OwnedFd>) -> Self {
         Self {
+            fenced_by: region.bell().fenced_by(),
             region,
             wake,
             dropped: RefCell::default(),
@@ -172,7 +178,7 @@ impl Mapping {
     /// Wakes the owner if it sleeps until `reason`, which the caller has just brought about.
     pub(crate) fn ring(&self, reason: bell::Reasons) {
         if let Some(wake) = &self.wake
-            && self.region.bell().must_ring(reason)
+            && self.region.bell().must_ring(reason, self.fenced_by)
         {
             bell::wake(wake);
         }

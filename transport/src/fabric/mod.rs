@@ -171,6 +171,9 @@ impl Fabric {
     /// [`Error::Io`] when the system refuses a socket.
     pub fn new(config: Config, arena: Arena) -> Result<Self, Error> {
         let spin = config.spin;
+        if spin {
+            arena.region().bell().promise(); // Else it sleeps often, and others have little to send.
+        }
         let (rank, size) = (config.rank, config.size);
         let sockets = Sockets::new(config, arena.clone())?;
         let peers = (0..size).map(|_| Contact::Unknown).collect();
@@ -504,8 +507,8 @@ impl Fabric {
         if self.spin_for_news()? || self.sockets.is_none() {
             return Ok(());
         }
-        self.arena.region().bell().arm(self.reasons());
-        let waited = if self.has_news() {
+        let armed = self.arena.region().bell().arm(self.reasons());
+        let waited = if !armed || self.has_news() {
             Ok(())
         } else {
             self.look(timeout)
