@@ -83,6 +83,10 @@ struct RunArguments {
     #[arg(long, value_name = "ADDRESS|NAME")]
     interface: Option<String>,
 
+    /// How long the machine of a worker may be silent before the worker is lost, such as 2s or 700ms
+    #[arg(long, value_name = "TIME", value_parser = parse_milliseconds)]
+    silence: Option<u64>,
+
     /// How much memory each worker may use for messages and state, such as 512m or 4g
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
@@ -99,6 +103,7 @@ impl From<RunArguments> for local::Options {
             executors: arguments.executors,
             transport: arguments.transport,
             interface: arguments.interface,
+            silence_ms_max: arguments.silence,
             memory_bytes: arguments.memory,
             job: arguments.job,
         }
@@ -136,6 +141,19 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
         .filter(|&number| number > 0)
         .and_then(|number| number.checked_mul(1 << shift))
         .ok_or_else(|| "a number of bytes is 4096, 64k, 512m or 4g".to_owned())
+}
+
+/// Reads `700ms`, `2s` or `1m`.
+fn parse_milliseconds(text: &str) -> Result<u64, String> {
+    let units = [("ms", 1), ("s", 1_000), ("m", 60_000)];
+    units
+        .iter()
+        .find_map(|(unit, milliseconds)| {
+            let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+            number.checked_mul(*milliseconds)
+        })
+        .filter(|&number| number > 0)
+        .ok_or_else(|| "a time is 700ms, 2s or 1m".to_owned())
 }
 
 #[cfg(test)]
@@ -191,6 +209,16 @@ mod tests {
         assert_eq!(parse_bytes("2g"), Ok(2 << 30));
         for text in ["", "g", "0", "-1", "1kb", "99999999999t", "é"] {
             assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(parse_milliseconds("700ms"), Ok(700));
+        assert_eq!(parse_milliseconds("2s"), Ok(2_000));
+        assert_eq!(parse_milliseconds("1m"), Ok(60_000));
+        for text in ["", "2", "s", "0s", "-1s", "1h", "99999999999999999999s"] {
+            assert!(parse_milliseconds(text).is_err(), "{text}");
         }
     }
 }

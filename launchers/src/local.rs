@@ -79,6 +79,8 @@ pub struct Options {
     pub transport: Option<Transport>,
     /// Where workers of other machines reach them, if not where they find right.
     pub interface: Option<String>,
+    /// How long the machine of a worker may be silent, if not as long as the program says.
+    pub silence_ms_max: Option<u64>,
     /// How much memory each may use for messages and state, if not what it finds right.
     pub memory_bytes: Option<u64>,
     /// The program, and its arguments.
@@ -92,6 +94,10 @@ impl Options {
             ("UPDRAFT_EXECUTORS", self.executors.map(|n| n.to_string())),
             ("UPDRAFT_MEMORY", self.memory_bytes.map(|n| n.to_string())),
             ("UPDRAFT_INTERFACE", self.interface.clone()),
+            (
+                "UPDRAFT_SILENCE_MS",
+                self.silence_ms_max.map(|n| n.to_string()),
+            ),
             (
                 "UPDRAFT_TRANSPORT",
                 self.transport.map(|transport| transport.name().to_owned()),
@@ -114,6 +120,7 @@ impl Default for Options {
             executors: None,
             transport: None,
             interface: None,
+            silence_ms_max: None,
             memory_bytes: None,
             job: Vec::new(),
         }
@@ -640,6 +647,7 @@ mod tests {
             executors: Some(3),
             transport: Some(Transport::Tcp),
             interface: Some("::1".into()),
+            silence_ms_max: Some(700),
             memory_bytes: Some(4096),
             ..Options::default()
         };
@@ -648,6 +656,7 @@ mod tests {
             ("UPDRAFT_EXECUTORS", "3"),
             ("UPDRAFT_MEMORY", "4096"),
             ("UPDRAFT_INTERFACE", "::1"),
+            ("UPDRAFT_SILENCE_MS", "700"),
             ("UPDRAFT_TRANSPORT", "tcp"),
         ];
         let expected = expected.map(|(name, value)| (name, value.to_owned()));

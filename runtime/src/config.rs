@@ -1,6 +1,6 @@
 //! What a program asks of the runtime, and what its launcher says.
 
-use std::{env, fs};
+use std::{env, fs, ops::RangeInclusive, time::Duration};
 
 use transport::{Interface, Transport};
 
@@ -11,6 +11,10 @@ const MEMORY_SHARE: (u64, u64) = (3, 4);
 /// The arena of an executor, unless memory is tight.
 const ARENA_BYTES_MAX: u64 = 256 << 20;
 const ARENA_BYTES_MIN: u64 = 1 << 20;
+
+/// What the longest silence can be set to: less than the first mistakes a lost packet for a lost machine,
+/// and beyond the second the kernel has given the connection up.
+const SILENCES: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(600);
 
 /// How a job runs. What the launcher says (`UPDRAFT_*` in the environment) goes before what is set here,
 /// because it comes from who runs the program and not from who wrote it.
@@ -25,6 +29,9 @@ pub struct Config {
     /// network it is in, as [`Interface::find`] reads it. By default the address from which it reached
     /// its coordinator, or nowhere but this machine when that is on it.
     pub interface: Option<String>,
+    /// How long the machine of a worker may be silent before the worker counts as lost. A worker that is
+    /// busy or stopped is not silent: see [`transport::Config::silence_max`].
+    pub silence_max: Duration,
     /// The most bytes that the data path of this worker may hold; by default three quarters of the memory
     /// that is there, shared among the workers of the node.
     pub memory_bytes: Option<u64>,
@@ -40,6 +47,7 @@ impl Default for Config {
             executors: None,
             transport: Transport::Auto,
             interface: None,
+            silence_max: transport::Config::SILENCE_MAX,
             memory_bytes: None,
             pin: true,
             progress: true,
@@ -54,6 +62,7 @@ pub(crate) struct Decided {
     pub(crate) transport: Transport,
     /// The interface that was chosen, if one was.
     pub(crate) interface: Option<Interface>,
+    pub(crate) silence_max: Duration,
     pub(crate) memory_bytes: u64,
     pub(crate) arena_bytes: u64,
     pub(crate) pin: bool,
@@ -92,6 +101,17 @@ impl Config {
                 None => None,
             },
         };
+        let silence_max = match variable("UPDRAFT_SILENCE_MS")? {
+            Some(milliseconds) => Duration::from_millis(milliseconds),
+            None => self.silence_max,
+        };
+        if !SILENCES.contains(&silence_max) {
+            let (least, most) = (SILENCES.start(), SILENCES.end());
+            let reason = format!(
+                "a silence of {silence_max:?} cannot be told from a loss: at least {least:?}, at most {most:?}"
+            );
+            return Err(Error::Config { reason });
+        }
         let memory_bytes = match variable("UPDRAFT_MEMORY")? {
             Some(bytes) => bytes,
             None => self.memory_bytes.unwrap_or_else(|| default_memory(workers)),
@@ -108,6 +128,7 @@ impl Config {
             executors,
             transport,
             interface,
+            silence_max,
             memory_bytes,
             arena_bytes,
             pin: self.pin,
@@ -190,6 +211,19 @@ mod tests {
         let refused = config("no-such-0").decide(1).unwrap_err();
         assert_eq!(refused.exit_code(), 7);
         assert!(refused.to_string().contains("\"no-such-0\""), "{refused}");
+    }
+
+    #[test]
+    fn a_silence_too_short_to_mean_anything_is_refused() {
+        let config = Config {
+            silence_max: Duration::from_millis(10),
+            ..Config::default()
+        };
+        let refused = config.decide(1).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "a silence of 10ms cannot be told from a loss: at least 500ms, at most 600s"
+        );
     }
 
     #[test]

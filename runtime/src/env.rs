@@ -141,6 +141,7 @@ impl Env {
                 size: self.workers * executors,
                 transport: self.decided.transport,
                 interface: self.interface(),
+                silence_max: self.decided.silence_max,
                 secret: secret.clone(),
                 spin: self.decided.spin,
             },

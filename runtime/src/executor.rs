@@ -216,7 +216,9 @@ impl Executor {
     fn turn(&mut self) -> Result<bool, Error> {
         let mut busy = false;
         if self.worked {
-            self.site.fabric.borrow_mut().refresh()?;
+            let mut fabric = self.site.fabric.borrow_mut();
+            fabric.tick(self.started.elapsed());
+            fabric.refresh()?;
         }
         loop {
             let event = self.site.fabric.borrow_mut().receive();

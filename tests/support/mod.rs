@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses the part it needs")]
 
+pub(crate) mod machines;
+
 use std::{
     fs,
     io::Read,

@@ -44,7 +44,7 @@ impl FromStr for Address {
 /// abstract Unix sockets do not reach into another.
 pub(crate) fn node() -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let namespace = fs::read_link("/proc/self/ns/net").unwrap_or_default();
+    let namespace = fs::read_link("/proc/thread-self/ns/net").unwrap_or_default();
     let inode: String = namespace
         .to_string_lossy()
         .chars()

@@ -1,6 +1,6 @@
 //! What can go wrong between two ranks.
 
-use std::io;
+use std::{io, time::Duration};
 
 use crate::{Rank, Refusal};
 
@@ -95,6 +95,9 @@ pub enum Loss {
     /// The connection ended without the word that closes it.
     #[error("the connection ended without a goodbye")]
     Disconnected,
+    /// The peer's machine acknowledged nothing for this long.
+    #[error("its machine has not answered for {0:.1?}")]
+    Silent(Duration),
     /// The peer's thread panicked.
     #[error("its thread panicked")]
     Panicked,

@@ -200,6 +200,7 @@ impl JobArguments {
             interface: self.interface.clone(),
             memory_bytes: self.memory,
             job: job(&ranks_do),
+            ..local::Options::default()
         })?;
         if code != 0 {
             return Ok(code);

@@ -11,7 +11,7 @@ pub use self::{peer::Peer, sockets::Waker};
 use crate::{
     Address, Arena, Buffer, Endpoint, Error, Interface, Loan, Loss, Path, Rank, Refusal, Secret,
     bell,
-    link::{End, Link},
+    link::{End, Link, pulse},
     simulation,
 };
 
@@ -52,11 +52,18 @@ pub struct Config {
     pub interface: Interface,
     /// What its peers have to know.
     pub secret: Secret,
+    /// How long the machine of a peer on TCP may be silent before the peer is lost. Ranks that are busy,
+    /// and processes that are stopped, are not silent: their machine answers. Less than a second
+    /// makes a few lost packets look like a lost machine.
+    pub silence_max: Duration,
     /// Whether to spin before sleeping; not worth it with more ranks than cores.
     pub spin: bool,
 }
 
 impl Config {
+    /// How long a peer's machine may be silent, unless told otherwise.
+    pub const SILENCE_MAX: Duration = Duration::from_secs(2);
+
     /// A fabric as it is when nothing else is asked for: any path, reached by this machine alone, and
     /// spinning before it sleeps.
     pub fn new(rank: Rank, size: u32, secret: &Secret) -> Self {
@@ -66,6 +73,7 @@ impl Config {
             transport: Transport::Auto,
             interface: Interface::LOOPBACK,
             secret: secret.clone(),
+            silence_max: Self::SILENCE_MAX,
             spin: true,
         }
     }
@@ -147,6 +155,9 @@ pub struct Fabric {
     /// How long to spin, by how it went before.
     spins: u32,
     spin: bool,
+    /// Time between two looks whether peers on TCP are there, and the time of the next.
+    look_interval: Duration,
+    next_look: Duration,
 }
 
 /// What a fabric knows of a peer.
@@ -174,10 +185,13 @@ impl Fabric {
         if spin {
             arena.region().bell().promise(); // Else it sleeps often, and others have little to send.
         }
+        let look_interval = pulse::interval(config.silence_max);
         let (rank, size) = (config.rank, config.size);
         let sockets = Sockets::new(config, arena.clone())?;
         let peers = (0..size).map(|_| Contact::Unknown).collect();
-        Ok(Self::with(rank, arena, peers, Some(sockets), spin))
+        let mut fabric = Self::with(rank, arena, peers, Some(sockets), spin);
+        fabric.look_interval = look_interval;
+        Ok(fabric)
     }
 
     /// A fabric of one rank, whose messages go to itself.
@@ -220,6 +234,8 @@ impl Fabric {
             empty_poll_costs: 1,
             spins: SPINS_MAX / 8,
             spin,
+            look_interval: pulse::interval(Config::SILENCE_MAX),
+            next_look: Duration::ZERO,
         }
     }
 
@@ -466,12 +482,22 @@ impl Fabric {
         Ok(self.flush_links() && connected)
     }
 
-    /// Lets `now`, a time since any fixed moment, do its work: connections that take too long fail.
+    /// Lets `now`, a time since any fixed moment, do its work: connections that take too long fail, and
+    /// so do peers on TCP whose machine has been [silent](Config::silence_max) for too long. It costs
+    /// little to call this often; it should be called at least eight times within that silence.
     pub fn tick(&mut self, now: Duration) {
         let Some(sockets) = &mut self.sockets else {
             return;
         };
         sockets.tick(now);
+        if now >= self.next_look {
+            self.next_look = now + self.look_interval;
+            for &peer in &self.open {
+                if let Contact::Open(Link::Tcp(link)) = &mut self.peers[peer as usize] {
+                    link.tick(now);
+                }
+            }
+        }
         for peer in 0..self.size() {
             if let Contact::Connecting {
                 deadline, attempt, ..
@@ -488,19 +514,29 @@ impl Fabric {
         }
     }
 
-    /// Waits until there may be something to receive, room to lend, or `timeout` is over: it spins
-    /// while that has paid lately, and then sleeps.
+    /// Waits until there may be something to receive, room to lend, it is time for a
+    /// [`tick`](Self::tick), or `timeout` is over: it spins while that has paid lately, and then sleeps.
     ///
     /// # Errors
     ///
     /// [`Error::Io`] when the system's event queue fails.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.idle();
-        let waited = self.wait_for_news(timeout);
+        let waited = self.wait_for_news(self.until_tick(timeout));
         if let Some(sockets) = &mut self.sockets {
             sockets.forget_waking();
         }
         waited
+    }
+
+    /// The time to sleep at most: with connections to watch, not past the next look at them.
+    fn until_tick(&self, timeout: Option<Duration>) -> Option<Duration> {
+        if self.sockets.as_ref().is_none_or(Sockets::is_quiet) {
+            return timeout;
+        }
+        Some(timeout.map_or(self.look_interval, |timeout| {
+            timeout.min(self.look_interval)
+        }))
     }
 
     fn wait_for_news(&mut self, timeout: Option<Duration>) -> Result<(), Error> {

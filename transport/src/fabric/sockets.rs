@@ -400,6 +400,7 @@ impl Sockets {
                     peer,
                     self.here.arena.clone(),
                     stream,
+                    self.here.config.silence_max,
                 ))))
             }
             (Offer::Shm(shared), _) => {

@@ -1,5 +1,6 @@
 //! The path to one peer, and the ways to keep its promises.
 
+pub(crate) mod pulse;
 pub(crate) mod ring;
 pub(crate) mod shm;
 pub(crate) mod tcp;

@@ -4,18 +4,26 @@
 //! are in, many frames to a system call, and read straight into a loan of the receiver's arena. As
 //! on shared memory, a loan is the sender's until the *receiver* has dropped the message: it says
 //! so in a frame that goes back. So a slow receiver costs the sender its loans and nobody memory.
+//!
+//! Whether the other machine still answers, and why a lost connection is a lost peer, is told in
+//! [`pulse`](super::pulse).
 
 use std::{
     collections::VecDeque,
     fmt,
     io::{self, IoSlice, IoSliceMut, Read, Write},
+    net::Shutdown,
     rc::Rc,
     thread,
+    time::Duration,
 };
 
 use mio::net::TcpStream;
 
-use super::{End, Endpoint};
+use super::{
+    End, Endpoint,
+    pulse::{self, Pulse, Signs, Verdict},
+};
 use crate::{
     Arena, Buffer, Error, Loan, Loss, Rank,
     arena::{INLINE_BYTES, Purpose, Returns},
@@ -32,6 +40,8 @@ const MESSAGE: u8 = 1;
 /// The message whose number is in the tag's place was dropped by its receiver.
 const RETURNED: u8 = 2;
 const CLOSE: u8 = 3;
+/// Nothing: the sender wants to see it acknowledged.
+const BEAT: u8 = 9;
 
 /// The start of a frame: kind, three zero bytes, length of the payload, tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +69,7 @@ impl Header {
         };
         let known = match kind {
             MESSAGE => true,
-            RETURNED | CLOSE => header.len == 0,
+            RETURNED | CLOSE | BEAT => header.len == 0,
             _ => false,
         };
         if known && zero == [0; 3] {
@@ -161,12 +171,17 @@ pub(crate) struct Tcp {
     /// would have waited.
     readable: bool,
     writable: bool,
+    pulse: Pulse,
+    /// Why we ended the connection ourselves, as its end will be told.
+    given_up: Option<Loss>,
     end: Option<End>,
     closing: bool,
 }
 
 impl Tcp {
-    pub(crate) fn new(peer: Rank, arena: Arena, stream: TcpStream) -> Self {
+    /// A link whose peer is taken for lost when its machine does not answer for `silence_max`.
+    pub(crate) fn new(peer: Rank, arena: Arena, stream: TcpStream, silence_max: Duration) -> Self {
+        pulse::ask_often(&stream, silence_max);
         Self {
             peer,
             arena,
@@ -182,6 +197,8 @@ impl Tcp {
             returns: Rc::default(),
             readable: true,
             writable: true,
+            pulse: Pulse::new(silence_max),
+            given_up: None,
             end: None,
             closing: false,
         }
@@ -220,6 +237,38 @@ impl Tcp {
         self.partial = None;
     }
 
+    /// Looks whether the other machine still answers. If not, the link ends once what has arrived is
+    /// received.
+    pub(crate) fn tick(&mut self, now: Duration) {
+        if self.end.is_some() || self.given_up.is_some() {
+            return;
+        }
+        // A socket that says nothing has failed, which reading tells.
+        let Ok(signs) = Signs::of(&self.stream) else {
+            return;
+        };
+        match self.pulse.look(now, signs) {
+            Verdict::Fine => {}
+            Verdict::Beat => {
+                if self.flush() {
+                    self.outgoing.push_back(Outgoing::new(BEAT, 0, None));
+                    self.flush();
+                }
+            }
+            Verdict::Silent(silence) => self.give_up(Loss::Silent(silence)),
+        }
+    }
+
+    /// Ends the connection: reading goes on to its end, and tells `loss` there.
+    fn give_up(&mut self, loss: Loss) {
+        self.given_up = Some(loss);
+        // It fails only when the connection has ended already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+        self.outgoing.clear();
+        self.unreturned.clear(); // The memory may be what the last messages wait for.
+        self.readable = true;
+    }
+
     pub(crate) fn close(&mut self) {
         if self.end.is_some() || std::mem::replace(&mut self.closing, true) {
             return;
@@ -229,7 +278,7 @@ impl Tcp {
             self.flush();
         }
         // Half a close: what the peer has still to read stays readable.
-        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        let _ = self.stream.shutdown(Shutdown::Write);
     }
 
     /// Writes what the socket takes; true when nothing waits to be written any more.
@@ -325,6 +374,9 @@ impl Tcp {
                     self.returned(header.tag)?;
                 }
                 CLOSE => return Err(End::Closed),
+                BEAT => {
+                    self.staging.take(HEADER_BYTES);
+                }
                 _ if header.len as usize <= INLINE_BYTES => return Ok(self.parse_inline(header)),
                 _ => {
                     if !self.start_large(header)? {
@@ -382,7 +434,9 @@ impl Tcp {
             }),
         };
         match result {
-            Ok(0) => Err(End::Lost(Loss::Disconnected)),
+            Ok(0) => Err(End::Lost(
+                self.given_up.take().unwrap_or(Loss::Disconnected),
+            )),
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.readable = false;
@@ -490,7 +544,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_header_is_read_as_it_was_written(tag: u64, len: u32) {
-            for (kind, len) in [(MESSAGE, len), (RETURNED, 0), (CLOSE, 0)] {
+            for (kind, len) in [(MESSAGE, len), (RETURNED, 0), (CLOSE, 0), (BEAT, 0)] {
                 let header = Header { kind, len, tag };
                 prop_assert_eq!(Header::from_bytes(header.to_bytes()).unwrap(), header);
             }
