@@ -19,7 +19,7 @@ pub(crate) struct Blocks {
     /// Uncut bytes: start and length of each stretch.
     uncut: BTreeMap<u64, u64>,
     /// Idle blocks of each class.
-    idle: Vec<Vec<u32>>,
+    idle: Vec<Vec<Idle>>,
     idle_bytes: u64,
     /// Every block by its number.
     blocks: Vec<Block>,
@@ -36,6 +36,13 @@ struct Block {
     bytes: u64,
     class: u32,
     lent: bool,
+}
+
+/// A block that waits for a loan of its size. It says where it is, so that nothing else has to be looked up.
+#[derive(Debug, Clone, Copy)]
+struct Idle {
+    offset: u64,
+    index: u32,
 }
 
 /// A block that was lent.
@@ -82,14 +89,18 @@ impl Blocks {
     pub(crate) fn lend(&mut self, bytes: u64) -> Option<Lent> {
         let (class, size) = class_of(bytes);
         let idle = self.idle.get_mut(class)?;
-        if let Some(index) = idle.pop() {
-            let next = idle
-                .last()
-                .map_or(0, |&next| self.blocks[next as usize].offset + 1);
-            self.idle_bytes -= size;
-            return Some(self.lent(index, next));
-        }
-        self.lend_afresh(class, size)
+        let Some(Idle { offset, index }) = idle.pop() else {
+            return self.lend_afresh(class, size);
+        };
+        let next = idle.last().map_or(0, |next| next.offset + 1);
+        self.idle_bytes -= size;
+        self.blocks[index as usize].lent = true;
+        Some(Lent {
+            index,
+            offset,
+            bytes: size,
+            next,
+        })
     }
 
     #[cold]
@@ -120,7 +131,10 @@ impl Blocks {
         };
         block.lent = false;
         self.idle_bytes += block.bytes;
-        self.idle[block.class as usize].push(index);
+        self.idle[block.class as usize].push(Idle {
+            offset: block.offset,
+            index,
+        });
         self.fruitless = None;
         true
     }
@@ -128,18 +142,6 @@ impl Blocks {
     /// Size of a block, lent or idle.
     pub(crate) fn bytes(&self, index: u32) -> u64 {
         self.blocks[index as usize].bytes
-    }
-
-    #[inline]
-    fn lent(&mut self, index: u32, next: u64) -> Lent {
-        let block = &mut self.blocks[index as usize];
-        block.lent = true;
-        Lent {
-            index,
-            offset: block.offset,
-            bytes: block.bytes,
-            next,
-        }
     }
 
     /// Cuts a block from the first stretch that has room for it.
@@ -162,7 +164,7 @@ impl Blocks {
             offset,
             bytes: size,
             class: class as u32,
-            lent: false,
+            lent: true,
         };
         let index = match self.vacant.pop() {
             Some(index) => {
@@ -174,13 +176,18 @@ impl Blocks {
                 self.blocks.len() as u32 - 1
             }
         };
-        Some(self.lent(index, 0))
+        Some(Lent {
+            index,
+            offset,
+            bytes: size,
+            next: 0,
+        })
     }
 
     /// Turns all idle blocks into uncut bytes again, neighbours into one stretch.
     fn merge(&mut self) {
         for class in &mut self.idle {
-            for index in class.drain(..) {
+            for Idle { index, .. } in class.drain(..) {
                 let block = self.blocks[index as usize];
                 self.uncut.insert(block.offset, block.bytes);
                 self.vacant.push(index);

@@ -193,7 +193,7 @@ impl Clone for Held {
 }
 
 impl Drop for Held {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         match self.alone() {
             Some(record) => {
@@ -410,15 +410,23 @@ impl Buffer {
         self.0.record().block.as_ref()
     }
 
-    /// Lets go of the block without giving the reference up: it has been handed to a peer. False, and nothing is
-    /// done, when a clone holds on to it.
+    /// Whether a clone holds on to the same record.
     #[inline]
-    pub(crate) fn hand_over(&mut self) -> bool {
-        let Some(record) = self.0.alone() else {
-            return false;
-        };
-        record.let_go(false);
-        true
+    pub(crate) fn is_shared(&self) -> bool {
+        self.0.record().handles.get() != 1
+    }
+
+    /// Lets go of the message. If it is not shared its block is let go too, but the reference is not given up: it
+    /// has been handed to a peer. Whether that is so.
+    #[inline(always)]
+    pub(crate) fn hand_over(mut self) -> bool {
+        match self.0.alone() {
+            Some(record) => {
+                record.let_go(false);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Takes the block out of a buffer that has not been cloned, or whose clones are gone.

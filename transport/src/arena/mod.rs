@@ -171,6 +171,7 @@ impl Mapping {
         }
     }
 
+    #[inline]
     pub(crate) fn region(&self) -> &Region {
         &self.region
     }
@@ -268,12 +269,8 @@ impl Arena {
     fn lend(&self, bytes: usize) -> Option<Loan> {
         let mut book = self.0.book.borrow_mut();
         let lent = book.blocks.lend(bytes as u64)?;
-        self.region().counts()[lent.index as usize].reset();
-        if lent.next != 0 {
-            self.region().prefetch(lent.next - 1);
-        }
         if lent.index as usize >= book.lent.len() {
-            book.grow(lent.index);
+            book.grow(lent.index, self.region());
         }
         Buffer::in_block(0, &self.0.mapping, lent, bytes).map(Loan::new)
     }
@@ -321,7 +318,7 @@ impl Arena {
         }
         let mut book = self.0.book.borrow_mut();
         for index in dropped.indices.drain(..) {
-            book.take_back(index);
+            book.take_back(index, self.region());
         }
         dropped.bytes = 0;
         // The links are in memory that peers write: however they loop, we stop.
@@ -330,7 +327,7 @@ impl Arena {
             .take(region.counts())
             .take(BLOCKS_MAX as usize)
         {
-            book.take_back(index);
+            book.take_back(index, self.region());
         }
         self.want(false);
     }
@@ -345,7 +342,7 @@ impl Arena {
         for index in indices {
             let holder = book.lent.get(index as usize).map(|lending| lending.holder);
             if matches!(holder, Some(Holder::Several)) || holder == Some(Holder::Peer(peer)) {
-                book.take_back(index);
+                book.take_back(index, self.region());
             }
         }
         self.want(false);
@@ -356,14 +353,17 @@ impl Arena {
         block.region().is(self.region())
     }
 
-    /// Hands a message in our block `index` over to `peer`: our reference, or a new one while clones of the
-    /// message are here.
-    #[inline]
-    pub(crate) fn hand_over(&self, index: u32, mut message: Buffer, peer: Rank) {
+    /// Makes a reference to a block of ours for a peer, who is about to be sent a message that we keep.
+    #[cold]
+    pub(crate) fn share(&self, block: &Block) {
+        self.region().counts()[block.index() as usize].retain();
+    }
+
+    /// Lets go of a message in our block `index` that `peer` has been sent: with it went our reference to the
+    /// block, or one that was made for the peer.
+    #[inline(always)]
+    pub(crate) fn sent(&self, index: u32, message: Buffer, peer: Rank) {
         let whole = message.hand_over();
-        if !whole {
-            self.region().counts()[index as usize].retain();
-        }
         let mut book = self.0.book.borrow_mut();
         let holder = &mut book.lent[index as usize].holder;
         *holder = match *holder {
@@ -391,24 +391,27 @@ impl Arena {
         let mut book = self.0.book.borrow_mut();
         for index in 0..book.lent.len() {
             if book.lent[index].holder == Holder::Peer(peer) {
-                book.take_back(index as u32);
+                book.take_back(index as u32, self.region());
             }
         }
     }
 }
 
 impl Book {
-    /// Makes room to note what block `index` is lent for.
+    /// Makes room to note what block `index`, which is lent for the first time, is lent for.
     #[cold]
-    fn grow(&mut self, index: u32) {
+    fn grow(&mut self, index: u32, region: &Region) {
         self.lent.resize_with(index as usize + 1, Lending::default);
+        region.counts()[index as usize].reset();
     }
 
     /// Takes back a block. A number that is not lent is a peer's invention, and ignored.
-    fn take_back(&mut self, index: u32) {
+    fn take_back(&mut self, index: u32, region: &Region) {
         if !self.blocks.take_back(index) {
             return;
         }
+        // Whatever a peer that died, or broke the rules, left there.
+        region.counts()[index as usize].reset();
         let lending = &mut self.lent[index as usize];
         lending.holder = Holder::Us;
         if matches!(lending.purpose, Purpose::Plain) {
@@ -506,12 +509,13 @@ mod tests {
     fn what_a_dead_peer_held_alone_comes_back_and_what_we_hold_too_does_not() {
         let arena = arena(1 << 15);
         let ours = arena.loan(1 << 14).unwrap().unwrap().freeze();
-        let hand_over = |message: Buffer| {
+        let send = |message: Buffer| {
             let index = message.block().unwrap().index();
-            arena.hand_over(index, message, 1);
+            arena.sent(index, message, 1);
         };
-        hand_over(ours.clone());
-        hand_over(arena.loan(1 << 14).unwrap().unwrap().freeze());
+        arena.share(ours.block().unwrap());
+        send(ours.clone());
+        send(arena.loan(1 << 14).unwrap().unwrap().freeze());
         arena.reclaim_from_dead(1);
         let back = arena
             .loan(1 << 14)

@@ -237,6 +237,7 @@ impl Region {
         unsafe { &*wanted }
     }
 
+    #[inline]
     pub(crate) fn counts(&self) -> &[Count] {
         let counts = self.at::<Count>(COUNTS_AT);
         // SAFETY: the geometry was checked against the size of the mapping, the offset is a

@@ -117,8 +117,8 @@ pub(crate) struct Shm {
     mapping: Rc<Mapping>,
     /// What found no room in the ring yet. Loans bound it.
     waiting: VecDeque<Buffer>,
-    /// The first line of the block that the peer will likely use next.
-    expected: Option<NonNull<u8>>,
+    /// Where the block is that the peer will likely use next, plus one: a hint of its own.
+    expected: u64,
     /// Polls without news since the last message.
     idle_polls: u32,
     /// Set once the peer is known to be gone.
@@ -141,7 +141,7 @@ impl Shm {
             incoming: Consumer::new(incoming),
             mapping,
             waiting: VecDeque::new(),
-            expected: None,
+            expected: 0,
             idle_polls: 0,
             end: None,
             closing: false,
@@ -307,9 +307,17 @@ impl Shm {
             return;
         };
         let index = block.index();
-        let entry = [tag, u64::from(index), block.offset(), len, block.next()];
-        self.arena.hand_over(index, message, self.peer);
+        let next = block.next();
+        if message.is_shared() {
+            self.arena.share(block);
+        }
+        let entry = [tag, u64::from(index), block.offset(), len, next];
         self.outgoing.push(BLOCK, entry.into_iter());
+        // What can wait is done while the message is on its way.
+        self.arena.sent(index, message, self.peer);
+        if next != 0 {
+            self.arena.region().prefetch(next - 1);
+        }
     }
 
     /// The next message, if there is one. None also at the end, and after an entry that no correct peer sends,
@@ -374,7 +382,7 @@ impl Shm {
         let [tag, index, offset, len, next, ..] = *entry;
         // At once: the rest of what is done here takes as long as a good part of the line's way.
         self.mapping.region().prefetch_read(offset);
-        self.expect(next);
+        self.expected = next;
         let lent = Lent {
             index: u32::try_from(index).ok()?,
             offset,
@@ -398,22 +406,14 @@ impl Shm {
         Buffer::from_words(first[0], payload, usize::from(note & 0xff))
     }
 
-    /// Takes a hint of the peer's: `next`, less one, is where the block is that it will likely use next.
-    #[inline]
-    fn expect(&mut self, next: u64) {
-        self.expected = next
-            .checked_sub(1)
-            .and_then(|offset| self.mapping.region().data(offset, 64));
-    }
-
     /// Nothing has arrived. What likely arrives next is fetched together with the entry that will say so:
     /// two lines that are asked for at once arrive as soon as one, and one after the other take twice as long.
     #[inline(always)]
     fn fetch_expected(&mut self) {
         if self.idle_polls < POLLS_THAT_FETCH {
             self.idle_polls += 1;
-            if let Some(line) = self.expected {
-                prefetch_read(line.as_ptr());
+            if self.expected != 0 {
+                self.mapping.region().prefetch_read(self.expected - 1);
             }
         }
     }
