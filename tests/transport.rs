@@ -8,7 +8,9 @@ use std::{
     collections::VecDeque,
     env,
     future::{Future, poll_fn},
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    os::fd::OwnedFd,
     pin::{Pin, pin},
     process::{Child, Command, Stdio},
     rc::Rc,
@@ -21,7 +23,7 @@ use std::{
 use nix::sys::signal::{Signal, raise};
 use transport::{
     Address, Arena, Buffer, Config, Error, Event, Fabric, Interface, Ledger, Loan, Loss, Path,
-    Rank, Secret, Simulation, Transport,
+    Rank, RdmaConfig, Secret, Simulation, Transport,
 };
 
 /// Larger than the largest message, with room for a second one in flight.
@@ -151,6 +153,12 @@ macro_rules! promises {
         })* }
         mod processes_over_tcp { $(#[test] fn $name() {
             super::processes(stringify!($name), "tcp");
+        })* }
+        mod threads_over_rdma { $(#[test] #[ignore = "needs RDMA: tests/rdma/run"] fn $name() {
+            super::threads(super::promise(stringify!($name)), super::Transport::Rdma);
+        })* }
+        mod processes_over_rdma { $(#[test] #[ignore = "needs RDMA: tests/rdma/run"] fn $name() {
+            super::processes(stringify!($name), "rdma");
         })* }
         mod simulation { $(#[test] fn $name() {
             super::simulated(super::promise(stringify!($name)));
@@ -462,8 +470,27 @@ fn arena(bytes: u64) -> Arena {
 fn config(rank: Rank, transport: Transport, secret: &Secret) -> Config {
     Config {
         transport,
+        rdma: rdma(),
+        interface: interface(),
         spin: false,
         ..Config::new(rank, 2, secret)
+    }
+}
+
+/// Where the other end reaches this one.
+fn interface() -> Interface {
+    match env::var("UPDRAFT_INTERFACE") {
+        Ok(chosen) => Interface::find(&chosen).unwrap(),
+        Err(_) => Interface::LOOPBACK,
+    }
+}
+
+/// The devices that ranks take turns on, if `UPDRAFT_RDMA_DEVICES` names some.
+fn rdma() -> RdmaConfig {
+    let devices = env::var("UPDRAFT_RDMA_DEVICES").unwrap_or_default();
+    RdmaConfig {
+        devices: devices.split_terminator(',').map(str::to_owned).collect(),
+        ..RdmaConfig::default()
     }
 }
 
@@ -521,22 +548,7 @@ fn threads(promise: Promise, transport: Transport) {
 
 fn processes(name: &str, transport: &str) {
     let promise = promise(name);
-    let mut child = ChildEnd(
-        Command::new(env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "the_other_process",
-                "--ignored",
-                "--nocapture",
-                "-q",
-            ])
-            .env("PROMISE", name)
-            .env("TRANSPORT", transport)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
+    let mut other = OtherEnd::start(name, transport);
     let secret = Secret::random().unwrap();
     let mut fabric = fabric(0, promise.arena, transport_named(transport), &secret);
     let hex: String = secret
@@ -544,44 +556,136 @@ fn processes(name: &str, transport: &str) {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    writeln!(
-        child.0.stdin.as_mut().unwrap(),
-        "{hex} {}",
-        fabric.address().unwrap()
-    )
-    .unwrap();
-    let mut lines = BufReader::new(child.0.stdout.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    let there = lines
-        .by_ref()
-        .find_map(|line| {
-            line.split_once("ADDRESS=")
-                .map(|(_, address)| address.parse().unwrap())
-        })
-        .expect("the other process says where it is");
+    writeln!(other.input, "{hex} {}", fabric.address().unwrap()).unwrap();
+    let there = other.word("ADDRESS=").parse().unwrap();
     fabric.join(&[fabric.address().unwrap(), there]).unwrap();
     run_end(fabric, promise.here, || {
         unreachable!("only the other end dies")
     });
-    let status = child.0.wait().unwrap();
-    let killed =
-        std::os::unix::process::ExitStatusExt::signal(&status) == Some(Signal::SIGKILL as i32);
-    assert!(status.success() || killed, "the other end failed: {status}");
+    other.succeeds();
 }
 
-struct ChildEnd(Child);
+/// The process at the other end: one of this machine or, if `UPDRAFT_TEST_MACHINE` says where
+/// [`the_other_machine`] listens, of another.
+struct OtherEnd {
+    child: Option<Child>,
+    input: Box<dyn Write>,
+    output: Box<dyn BufRead>,
+}
 
-impl Drop for ChildEnd {
+impl OtherEnd {
+    fn start(name: &str, transport: &str) -> Self {
+        if let Ok(machine) = env::var("UPDRAFT_TEST_MACHINE") {
+            let start = Instant::now();
+            let mut stream = loop {
+                match TcpStream::connect(&machine) {
+                    Ok(stream) => break stream,
+                    Err(_) if start.elapsed() < Duration::from_secs(60) => {
+                        thread::sleep(Duration::from_millis(100));
+                    }
+                    Err(error) => panic!("{machine} does not start: {error}"),
+                }
+            };
+            writeln!(stream, "{name} {transport}").unwrap();
+            return Self {
+                child: None,
+                output: Box::new(BufReader::new(stream.try_clone().unwrap())),
+                input: Box::new(stream),
+            };
+        }
+        let mut child = other_process(name, transport)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            input: Box::new(child.stdin.take().unwrap()),
+            output: Box::new(BufReader::new(child.stdout.take().unwrap())),
+            child: Some(child),
+        }
+    }
+
+    /// What it says after `key`.
+    fn word(&mut self, key: &str) -> String {
+        let mut lines = self.output.by_ref().lines().map(Result::unwrap);
+        lines
+            .find_map(|line| line.split_once(key).map(|(_, word)| word.to_owned()))
+            .expect("the other process says what it is asked for")
+    }
+
+    fn succeeds(mut self) {
+        let ended_well = match &mut self.child {
+            Some(child) => ends_well(child),
+            None => self.word("ENDED=") == "true",
+        };
+        assert!(ended_well, "the other end failed");
+    }
+}
+
+impl Drop for OtherEnd {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn other_process(name: &str, transport: &str) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command
+        .args([
+            "--exact",
+            "the_other_process",
+            "--ignored",
+            "--nocapture",
+            "-q",
+        ])
+        .env("PROMISE", name)
+        .env("TRANSPORT", transport);
+    command
+}
+
+/// Whether a process kept its promise, or died of it.
+fn ends_well(child: &mut Child) -> bool {
+    let status = child.wait().unwrap();
+    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+    status.success() || signal == Some(Signal::SIGKILL as i32)
+}
+
+/// Runs the other ends of the promises of another machine, for as long as it asks for them.
+#[test]
+#[ignore = "the other machine of the promises that are kept between two: tests/rdma/run"]
+fn the_other_machine() {
+    let listener = TcpListener::bind(env::var("UPDRAFT_TEST_MACHINE").unwrap()).unwrap();
+    loop {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            let mut byte = [0]; // What follows is for the process.
+            stream.read_exact(&mut byte).unwrap();
+            line.extend(byte);
+        }
+        let line = String::from_utf8(line).unwrap();
+        let (name, transport) = line.trim().split_once(' ').unwrap();
+        if name == "end" {
+            return;
+        }
+        let stdio = || Stdio::from(OwnedFd::from(stream.try_clone().unwrap()));
+        let mut child = other_process(name, transport)
+            .stdin(stdio())
+            .stdout(stdio())
+            .spawn()
+            .unwrap();
+        let ended_well = ends_well(&mut child);
+        let _ = writeln!(stream, "\nENDED={ended_well}");
     }
 }
 
 fn transport_named(name: &str) -> Transport {
     match name {
         "shm" => Transport::Shm,
+        "rdma" => Transport::Rdma,
         _ => Transport::Tcp,
     }
 }

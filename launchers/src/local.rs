@@ -136,6 +136,8 @@ pub enum Transport {
     Shm,
     /// TCP sockets
     Tcp,
+    /// RDMA devices
+    Rdma,
 }
 
 impl Transport {
@@ -144,6 +146,7 @@ impl Transport {
             Self::Auto => "auto",
             Self::Shm => "shm",
             Self::Tcp => "tcp",
+            Self::Rdma => "rdma",
         }
     }
 }

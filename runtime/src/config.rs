@@ -2,7 +2,7 @@
 
 use std::{env, fs, ops::RangeInclusive, time::Duration};
 
-use transport::{Interface, Transport};
+use transport::{Interface, RdmaConfig, Transport};
 
 use crate::{Error, affinity};
 
@@ -32,6 +32,8 @@ pub struct Config {
     /// How long the machine of a worker may be silent before the worker counts as lost. A worker that is
     /// busy or stopped is not silent: see [`transport::Config::silence_max`].
     pub silence_max: Duration,
+    /// How RDMA is used where it may be.
+    pub rdma: RdmaConfig,
     /// The most bytes that the data path of this worker may hold; by default three quarters of the memory
     /// that is there, shared among the workers of the node.
     pub memory_bytes: Option<u64>,
@@ -48,6 +50,7 @@ impl Default for Config {
             transport: Transport::Auto,
             interface: None,
             silence_max: transport::Config::SILENCE_MAX,
+            rdma: RdmaConfig::default(),
             memory_bytes: None,
             pin: true,
             progress: true,
@@ -63,6 +66,7 @@ pub(crate) struct Decided {
     /// The interface that was chosen, if one was.
     pub(crate) interface: Option<Interface>,
     pub(crate) silence_max: Duration,
+    pub(crate) rdma: RdmaConfig,
     pub(crate) memory_bytes: u64,
     pub(crate) arena_bytes: u64,
     pub(crate) pin: bool,
@@ -89,8 +93,10 @@ impl Config {
             Ok("auto") => Transport::Auto,
             Ok("shm") => Transport::Shm,
             Ok("tcp") => Transport::Tcp,
+            Ok("rdma") => Transport::Rdma,
             Ok(other) => {
-                let reason = format!("UPDRAFT_TRANSPORT is {other:?}, and not auto, shm or tcp");
+                let reason =
+                    format!("UPDRAFT_TRANSPORT is {other:?}, and not auto, shm, tcp or rdma");
                 return Err(Error::Config { reason });
             }
         };
@@ -112,6 +118,14 @@ impl Config {
             );
             return Err(Error::Config { reason });
         }
+        let rdma = RdmaConfig {
+            devices: match env::var("UPDRAFT_RDMA_DEVICES") {
+                Ok(names) => names.split(',').map(str::to_owned).collect(),
+                Err(_) => self.rdma.devices.clone(),
+            },
+            port: variable("UPDRAFT_RDMA_PORT")?.or(self.rdma.port),
+            gid: variable("UPDRAFT_RDMA_GID")?.or(self.rdma.gid),
+        };
         let memory_bytes = match variable("UPDRAFT_MEMORY")? {
             Some(bytes) => bytes,
             None => self.memory_bytes.unwrap_or_else(|| default_memory(workers)),
@@ -129,6 +143,7 @@ impl Config {
             transport,
             interface,
             silence_max,
+            rdma,
             memory_bytes,
             arena_bytes,
             pin: self.pin,

@@ -142,6 +142,7 @@ impl Env {
                 transport: self.decided.transport,
                 interface: self.interface(),
                 silence_max: self.decided.silence_max,
+                rdma: self.decided.rdma.clone(),
                 secret: secret.clone(),
                 spin: self.decided.spin,
             },

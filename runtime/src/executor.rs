@@ -94,6 +94,8 @@ struct Executor {
     worked: bool,
     /// Peers that are gone. What needs them fails.
     gone: Vec<(Rank, transport::Error)>,
+    /// Whether it has been said why RDMA is not used. The first rank says it for all.
+    said_why_not_rdma: bool,
     started: Instant,
 }
 
@@ -127,6 +129,7 @@ impl Executor {
             early: Vec::new(),
             worked: false,
             gone: Vec::new(),
+            said_why_not_rdma: false,
             started: Instant::now(),
         })
     }
@@ -291,6 +294,13 @@ impl Executor {
     /// Waits for something to do.
     fn rest(&mut self) {
         let mut fabric = self.site.fabric.borrow_mut();
+        if self.rank == 0
+            && !self.said_why_not_rdma
+            && let Some(why) = fabric.why_not_rdma()
+        {
+            self.said_why_not_rdma = true;
+            eprintln!("updraft: between nodes, messages go over TCP and not RDMA: {why}");
+        }
         fabric.tick(self.started.elapsed());
         if let Err(error) = fabric.wait(Some(SLEEP_MAX)) {
             drop(fabric);

@@ -71,6 +71,10 @@ pub enum Error {
         there: String,
     },
 
+    /// Only RDMA may be used, and it cannot be.
+    #[error("could not use RDMA")]
+    Rdma(#[from] Unusable),
+
     /// The system's source of randomness failed.
     #[error("the system gave no random bytes")]
     Random,
@@ -121,6 +125,61 @@ pub enum Loss {
 impl From<Box<Error>> for Error {
     fn from(error: Box<Error>) -> Self {
         *error
+    }
+}
+
+/// Why RDMA cannot be used, here or to a peer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unusable {
+    /// The library of the verbs cannot be opened.
+    #[error("libibverbs.so.1 (Debian: libibverbs1 and ibverbs-providers) cannot be opened: {0}")]
+    Library(String),
+    /// The kernel knows no RDMA.
+    #[error("the kernel has no RDMA support (module ib_uverbs)")]
+    Kernel,
+    /// No device with an active port is there, or not the one that was asked for.
+    #[error(
+        "no {} with an active port was found{}",
+        .wanted.as_deref().map_or("RDMA device".into(), |name| format!("RDMA device {name}")),
+        if .inactive.is_empty() { String::new() } else { format!("; not usable: {}", .inactive) }
+    )]
+    Device {
+        /// The device asked for.
+        wanted: Option<String>,
+        /// The ports that are there and of no use.
+        inactive: String,
+    },
+    /// The arena may not be locked in memory.
+    #[error(
+        "device {device} cannot lock the arena's {bytes} bytes in memory: the limit is {limit} \
+         bytes; raise it with `ulimit -l unlimited`, or LimitMEMLOCK=infinity in a systemd unit"
+    )]
+    LockedMemory {
+        /// The device.
+        device: String,
+        /// Bytes to be locked.
+        bytes: u64,
+        /// What `RLIMIT_MEMLOCK` allows, in bytes.
+        limit: u64,
+    },
+    /// The arena has no room for the receive slots of one more link.
+    #[error("the arena has no room for the receive slots of a link")]
+    Room,
+    /// The device's queues hold no more links.
+    #[error("the device's queues serve {0} links and no more")]
+    Links(u32),
+    /// The peer does not use RDMA, or another kind of it.
+    #[error("the peer cannot be reached by RDMA: {0}")]
+    Peer(String),
+    /// A verb failed.
+    #[error("{0}")]
+    Verb(String),
+}
+
+impl From<crate::verbs::VerbError> for Unusable {
+    fn from(error: crate::verbs::VerbError) -> Self {
+        Self::Verb(error.to_string())
     }
 }
 

@@ -1,8 +1,8 @@
 //! Moves buffers between ranks without copying them.
 //!
 //! A job is a set of *ranks*, each a thread with an [`Arena`] of memory. Between each pair of ranks
-//! there is a *link*, over the best path they share: shared memory inside a node, TCP otherwise. Whatever
-//! the path, a *message* is written once, in a [`Loan`] of the arena, and read once, in place, as a
+//! there is a *link*, over the best path they share: shared memory inside a node, RDMA where both have
+//! a device for it, TCP otherwise. Whatever the path, a *message* is written once, in a [`Loan`] of the arena, and read once, in place, as a
 //! [`Buffer`]. A [`Fabric`] holds all links of a rank.
 //!
 //! The loan is the room: a sender whose loans are all on their way or unread gets no more until
@@ -36,15 +36,16 @@ mod link;
 mod secret;
 mod simulation;
 mod sync;
+mod verbs;
 
 pub use address::Address;
 pub use arena::{Arena, Buffer, Loan, Window};
-pub use error::{Error, Loss};
+pub use error::{Error, Loss, Unusable};
 pub use fabric::{Config, Event, Fabric, Peer, Transport, Waker};
 pub use handover::{Handover, Stores};
 pub use interface::Interface;
 pub use ledger::{Ledger, Reservation};
-pub use link::{Endpoint, EndpointExt, Path};
+pub use link::{Endpoint, EndpointExt, Path, rdma::RdmaConfig};
 pub use secret::{ANSWER_BYTES, Acceptor, Connector, FINISH_BYTES, HELLO_BYTES, Refusal, Secret};
 pub use simulation::Simulation;
 

@@ -1,7 +1,7 @@
 //! One connection on its way to becoming a link: who is there, and what is needed to share memory.
 
 use std::{
-    cell::RefCell,
+    cell::{OnceCell, RefCell},
     io::{self, IoSlice, IoSliceMut, Read, Write},
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     rc::Rc,
@@ -20,17 +20,28 @@ use nix::{
     unistd::geteuid,
 };
 
-use super::Config;
+use super::{Config, Transport};
 use crate::{
     ANSWER_BYTES, Acceptor, Arena, Connector, FINISH_BYTES, HELLO_BYTES, Loan, Loss, Rank, Refusal,
+    Unusable,
     arena::{Mapping, Region},
-    link::shm::{RING_BYTES, RingAt},
+    link::{
+        rdma::{Adapter, Connected, ENDPOINT_BYTES, Prepared, RdmaEndpoint},
+        shm::{RING_BYTES, RingAt},
+    },
 };
 
 /// The acceptor's word on a peer that proved itself.
 const WELCOME: u8 = 1;
 /// Our own connection to the peer counts, not this one.
 const CROSSED: u8 = 2;
+/// The connection goes on to RDMA; an endpoint follows, except from the side that has had the other's.
+const RDMA: u8 = 3;
+/// What an answer to an offer of RDMA has: the word, and an endpoint.
+const ANSWER_TO_RDMA_BYTES: usize = 1 + ENDPOINT_BYTES;
+
+const _: () = assert!(ANSWER_TO_RDMA_BYTES <= HELLO_BYTES + FINISH_BYTES);
+
 /// What travels with the descriptors of an arena: the word, and where the ring is.
 const OFFER_BYTES: usize = 1 + 8;
 
@@ -89,6 +100,12 @@ enum Stage {
     Connect(Connector),
     Answer(Connector),
     Verdict,
+    /// We offered RDMA, and the peer decides.
+    RdmaAnswer(Prepared),
+    /// The peer offered RDMA; its endpoint comes.
+    RdmaOffer,
+    /// We answered, and the peer connects its side.
+    RdmaReady(Box<Connected>),
 }
 
 /// A connection that is not a link yet.
@@ -122,6 +139,7 @@ pub(super) enum Progress {
 pub(super) enum Offer {
     Tcp,
     Shm(Shared),
+    Rdma(Box<Connected>),
 }
 
 /// Two arenas that each have a ring for the other.
@@ -140,6 +158,67 @@ pub(super) struct Here {
     /// Memory set aside for the rings to the peers of this node, however full the arena gets.
     pub(super) rings: RefCell<Vec<Loan>>,
     pub(super) wake: EventFd,
+    /// The RDMA device, opened when a connection could use it, or why that failed.
+    pub(super) adapter: OnceCell<Result<Rc<Adapter>, Unusable>>,
+    /// Why a connection that RDMA could have carried is not.
+    pub(super) why_not_rdma: RefCell<Option<Unusable>>,
+}
+
+impl Here {
+    /// The RDMA device, opened now if it is not yet.
+    pub(super) fn adapter(&self) -> Result<Rc<Adapter>, Unusable> {
+        let others = self.config.size.saturating_sub(1);
+        self.adapter
+            .get_or_init(|| {
+                let config = &self.config;
+                Adapter::open(
+                    &config.rdma,
+                    config.silence_max,
+                    config.rank,
+                    &self.arena,
+                    others,
+                )
+            })
+            .clone()
+    }
+
+    /// The same, if it has been opened.
+    pub(super) fn opened(&self) -> Option<&Adapter> {
+        self.adapter.get()?.as_deref().ok()
+    }
+
+    /// A queue pair for one more connection, if the configuration lets it have one.
+    fn prepare(&self) -> Result<Option<Prepared>, Loss> {
+        match self.config.transport {
+            Transport::Auto | Transport::Rdma => self.unless(|| self.adapter()?.prepare()),
+            Transport::Shm | Transport::Tcp => Ok(None),
+        }
+    }
+
+    /// What `attempt` makes of RDMA; or nothing, so that TCP has to do, unless only RDMA may be used.
+    fn unless<T>(&self, attempt: impl FnOnce() -> Result<T, Unusable>) -> Result<Option<T>, Loss> {
+        match attempt() {
+            Ok(made) => Ok(Some(made)),
+            Err(why) if self.config.transport == Transport::Rdma => {
+                Err(Loss::Unreachable(why.to_string()))
+            }
+            Err(why) => {
+                self.why_not_rdma.borrow_mut().get_or_insert(why);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The peer wants TCP, or has nothing else.
+    fn accept_tcp(&self) -> Result<Offer, Loss> {
+        if matches!(self.config.transport, Transport::Rdma | Transport::Auto) {
+            self.unless::<()>(|| {
+                self.adapter()?; // Else we are the reason.
+                Err(Unusable::Peer("it does not use it".into()))
+            })?;
+        }
+        Ok(Offer::Tcp)
+    }
 }
 
 impl Greeting {
@@ -242,6 +321,9 @@ impl Greeting {
                 self.stage = Stage::Verdict;
             }
             Stage::Verdict => return self.read_verdict(here),
+            Stage::RdmaOffer => return self.answer_rdma(here),
+            Stage::RdmaAnswer(_) => return self.finish_rdma(here),
+            Stage::RdmaReady(_) => return self.read_rdma_ready(here),
         }
         Ok(None)
     }
@@ -254,10 +336,7 @@ impl Greeting {
     /// Welcomes the peer that proved itself.
     pub(super) fn welcome(&mut self, here: &Here) -> Progress {
         let welcomed = match &self.stream {
-            Stream::Tcp(_) => self
-                .stream
-                .write(&[WELCOME])
-                .map(|()| Progress::Done(Offer::Tcp)),
+            Stream::Tcp(_) => self.welcome_by_tcp(here),
             Stream::Unix(_) => self.send_offer(here).map(|ring| {
                 self.stage = Stage::Offer(ring);
                 Progress::Waiting
@@ -266,11 +345,88 @@ impl Greeting {
         welcomed.unwrap_or_else(Progress::Failed)
     }
 
+    /// Welcomes a peer of another node, and offers it RDMA if there is a device.
+    fn welcome_by_tcp(&mut self, here: &Here) -> Result<Progress, Loss> {
+        let Some(prepared) = here.prepare()? else {
+            self.stream.write(&[WELCOME])?;
+            return Ok(Progress::Done(Offer::Tcp));
+        };
+        let mut offer = [RDMA; ANSWER_TO_RDMA_BYTES];
+        offer[1..].copy_from_slice(&prepared.local().to_bytes());
+        self.stream.write(&offer)?;
+        self.stage = Stage::RdmaAnswer(prepared);
+        Ok(Progress::Waiting)
+    }
+
+    /// The peer offers RDMA: takes the offer up, or asks for TCP.
+    fn answer_rdma(&mut self, here: &Here) -> Result<Option<Progress>, Loss> {
+        let Some(endpoint) = self.read::<ENDPOINT_BYTES>()? else {
+            return Ok(Some(Progress::Waiting));
+        };
+        let remote = parse_endpoint(&endpoint)?;
+        let mut answer = [0; ANSWER_TO_RDMA_BYTES];
+        let connected = match here.prepare()? {
+            None => None,
+            Some(prepared) => {
+                answer[1..].copy_from_slice(&prepared.local().to_bytes());
+                here.unless(|| prepared.connect(remote))?
+            }
+        };
+        answer[0] = if connected.is_some() { RDMA } else { WELCOME };
+        self.stream.write(&answer)?;
+        let Some(connected) = connected else {
+            return Ok(Some(Progress::Done(Offer::Tcp)));
+        };
+        self.stage = Stage::RdmaReady(Box::new(connected));
+        Ok(None)
+    }
+
+    /// The peer answers our offer of RDMA. It sends nothing by RDMA before we are connected too.
+    fn finish_rdma(&mut self, here: &Here) -> Result<Option<Progress>, Loss> {
+        let Some(answer) = self.read::<ANSWER_TO_RDMA_BYTES>()? else {
+            return Ok(Some(Progress::Waiting));
+        };
+        let Stage::RdmaAnswer(prepared) = std::mem::replace(&mut self.stage, Stage::Decision)
+        else {
+            return Ok(Some(Progress::Waiting));
+        };
+        let [word, endpoint @ ..] = answer;
+        if word != RDMA {
+            return here.accept_tcp().map(|tcp| Some(Progress::Done(tcp)));
+        }
+        let remote = parse_endpoint(&endpoint)?;
+        let connected = here.unless(|| prepared.connect(remote))?;
+        let word = if connected.is_some() { RDMA } else { WELCOME };
+        self.stream.write(&[word])?;
+        let offer = connected.map_or(Offer::Tcp, |connected| Offer::Rdma(Box::new(connected)));
+        Ok(Some(Progress::Done(offer)))
+    }
+
+    /// The peer has connected its side, or could not.
+    fn read_rdma_ready(&mut self, here: &Here) -> Result<Option<Progress>, Loss> {
+        let Some([word]) = self.read::<1>()? else {
+            return Ok(Some(Progress::Waiting));
+        };
+        let Stage::RdmaReady(connected) = std::mem::replace(&mut self.stage, Stage::Decision)
+        else {
+            return Ok(Some(Progress::Waiting));
+        };
+        let offer = match word {
+            RDMA => Offer::Rdma(connected),
+            _ => here.accept_tcp()?,
+        };
+        Ok(Some(Progress::Done(offer)))
+    }
+
     fn read_verdict(&mut self, here: &Here) -> Result<Option<Progress>, Loss> {
         if let Stream::Tcp(_) = &self.stream {
             return Ok(Some(match self.read::<1>()? {
                 None => Progress::Waiting,
-                Some([WELCOME]) => Progress::Done(Offer::Tcp),
+                Some([WELCOME]) => Progress::Done(here.accept_tcp()?),
+                Some([RDMA]) => {
+                    self.stage = Stage::RdmaOffer;
+                    return Ok(None);
+                }
                 Some([CROSSED]) => Progress::Crossed,
                 Some(_) => return Err(Loss::Protocol("no such answer to a connection")),
             }));
@@ -377,6 +533,11 @@ impl Greeting {
             pid,
         })))
     }
+}
+
+/// The endpoint that a peer sent.
+fn parse_endpoint(bytes: &[u8; ENDPOINT_BYTES]) -> Result<RdmaEndpoint, Loss> {
+    RdmaEndpoint::from_bytes(bytes).ok_or(Loss::Protocol("not an endpoint of RDMA"))
 }
 
 /// What a peer offered.

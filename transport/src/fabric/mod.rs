@@ -9,8 +9,8 @@ use std::{collections::VecDeque, fmt, time::Duration};
 use self::sockets::Sockets;
 pub use self::{peer::Peer, sockets::Waker};
 use crate::{
-    Address, Arena, Buffer, Endpoint, Error, Interface, Loan, Loss, Path, Rank, Refusal, Secret,
-    bell,
+    Address, Arena, Buffer, Endpoint, Error, Interface, Loan, Loss, Path, Rank, RdmaConfig,
+    Refusal, Secret, Unusable, bell,
     link::{End, Link, pulse},
     simulation,
 };
@@ -30,13 +30,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Which paths a fabric may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Transport {
-    /// Shared memory within a node, TCP otherwise.
+    /// Shared memory within a node; otherwise RDMA where both have a device for it, and TCP where not.
     #[default]
     Auto,
     /// Shared memory only; a rank of another node is unreachable.
     Shm,
     /// TCP only, also within a node.
     Tcp,
+    /// RDMA only, also within a node. Ranks still find each other over TCP.
+    Rdma,
 }
 
 /// What a fabric is made of.
@@ -50,9 +52,11 @@ pub struct Config {
     pub transport: Transport,
     /// The address at which others reach it by TCP.
     pub interface: Interface,
+    /// How it uses RDMA.
+    pub rdma: RdmaConfig,
     /// What its peers have to know.
     pub secret: Secret,
-    /// How long the machine of a peer on TCP may be silent before the peer is lost. Ranks that are busy,
+    /// How long the machine of a peer on TCP or RDMA may be silent before the peer is lost. Ranks that are busy,
     /// and processes that are stopped, are not silent: their machine answers. Less than a second
     /// makes a few lost packets look like a lost machine.
     pub silence_max: Duration,
@@ -72,6 +76,7 @@ impl Config {
             size,
             transport: Transport::Auto,
             interface: Interface::LOOPBACK,
+            rdma: RdmaConfig::default(),
             secret: secret.clone(),
             silence_max: Self::SILENCE_MAX,
             spin: true,
@@ -179,7 +184,8 @@ impl Fabric {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] when the system refuses a socket.
+    /// [`Error::Io`] when the system refuses a socket; [`Error::Rdma`] when nothing but RDMA may be used and it
+    /// cannot be.
     pub fn new(config: Config, arena: Arena) -> Result<Self, Error> {
         let spin = config.spin;
         if spin {
@@ -292,6 +298,11 @@ impl Fabric {
             Contact::Open(link) => Some(link.path()),
             _ => None,
         }
+    }
+
+    /// Why RDMA, which may be used, is not, if that has shown: links that it would have carried go over TCP.
+    pub fn why_not_rdma(&self) -> Option<Unusable> {
+        self.sockets.as_ref().and_then(Sockets::why_not_rdma)
     }
 
     /// Lends `bytes` for a message; `None` while there is no room. See [`Arena::loan`].
@@ -493,8 +504,10 @@ impl Fabric {
         if now >= self.next_look {
             self.next_look = now + self.look_interval;
             for &peer in &self.open {
-                if let Contact::Open(Link::Tcp(link)) = &mut self.peers[peer as usize] {
-                    link.tick(now);
+                match &mut self.peers[peer as usize] {
+                    Contact::Open(Link::Tcp(link)) => link.tick(now),
+                    Contact::Open(Link::Rdma(link)) => link.tick(now),
+                    _ => {}
                 }
             }
         }
@@ -544,6 +557,9 @@ impl Fabric {
             return Ok(());
         }
         let armed = self.arena.region().bell().arm(self.reasons());
+        if let Some(sockets) = &self.sockets {
+            sockets.arm_rdma();
+        }
         let waited = if !armed || self.has_news() {
             Ok(())
         } else {
@@ -572,9 +588,9 @@ impl Fabric {
     }
 
     /// Nothing arrives: there is time for what could wait.
-    fn idle(&self) {
+    fn idle(&mut self) {
         for &peer in &self.open {
-            if let Contact::Open(link) = &self.peers[peer as usize] {
+            if let Contact::Open(link) = &mut self.peers[peer as usize] {
                 link.idle();
             }
         }
@@ -668,9 +684,11 @@ impl Fabric {
         let Some(Contact::Open(link)) = self.peers.get_mut(peer as usize) else {
             return None;
         };
-        link.flush();
-        if !link.is_ready() {
-            return None;
+        if !matches!(link, Link::Rdma(_)) {
+            link.flush();
+            if !link.is_ready() {
+                return None;
+            }
         }
         link.receive().unwrap_or_else(|error| {
             self.ended(peer, error);
@@ -723,11 +741,11 @@ impl Fabric {
                 peer,
                 readable,
                 writable,
-            } => {
-                if let Contact::Open(Link::Tcp(link)) = &mut self.peers[peer as usize] {
-                    link.notify(readable, writable);
-                }
-            }
+            } => match &mut self.peers[peer as usize] {
+                Contact::Open(Link::Tcp(link)) => link.notify(readable, writable),
+                Contact::Open(Link::Rdma(link)) => link.notify(),
+                _ => {}
+            },
             sockets::Step::Died { peer } => self.end(peer, End::Lost(Loss::ProcessEnded)),
             sockets::Step::Refused { reason } => self.events.push_back(Event::Refused { reason }),
             sockets::Step::Failed { id, peer, loss } => {

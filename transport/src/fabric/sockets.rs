@@ -1,7 +1,7 @@
 //! What a fabric needs of the system: listeners, conversations, the deaths of processes, and sleep.
 
 use std::{
-    cell::RefCell,
+    cell::{OnceCell, RefCell},
     collections::HashMap,
     fmt, io,
     os::{
@@ -26,9 +26,10 @@ use super::{
     greeting::{Greeting, Here, Offer, Progress, Stream},
 };
 use crate::{
-    Address, Arena, Connector, Error, Loss, Rank, Refusal, Secret, address, bell,
+    Address, Arena, Connector, Error, Loss, Rank, Refusal, Secret, Unusable, address, bell,
     link::{
         Link,
+        rdma::Rdma,
         shm::{RING_BYTES, Shm},
         tcp::Tcp,
     },
@@ -37,7 +38,9 @@ use crate::{
 const UNIX_LISTENER: Token = Token(0);
 const TCP_LISTENER: Token = Token(1);
 const WAKE: Token = Token(2);
-const FIRST_ID: usize = 3;
+const RDMA: Token = Token(3);
+const RDMA_DEVICE: Token = Token(4);
+const FIRST_ID: usize = 5;
 /// Conversations with peers that have not proved themselves, at a time. More are not accepted.
 const UNPROVED_MAX: usize = 1024;
 
@@ -74,6 +77,8 @@ enum Registered {
     Greeting(Box<Greeting>),
     /// The stream of a TCP link, which the link owns.
     Link(Rank),
+    /// The stream that watches over an RDMA link, which the link owns.
+    Watch(Rank),
     /// The process of a peer.
     Process {
         peer: Rank,
@@ -90,8 +95,10 @@ pub(super) struct Sockets {
     address: Address,
     addresses: Vec<Address>,
     registered: HashMap<Id, Registered>,
-    /// How many of them are processes, which say one word in their life.
+    /// How many of them are processes or watch over RDMA links: they say one word in their life.
     processes: usize,
+    /// Whether the RDMA device can wake us.
+    hears_rdma: bool,
     next_id: Id,
     now: Duration,
     steps: Vec<Step>,
@@ -132,12 +139,14 @@ impl Sockets {
         registry
             .register(&mut SourceFd(&wake_fd), WAKE, Interest::READABLE)
             .map_err(io(register))?;
-        Ok(Self {
+        let sockets = Self {
             here: Here {
                 config,
                 arena,
                 rings: RefCell::default(),
                 wake,
+                adapter: OnceCell::new(),
+                why_not_rdma: RefCell::default(),
             },
             poll,
             events: Events::with_capacity(256),
@@ -147,11 +156,16 @@ impl Sockets {
             addresses: Vec::new(),
             registered: HashMap::new(),
             processes: 0,
+            hears_rdma: false,
             next_id: FIRST_ID,
             now: Duration::ZERO,
             steps: Vec::new(),
             woken: false,
-        })
+        };
+        if sockets.here.config.transport == Transport::Rdma {
+            sockets.here.adapter()?;
+        }
+        Ok(sockets)
     }
 
     pub(super) fn address(&self) -> Address {
@@ -186,10 +200,21 @@ impl Sockets {
             .filter(|address| address.node == *node)
             .count()
             - 1;
-        if self.here.config.transport != Transport::Tcp {
+        if matches!(self.here.config.transport, Transport::Auto | Transport::Shm) {
             let rings =
                 (0..neighbours).map_while(|_| self.here.arena.loan(RING_BYTES).ok().flatten());
             self.here.rings.borrow_mut().extend(rings);
+        }
+        let by_rdma = match self.here.config.transport {
+            Transport::Auto => addresses.len() - 1 - neighbours,
+            Transport::Rdma => addresses.len() - 1,
+            Transport::Shm | Transport::Tcp => 0,
+        };
+        // Without a device, the connections that it would have carried say so.
+        if by_rdma > 0
+            && let Ok(adapter) = self.here.adapter()
+        {
+            adapter.reserve(by_rdma as u32);
         }
     }
 
@@ -218,7 +243,7 @@ impl Sockets {
             address.ok_or_else(|| Loss::Unreachable("its address is not known".into()))?;
         let same_node = address.node == self.address.node;
         match self.here.config.transport {
-            Transport::Tcp => self.connect_tcp(to, &address),
+            Transport::Tcp | Transport::Rdma => self.connect_tcp(to, &address),
             Transport::Shm if same_node => self.connect_unix(to, &address),
             Transport::Shm => Err(Loss::Unreachable(
                 "it is on another node, and only shared memory may be used".into(),
@@ -306,6 +331,11 @@ impl Sockets {
                     let _ = self.here.wake.read();
                     self.woken = true;
                 }
+                RDMA | RDMA_DEVICE => {
+                    if let Some(adapter) = self.here.opened() {
+                        adapter.take_events();
+                    }
+                }
                 Token(id) => self.notice(id, readable, writable),
             }
         }
@@ -344,11 +374,13 @@ impl Sockets {
                 let step = self.step(id, peer, progress);
                 self.steps.extend(step);
             }
-            Some(&mut Registered::Link(peer)) => self.steps.push(Step::Ready {
-                peer,
-                readable,
-                writable,
-            }),
+            Some(&mut (Registered::Link(peer) | Registered::Watch(peer))) => {
+                self.steps.push(Step::Ready {
+                    peer,
+                    readable,
+                    writable,
+                });
+            }
             Some(&mut Registered::Process { peer, .. }) => {
                 self.registered.remove(&id);
                 self.processes -= 1;
@@ -416,10 +448,44 @@ impl Sockets {
                 );
                 Ok(Link::Shm(Box::new(link)))
             }
-            (Offer::Tcp, Stream::Unix(_)) => {
+            (Offer::Rdma(connected), Stream::Tcp(stream)) => {
+                self.hear_rdma().map_err(unreachable)?;
+                self.registered.insert(id, Registered::Watch(peer));
+                self.processes += 1;
+                Ok(Link::Rdma(Box::new(Rdma::new(peer, *connected, stream))))
+            }
+            (Offer::Tcp | Offer::Rdma(_), Stream::Unix(_)) => {
                 Err(Loss::Protocol("a Unix socket carries no messages"))
             }
         }
+    }
+
+    /// Has the completions of RDMA links, and what their device says, wake us.
+    fn hear_rdma(&mut self) -> io::Result<()> {
+        if let Some(adapter) = self.here.opened()
+            && !self.hears_rdma
+        {
+            for (fd, token) in adapter.descriptors().into_iter().zip([RDMA, RDMA_DEVICE]) {
+                self.poll
+                    .registry()
+                    .register(&mut SourceFd(&fd), token, Interest::READABLE)?;
+            }
+            self.hears_rdma = true;
+        }
+        Ok(())
+    }
+
+    /// Has the next completion of an RDMA link wake us. Look for completions once more after this.
+    pub(super) fn arm_rdma(&self) {
+        if self.hears_rdma
+            && let Some(adapter) = self.here.opened()
+        {
+            adapter.arm();
+        }
+    }
+
+    pub(super) fn why_not_rdma(&self) -> Option<Unusable> {
+        self.here.why_not_rdma.borrow().clone()
     }
 
     /// Has the end of a process told, as [`Step::Died`].

@@ -1,6 +1,7 @@
 //! The path to one peer, and the ways to keep its promises.
 
 pub(crate) mod pulse;
+pub(crate) mod rdma;
 pub(crate) mod ring;
 pub(crate) mod shm;
 pub(crate) mod tcp;
@@ -66,6 +67,8 @@ pub enum Path {
     Shm,
     /// A TCP connection.
     Tcp,
+    /// A pair of RDMA devices.
+    Rdma,
     /// The in-memory network of a simulation.
     Simulated,
 }
@@ -97,6 +100,7 @@ impl End {
 pub(crate) enum Link {
     Shm(Box<shm::Shm>),
     Tcp(Box<tcp::Tcp>),
+    Rdma(Box<rdma::Rdma>),
     Simulated(simulation::Port),
 }
 
@@ -105,6 +109,7 @@ impl Link {
         match self {
             Self::Shm(_) => Path::Shm,
             Self::Tcp(_) => Path::Tcp,
+            Self::Rdma(_) => Path::Rdma,
             Self::Simulated(_) => Path::Simulated,
         }
     }
@@ -113,7 +118,7 @@ impl Link {
     pub(crate) fn can_flush(&mut self) -> bool {
         match self {
             Self::Shm(link) => link.can_flush(),
-            Self::Tcp(_) | Self::Simulated(_) => false, // The socket tells.
+            Self::Tcp(_) | Self::Rdma(_) | Self::Simulated(_) => false, // The socket tells.
         }
     }
 
@@ -128,6 +133,7 @@ impl Link {
         match self {
             Self::Shm(link) => link.is_ready(),
             Self::Tcp(link) => link.is_ready(),
+            Self::Rdma(link) => link.is_ready(),
             Self::Simulated(link) => link.is_ready(),
         }
     }
@@ -138,14 +144,17 @@ impl Link {
         match self {
             Self::Shm(link) => link.flush(),
             Self::Tcp(link) => link.flush(),
+            Self::Rdma(link) => link.flush(),
             Self::Simulated(_) => true,
         }
     }
 
     /// Called while nothing arrives: gives back what was kept to be given back together.
-    pub(crate) fn idle(&self) {
-        if let Self::Shm(link) = self {
-            link.give_back();
+    pub(crate) fn idle(&mut self) {
+        match self {
+            Self::Shm(link) => link.give_back(),
+            Self::Rdma(link) => link.idle(),
+            Self::Tcp(_) | Self::Simulated(_) => {}
         }
     }
 
@@ -154,6 +163,7 @@ impl Link {
         match self {
             Self::Shm(link) => link.end(end),
             Self::Tcp(link) => link.end(end),
+            Self::Rdma(link) => link.end(end),
             Self::Simulated(_) => {}
         }
     }
@@ -163,6 +173,7 @@ impl Link {
         match self {
             Self::Shm(link) => link.close(),
             Self::Tcp(link) => link.close(),
+            Self::Rdma(link) => link.close(),
             Self::Simulated(link) => link.close(),
         }
     }
@@ -171,6 +182,7 @@ impl Link {
         match self {
             Self::Shm(link) => &mut **link,
             Self::Tcp(link) => &mut **link,
+            Self::Rdma(link) => &mut **link,
             Self::Simulated(link) => link,
         }
     }
@@ -181,6 +193,7 @@ impl Endpoint for Link {
         match self {
             Self::Shm(link) => link.peer(),
             Self::Tcp(link) => link.peer(),
+            Self::Rdma(link) => link.peer(),
             Self::Simulated(link) => link.peer(),
         }
     }
