@@ -107,7 +107,7 @@ impl Kind {
         Self::Clock,
     ];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Line => "cache line",
             Self::Stores(Stores::Plain) => "written here and read there",

@@ -4,6 +4,7 @@
 //! command runs itself. Every buffer is written by its sender and read by its receiver unless told
 //! otherwise, because a benchmark that sends an untouched buffer again measures nothing a user does.
 
+mod compare;
 mod limits;
 mod machine;
 mod plot;
@@ -50,6 +51,13 @@ pub enum Command {
     /// What the machine itself allows: cache lines, memory, wake-ups, bare sockets
     Limits(limits::Arguments),
 
+    /// The peers installed on this machine, measured by the same method, and how far the targets are reached
+    ///
+    /// Prints a line for each target and point: the ratio to the best peer, or to the bare machine, with its
+    /// spread and what it is made of; then how many are met. Peers are run in turns with ours, and figures
+    /// are compared only where the cores were at the same distance.
+    Compare(compare::Arguments),
+
     /// What a rank of a measurement is.
     #[command(name = "__rank", hide = true)]
     Rank(rank::Arguments),
@@ -68,6 +76,7 @@ impl Command {
                 job.run("rate", Unit::Rate, &sizes, Measure::Stream)
             }
             Self::Limits(arguments) => limits::run(&arguments),
+            Self::Compare(arguments) => compare::run(&arguments),
             Self::Rank(arguments) => Ok(be_rank(arguments)),
         }
     }

@@ -44,6 +44,8 @@ const STALL_TIME_MAX: Duration = Duration::from_secs(30);
 const WAIT: Duration = Duration::from_millis(100);
 /// Round trips by which the distance between two cores is taken.
 const HOP_TRIPS: u32 = 100;
+/// Round trips before them, which wait for the other rank.
+const HOP_WARM: u32 = 10;
 /// Sizes from which streaming stores may be the better ones.
 const STREAMED_FROM: usize = 4096;
 /// Bytes of a payload that a loan handed over untouched carries all the same: enough to tell it by.
@@ -389,12 +391,13 @@ impl<'a> Player<'a> {
     /// The bare hand-over of a line, one way, in nanoseconds.
     fn take_hop(&mut self) -> Result<f64, Error> {
         self.settle()?;
-        match &mut self.hop {
-            Some(handover) => timed(HOP_TRIPS, || {
-                handover.round_trips(HOP_TRIPS, 0, Stores::Plain)
-            }),
-            None => Ok(0.0),
-        }
+        let Some(handover) = &mut self.hop else {
+            return Ok(0.0);
+        };
+        handover.round_trips(HOP_WARM, 0, Stores::Plain)?;
+        timed(HOP_TRIPS, || {
+            handover.round_trips(HOP_TRIPS, 0, Stores::Plain)
+        })
     }
 
     /// The bare hand-over of so many bytes, by the kind of stores that is the quicker one now.

@@ -141,6 +141,11 @@ impl Samples {
         self.series.iter()
     }
 
+    pub(crate) fn at(&self, bytes: usize, cores: Cores) -> Option<&Series> {
+        let mut series = self.series.iter();
+        series.find(|series| (series.bytes, series.cores) == (bytes, cores))
+    }
+
     pub(crate) fn add(&mut self, bytes: usize, cores: Cores, batch: Batch) {
         self.of(bytes, cores).batches.push(batch);
     }

@@ -1,0 +1,579 @@
+//! `updraft bench compare`: the peers of this machine measured by the same method, and how far the targets
+//! are reached.
+//!
+//! A *trial* is one way to measure; its contenders, ours and the peers, run in turns, so whatever slows the
+//! machine for a while slows them all. Batches of messages are compared only where the cores were at the
+//! same distance: a machine whose cores move has points for near and for far.
+
+mod peers;
+mod targets;
+mod verdict;
+
+use std::{
+    collections::HashMap,
+    env, fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use self::{
+    peers::{Effort, Family, Peer},
+    targets::{Against, TARGETS, Target, Trial},
+    verdict::{Rounds, Trials, Verdict, judge, judge_crates},
+};
+use super::{
+    Results, job,
+    limits::{Kind, Pair},
+    machine::{Machine, allowed_cores},
+    plot::{Curve, Plot},
+    rank::{self, Measure},
+    report::{Unit, check_writable, machine_json, say, write_file},
+    samples::{Cores, Line, Samples},
+    sizes::Sizes,
+};
+use crate::{Error, error::exit, worker};
+
+/// The folder of the sources says that it is one by this line of its manifest.
+const SOURCES: &str = "name = \"updraft-workspace\"";
+
+/// Of `compare`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Targets to look at, such as P1,P2; all if not given
+    #[arg(long, value_name = "TARGETS", value_delimiter = ',', value_parser = parse_target)]
+    only: Vec<String>,
+
+    /// Write every point as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Draw each kind of measurement, as SVG files in a folder
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
+
+    /// Exit with 1 unless every point is met
+    #[arg(long)]
+    strict: bool,
+
+    /// How often each contender is run, in turns
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+
+    /// Batches measured of each size in a run
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    repeats: u32,
+
+    /// A folder with a library in it (bin/mpicc, bin/mpirun, lib), such as a Python environment; may be repeated
+    #[arg(long = "peer", value_name = "DIR")]
+    peers: Vec<PathBuf>,
+
+    /// What `cargo bench --bench rings -- --json FILE` wrote; it is run if not given, in the folder of the sources
+    #[arg(long, value_name = "FILE")]
+    crates: Option<PathBuf>,
+}
+
+fn parse_target(text: &str) -> Result<String, String> {
+    if TARGETS.iter().any(|target| target.name == text) {
+        return Ok(text.to_owned());
+    }
+    let mut names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+    names.dedup();
+    Err(format!("the targets are {}", names.join(", ")))
+}
+
+/// Measures, prints a line for each point, and how many are met.
+pub(crate) fn run(arguments: &Arguments) -> Result<u8, Error> {
+    let machine = Machine::here();
+    if let Some(path) = &arguments.json {
+        check_writable(path)?;
+    }
+    if let Some(folder) = &arguments.plot {
+        fs::create_dir_all(folder).map_err(|source| Error::Output {
+            path: folder.clone(),
+            source,
+        })?;
+    }
+    say(&format!("{}\n", machine.line()));
+    let folder = tempfile::tempdir().map_err(Error::io("make a folder for the peers"))?;
+    let comparison = Comparison::prepare(arguments, &machine, folder.path());
+    let trials = comparison.measure()?;
+    let verdicts = comparison.judge(&trials);
+    for verdict in &verdicts {
+        say(&format!("{}\n", verdict.line()));
+    }
+    let met = verdicts.iter().filter(|verdict| verdict.is_met()).count();
+    let all = verdicts.len();
+    say(&format!("{met} of {all} met\n"));
+    if let Some(path) = &arguments.json {
+        let value = comparison.json(&machine, &verdicts);
+        write_file(path, &format!("{value:#}\n"))?;
+    }
+    if let Some(folder) = &arguments.plot {
+        comparison.plot(folder, &machine, &trials)?;
+    }
+    Ok(if arguments.strict && met < all {
+        exit::JOB
+    } else {
+        0
+    })
+}
+
+/// What is compared.
+struct Comparison<'a> {
+    arguments: &'a Arguments,
+    targets: Vec<&'static Target>,
+    trials: Vec<&'static Trial>,
+    peers: Vec<Peer>,
+    effort: Effort,
+}
+
+impl<'a> Comparison<'a> {
+    fn prepare(arguments: &'a Arguments, machine: &Machine, folder: &Path) -> Self {
+        let asked = |target: &&Target| {
+            arguments.only.is_empty() || arguments.only.iter().any(|name| name == target.name)
+        };
+        let mut targets: Vec<&'static Target> = TARGETS.iter().filter(asked).collect();
+        let without = targets.len();
+        if !has_rdma() {
+            targets.retain(|target| target.trial.transport != "rdma");
+        }
+        if targets.len() < without {
+            say("P9 is left out: there is no RDMA device\n");
+        }
+        let mut trials: Vec<&'static Trial> = Vec::new();
+        for target in targets
+            .iter()
+            .filter(|target| target.against != Against::Crates)
+        {
+            if !trials.contains(&target.trial) {
+                trials.push(target.trial);
+            }
+        }
+        let wanted = |peer: &Peer| targets.iter().any(|target| plays(target, peer));
+        let mut peers = Vec::new();
+        if targets.iter().any(|target| wants_peers(target)) {
+            let mut warn = |what: String| say(&format!("{what}\n"));
+            peers = peers::find(folder, &arguments.peers, &mut warn);
+            peers.retain(wanted);
+            say_who(&peers, &targets);
+        }
+        let effort = Effort {
+            repeats: arguments.repeats,
+            warmup: (arguments.repeats / 4).max(1),
+            cores: u32::try_from(machine.cores).unwrap_or(u32::MAX),
+        };
+        Self {
+            arguments,
+            targets,
+            trials,
+            peers,
+            effort,
+        }
+    }
+
+    /// Runs all trials, each contender in its turn.
+    fn measure(&self) -> Result<HashMap<&'static str, Trials>, Error> {
+        let mut measured = HashMap::new();
+        for trial in &self.trials {
+            measured.insert(trial.name, self.try_out(trial)?);
+        }
+        Ok(measured)
+    }
+
+    fn try_out(&self, trial: &'static Trial) -> Result<Trials, Error> {
+        let mut contenders: Vec<Contender> = Vec::new();
+        for target in self.targets.iter().filter(|target| target.trial == trial) {
+            if let Against::Bare(kind) = target.against {
+                contenders.push(Contender::Bare(kind));
+            }
+        }
+        let peers = self.peers.iter().filter(|peer| {
+            let mut targets = self.targets.iter().filter(|target| target.trial == trial);
+            targets.any(|target| plays(target, peer))
+        });
+        contenders.extend(peers.map(Contender::Peer));
+        let named = |contender: &Contender| Rounds {
+            name: contender.name(),
+            of: Vec::new(),
+        };
+        let mut trials = Trials {
+            peers: contenders.iter().map(named).collect(),
+            ..Trials::default()
+        };
+        let mut gone = vec![false; contenders.len()];
+        for round in 1..=self.arguments.rounds {
+            progress(&format!(
+                "{}: round {round} of {}",
+                trial.name, self.arguments.rounds
+            ));
+            match self.run_ours(trial)? {
+                Ok(samples) => trials.ours.of.push(samples),
+                Err(why) => {
+                    trials.failed = Some(why);
+                    break;
+                }
+            }
+            for (index, contender) in contenders.iter().enumerate() {
+                if gone[index] {
+                    continue;
+                }
+                match self.run_other(contender, trial) {
+                    Ok(samples) => trials.peers[index].of.push(samples),
+                    Err(why) => {
+                        say(&format!(
+                            "{} is left out of {}: {why}\n",
+                            contender.name(),
+                            trial.name
+                        ));
+                        gone[index] = true;
+                    }
+                }
+            }
+        }
+        progress("");
+        Ok(trials)
+    }
+
+    /// Ours is a job like any other, started by a launcher of its own. What it said, if it failed.
+    fn run_ours(&self, trial: &Trial) -> Result<Result<Samples, String>, Error> {
+        let results = Results::new()?;
+        let ranks_do = rank::Arguments {
+            measure: trial.measure,
+            sizes: Sizes(trial.sizes.to_vec()),
+            repeats: self.effort.repeats,
+            warmup: self.effort.warmup,
+            touch: trial.touch,
+            one_by_one: false,
+            floor: trial.floor,
+            results: results.path(),
+        };
+        let mut command = Command::new(worker::OURSELVES);
+        command
+            .args(["run", "-n", &self.effort.ranks(trial).to_string()])
+            .args(["--executors", "1", "--transport", trial.transport, "--"])
+            .args(job(&ranks_do));
+        let mut samples = Samples::default();
+        match peers::output(command) {
+            Ok(_) => {
+                let read = samples.read_file(&results.path());
+                read.map_err(Error::io("read the results"))?;
+                Ok(Ok(samples))
+            }
+            Err(why) => Ok(Err(why)),
+        }
+    }
+
+    fn run_other(&self, contender: &Contender, trial: &'static Trial) -> Result<Samples, String> {
+        let mut samples = Samples::default();
+        let (said, around) = match contender {
+            Contender::Bare(kind) => (run_bare(*kind, trial.sizes, self.effort)?, [0.0; 2]),
+            Contender::Peer(peer) if peer.family.is_mpi() => {
+                (peer.run(trial, self.effort)?, [0.0; 2])
+            }
+            Contender::Peer(peer) => {
+                let before = hop()?;
+                let said = peer.run(trial, self.effort)?;
+                (said, [before, hop()?])
+            }
+        };
+        samples.read(&said, around);
+        Ok(samples)
+    }
+
+    fn judge(&self, trials: &HashMap<&'static str, Trials>) -> Vec<Verdict> {
+        let needs_crates = self
+            .targets
+            .iter()
+            .any(|target| target.against == Against::Crates);
+        let crates = if needs_crates {
+            crates_report(self.arguments.crates.as_deref())
+        } else {
+            Ok(Value::Null)
+        };
+        let mut verdicts = Vec::new();
+        for target in &self.targets {
+            match trials.get(target.trial.name) {
+                _ if target.against == Against::Crates => {
+                    verdicts.extend(judge_crates(target, &crates));
+                }
+                Some(trial) => {
+                    let rivals = self.rivals(target, trial);
+                    verdicts.extend(judge(target, trial, &rivals, &absent(target)));
+                }
+                None => {}
+            }
+        }
+        verdicts
+    }
+
+    /// Which contenders of its trial a target is compared with.
+    fn rivals(&self, target: &Target, trial: &Trials) -> Vec<usize> {
+        let is_rival = |rounds: &Rounds| {
+            let peer = self.peers.iter().find(|peer| peer.name == rounds.name);
+            match (target.against, peer) {
+                _ if rounds.of.is_empty() => false,
+                (Against::Bare(kind), None) => rounds.name == kind.name(),
+                (_, Some(peer)) => plays(target, peer),
+                _ => false,
+            }
+        };
+        let peers = trial.peers.iter().enumerate();
+        peers
+            .filter(|(_, rounds)| is_rival(rounds))
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    fn json(&self, machine: &Machine, verdicts: &[Verdict]) -> Value {
+        json!({
+            "bench": "compare",
+            "machine": machine_json(machine),
+            "rounds": self.arguments.rounds,
+            "repeats": self.arguments.repeats,
+            "peers": self.peers.iter().map(|peer| peer.name.clone()).collect::<Vec<_>>(),
+            "points": verdicts.iter().map(Verdict::json).collect::<Vec<_>>(),
+            "met": verdicts.iter().filter(|verdict| verdict.is_met()).count(),
+            "of": verdicts.len(),
+        })
+    }
+
+    /// A chart of each trial that has more than one size.
+    fn plot(
+        &self,
+        folder: &Path,
+        machine: &Machine,
+        trials: &HashMap<&'static str, Trials>,
+    ) -> Result<(), Error> {
+        for trial in self
+            .trials
+            .iter()
+            .filter(|trial| trial.measure != Measure::Idle)
+        {
+            let Some(measured) = trials.get(trial.name) else {
+                continue;
+            };
+            let unit = match trial.measure {
+                Measure::Stream if trial.sizes.iter().all(|&bytes| bytes <= 1 << 10) => Unit::Rate,
+                Measure::Stream => Unit::Bandwidth,
+                Measure::Latency | Measure::Idle => Unit::OneWay,
+            };
+            let mut curves = Vec::new();
+            let ours = Rounds {
+                name: "Updraft".to_owned(),
+                of: measured.ours.of.clone(),
+            };
+            for rounds in [&ours].into_iter().chain(&measured.peers) {
+                for cores in [Cores::Near, Cores::Far, Cores::Unknown] {
+                    let points = trial.sizes.iter().filter_map(|&bytes| {
+                        let ns = rounds.median(bytes, cores)?;
+                        Some((bytes as f64, unit.figure(bytes, ns)))
+                    });
+                    let points: Vec<(f64, f64)> = points.collect();
+                    if !points.is_empty() {
+                        curves.push(Curve {
+                            name: match cores {
+                                Cores::Unknown => rounds.name.clone(),
+                                _ => format!("{}, {}", rounds.name, cores.name()),
+                            },
+                            points,
+                            dashed: cores == Cores::Far,
+                        });
+                    }
+                }
+            }
+            let plot = Plot {
+                title: format!(
+                    "{}, {} ranks over {}",
+                    trial.name,
+                    self.effort.ranks(trial),
+                    trial.transport
+                ),
+                subtitle: machine.line(),
+                across: "message size",
+                up: unit.name(),
+                curves,
+            };
+            write_file(&folder.join(format!("{}.svg", trial.name)), &plot.svg())?;
+        }
+        Ok(())
+    }
+}
+
+/// Who is measured beside us.
+enum Contender<'a> {
+    Bare(Kind),
+    Peer(&'a Peer),
+}
+
+impl Contender<'_> {
+    fn name(&self) -> String {
+        match self {
+            Self::Bare(kind) => kind.name().to_owned(),
+            Self::Peer(peer) => peer.name.clone(),
+        }
+    }
+}
+
+/// Whether a target is compared with that peer.
+fn plays(target: &Target, peer: &Peer) -> bool {
+    let rival = match target.against {
+        Against::Mpi => peer.family.is_mpi(),
+        Against::MpiAndUcx => peer.family.is_mpi() || peer.family == Family::Ucx,
+        Against::Perftest(_) => peer.family == Family::Perftest,
+        _ => false,
+    };
+    rival && peer.plays(target.trial)
+}
+
+fn wants_peers(target: &Target) -> bool {
+    matches!(
+        target.against,
+        Against::Mpi | Against::MpiAndUcx | Against::Perftest(_)
+    )
+}
+
+/// What brings the peers of a target that has none.
+fn absent(target: &Target) -> String {
+    let known = peers::KNOWN
+        .iter()
+        .filter(|(family, ..)| match target.against {
+            Against::Perftest(_) => *family == Family::Perftest,
+            Against::MpiAndUcx => *family != Family::Perftest,
+            _ => family.is_mpi(),
+        });
+    let texts: Vec<String> = known
+        .map(|(_, name, packages)| format!("{name}: {packages}"))
+        .collect();
+    texts.join("; ")
+}
+
+/// Says which peers there are, and what would bring those that are not.
+fn say_who(peers: &[Peer], targets: &[&Target]) {
+    let names: Vec<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
+    let names = if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    };
+    say(&format!("peers: {names}\n"));
+    let perftest = targets
+        .iter()
+        .any(|target| matches!(target.against, Against::Perftest(_)));
+    for (family, name, packages) in peers::KNOWN {
+        let there = peers.iter().any(|peer| peer.family == family);
+        let wanted = match family {
+            Family::Perftest => perftest,
+            Family::Ucx => targets
+                .iter()
+                .any(|target| target.against == Against::MpiAndUcx),
+            _ => targets.iter().any(|target| wants_peers(target)),
+        };
+        if wanted && !there {
+            say(&format!("no {name} ({packages})\n"));
+        }
+    }
+}
+
+fn has_rdma() -> bool {
+    fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some())
+}
+
+/// Says what goes on, to whoever waits at a terminal.
+fn progress(what: &str) {
+    use io::IsTerminal;
+    if io::stderr().is_terminal() {
+        // Each line takes the place of the one before.
+        let _ = write!(io::stderr(), "\r\x1b[K{what}");
+    }
+}
+
+/// Bare sockets between two threads, with the distance taken beside each batch.
+fn run_bare(kind: Kind, sizes: &'static [usize], effort: Effort) -> Result<String, String> {
+    on_cores(move |cores| {
+        let largest = sizes.iter().copied().max().unwrap_or(1);
+        let mut pair = Pair::new(cores, largest)?;
+        let mut lines = String::new();
+        for &bytes in sizes {
+            for batch in 0..effort.warmup + effort.repeats {
+                let before = pair.hop()?;
+                let ns = pair.time(kind, bytes)?;
+                let hops = [before, pair.hop()?];
+                if batch >= effort.warmup {
+                    let floor_ns = 0.0;
+                    lines += &Line::Batch {
+                        bytes,
+                        hops,
+                        floor_ns,
+                        ns,
+                    }
+                    .to_string();
+                }
+            }
+        }
+        Ok(lines)
+    })
+}
+
+/// The bare hand-over of a cache line now, one way, in nanoseconds.
+fn hop() -> Result<f64, String> {
+    on_cores(|cores| {
+        let mut pair = Pair::new(cores, 1)?;
+        pair.hop()?;
+        pair.hop()
+    })
+}
+
+/// Runs something that pins its thread on a thread of its own.
+fn on_cores<T: Send + 'static>(
+    work: impl FnOnce(&[usize]) -> Result<T, Error> + Send + 'static,
+) -> Result<T, String> {
+    let cores = allowed_cores();
+    let done = thread::spawn(move || work(&cores).map_err(|error| error.to_string()));
+    done.join()
+        .unwrap_or_else(|_| Err("it panicked".to_owned()))
+}
+
+/// What the benches of crates say: from a file, or from running them where the sources are.
+fn crates_report(given: Option<&Path>) -> Result<Value, String> {
+    let advice = "cargo bench --bench rings -- --json FILE, then --crates FILE";
+    let read = |path: &Path| {
+        let text = fs::read_to_string(path);
+        let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
+        serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+    };
+    if let Some(path) = given {
+        return read(path);
+    }
+    let sources = sources().ok_or(advice)?;
+    progress("cargo bench --bench rings");
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let path = folder.path().join("rings.json");
+    let mut cargo = Command::new("cargo");
+    cargo
+        .args(["bench", "-q", "--bench", "rings", "--", "--json"])
+        .arg(&path)
+        .current_dir(sources)
+        .stdout(io::stderr());
+    let status = cargo
+        .status()
+        .map_err(|error| format!("cargo: {error}; {advice}"))?;
+    if !status.success() {
+        return Err(format!("cargo bench --bench rings failed: {status}"));
+    }
+    read(&path)
+}
+
+/// The folder of our sources, if the command is used there.
+fn sources() -> Option<PathBuf> {
+    let here = env::current_dir().ok()?;
+    let is_ours = |folder: &&Path| {
+        let manifest = fs::read_to_string(folder.join("Cargo.toml"));
+        manifest.is_ok_and(|manifest| manifest.contains(SOURCES))
+    };
+    here.ancestors().find(is_ours).map(Path::to_owned)
+}

@@ -1,0 +1,260 @@
+//! What is to be reached, as a table: a target joins with one entry.
+
+use super::super::{limits::Kind, rank::Measure};
+
+/// How much faster, or at most how much slower, than what it is compared with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Bound {
+    /// Our time divided by theirs.
+    AtMost(f64),
+    /// Our speed divided by theirs.
+    AtLeast(f64),
+}
+
+impl Bound {
+    /// The ratio of two times a message takes, as this bound counts.
+    pub(crate) fn ratio(self, ours_ns: f64, theirs_ns: f64) -> f64 {
+        match self {
+            Self::AtMost(_) => ours_ns / theirs_ns,
+            Self::AtLeast(_) => theirs_ns / ours_ns,
+        }
+    }
+
+    pub(crate) fn is_met(self, ratio: f64) -> bool {
+        match self {
+            Self::AtMost(most) => ratio <= most,
+            Self::AtLeast(least) => ratio >= least,
+        }
+    }
+
+    /// Whether the first ratio is further from being met.
+    pub(crate) fn is_worse(self, ratio: f64, than: f64) -> bool {
+        match self {
+            Self::AtMost(_) => ratio > than,
+            Self::AtLeast(_) => ratio < than,
+        }
+    }
+
+    pub(crate) fn text(self) -> String {
+        let (sign, bound) = match self {
+            Self::AtMost(most) => ("<=", most),
+            Self::AtLeast(least) => (">=", least),
+        };
+        // One that is a small share of something needs more digits.
+        if bound < 0.01 {
+            format!("{sign} {bound:.3}")
+        } else {
+            format!("{sign} {bound:.2}")
+        }
+    }
+}
+
+/// How many ranks there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ranks {
+    /// A pair, each on a core of its own.
+    Two,
+    /// So many for each core.
+    PerCore(u32),
+}
+
+/// One way to measure. Targets that share it share its runs.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Trial {
+    /// What plots call it.
+    pub(crate) name: &'static str,
+    pub(crate) measure: Measure,
+    pub(crate) ranks: Ranks,
+    /// What `--transport` is.
+    pub(crate) transport: &'static str,
+    pub(crate) touch: bool,
+    /// Whether the bare hand-over of each size is measured as well.
+    pub(crate) floor: bool,
+    pub(crate) sizes: &'static [usize],
+}
+
+/// What ours is compared with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Against {
+    /// The best of the MPI libraries that are installed, at each size.
+    Mpi,
+    /// The best of those and of `ucx_perftest`, which does not touch what it sends.
+    MpiAndUcx,
+    /// The bare hand-over of a cache line beside it.
+    Hop,
+    /// The bare hand-over of as many bytes beside it.
+    Floor,
+    /// Ours, with messages of so many bytes.
+    Size(usize),
+    /// Bare sockets.
+    Bare(Kind),
+    /// `ib_send_lat` or `ib_write_bw` over the same device.
+    Perftest(&'static str),
+    /// Crates, by what `cargo bench --bench rings` found.
+    Crates,
+    /// Nothing: the figure itself is bounded.
+    Itself,
+}
+
+/// One target, or one of its parts.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) name: &'static str,
+    pub(crate) trial: &'static Trial,
+    /// The sizes that count, of those the trial measures.
+    pub(crate) sizes: &'static [usize],
+    pub(crate) against: Against,
+    pub(crate) bound: Bound,
+    /// What tells its points from those of another part; for crates, what the bench calls them.
+    pub(crate) part: &'static str,
+}
+
+const KI: usize = 1 << 10;
+const MI: usize = 1 << 20;
+const ALL_SIZES: &[usize] = &[8, 64, KI, 8 * KI, 64 * KI, MI, 4 * MI];
+
+const LATENCY: Trial = Trial {
+    name: "latency",
+    measure: Measure::Latency,
+    ranks: Ranks::Two,
+    transport: "shm",
+    touch: true,
+    floor: true,
+    sizes: ALL_SIZES,
+};
+const LOAN: Trial = Trial {
+    name: "loan",
+    touch: false,
+    floor: false,
+    sizes: &[64, 4 * MI],
+    ..LATENCY
+};
+const RATE: Trial = Trial {
+    name: "rate",
+    measure: Measure::Stream,
+    floor: false,
+    sizes: &[64, KI],
+    ..LATENCY
+};
+const CROWD_OF_2: Trial = Trial {
+    name: "crowd-of-2",
+    ranks: Ranks::PerCore(2),
+    floor: false,
+    sizes: &[8],
+    ..LATENCY
+};
+const CROWD_OF_4: Trial = Trial {
+    name: "crowd-of-4",
+    ranks: Ranks::PerCore(4),
+    ..CROWD_OF_2
+};
+const IDLE: Trial = Trial {
+    name: "idle",
+    measure: Measure::Idle,
+    floor: false,
+    sizes: &[8],
+    ..LATENCY
+};
+const TCP: Trial = Trial {
+    name: "tcp",
+    transport: "tcp",
+    floor: false,
+    sizes: &[8, 64, KI, 8 * KI, 64 * KI, MI],
+    ..LATENCY
+};
+const TCP_STREAM: Trial = Trial {
+    name: "tcp-stream",
+    measure: Measure::Stream,
+    sizes: &[MI],
+    ..TCP
+};
+const RDMA: Trial = Trial {
+    name: "rdma",
+    transport: "rdma",
+    sizes: &[8, 64, KI],
+    ..TCP
+};
+const RDMA_STREAM: Trial = Trial {
+    name: "rdma-stream",
+    measure: Measure::Stream,
+    sizes: &[64 * KI, MI],
+    ..RDMA
+};
+
+macro_rules! target {
+    ($name:literal $part:literal, $trial:ident $sizes:expr, $against:expr, $bound:expr) => {
+        Target {
+            name: $name,
+            part: $part,
+            trial: &$trial,
+            sizes: $sizes,
+            against: $against,
+            bound: $bound,
+        }
+    };
+}
+
+/// All targets, in the order in which they are printed.
+pub(crate) const TARGETS: &[Target] = {
+    use Against::{Bare, Crates, Floor, Hop, Itself, Mpi, MpiAndUcx, Perftest, Size};
+    use Bound::{AtLeast, AtMost};
+    &[
+        target!("P1" "", LATENCY &[8, 64], Hop, AtMost(1.3)),
+        target!("P2" "", LATENCY ALL_SIZES, Mpi, AtMost(0.7)),
+        target!("P2" "bare", LATENCY ALL_SIZES, Floor, AtMost(1.2)),
+        target!("P3" "loan", LOAN &[4 * MI], Size(64), AtMost(1.1)),
+        target!("P3" "4 MiB loan", LOAN &[], Crates, AtMost(0.4)),
+        target!("P4" "", RATE &[64, KI], MpiAndUcx, AtLeast(1.5)),
+        target!("P5" "single", RATE &[], Crates, AtLeast(1.0)),
+        target!("P5" "batched", RATE &[], Crates, AtLeast(1.5)),
+        target!("P6" "2 ranks a core", CROWD_OF_2 &[8], Mpi, AtMost(0.5)),
+        target!("P6" "4 ranks a core", CROWD_OF_4 &[8], Mpi, AtMost(0.5)),
+        target!("P7" "idle executor", IDLE &[], Itself, AtMost(0.005)),
+        target!("P8" "", TCP TCP.sizes, Bare(Kind::Tcp), AtMost(1.15)),
+        target!("P8" "stream", TCP_STREAM &[MI], Bare(Kind::TcpStream), AtLeast(0.95)),
+        target!("P9" "", RDMA RDMA.sizes, Perftest("ib_send_lat"), AtMost(1.2)),
+        target!("P9" "stream", RDMA_STREAM RDMA_STREAM.sizes, Perftest("ib_write_bw"), AtLeast(0.9)),
+    ]
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_counts_only_what_its_trial_measures() {
+        for target in TARGETS {
+            for size in target.sizes {
+                assert!(target.trial.sizes.contains(size), "{} {size}", target.name);
+            }
+            if let Against::Size(size) = target.against {
+                assert!(target.trial.sizes.contains(&size));
+            }
+            assert!(target.against != Against::Floor || target.trial.floor);
+        }
+    }
+
+    #[test]
+    fn trials_of_one_name_are_one_trial() {
+        for (one, other) in TARGETS
+            .iter()
+            .flat_map(|one| TARGETS.iter().map(move |other| (one, other)))
+        {
+            assert_eq!(one.trial == other.trial, one.trial.name == other.trial.name);
+        }
+    }
+
+    #[test]
+    fn a_bound_is_met_from_its_own_side() {
+        let (most, least) = (Bound::AtMost(0.7), Bound::AtLeast(1.5));
+        assert!(most.is_met(most.ratio(70.0, 100.0)) && !most.is_met(most.ratio(71.0, 100.0)));
+        assert!(
+            least.is_met(least.ratio(100.0, 150.0)) && !least.is_met(least.ratio(100.0, 149.0))
+        );
+        assert!(most.is_worse(0.8, 0.7) && least.is_worse(1.0, 1.5));
+        assert_eq!(
+            [most.text(), Bound::AtMost(0.005).text()],
+            ["<= 0.70", "<= 0.005"]
+        );
+    }
+}
