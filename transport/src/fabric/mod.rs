@@ -24,6 +24,9 @@ const POLLS_A_GLANCE: u32 = 1024;
 /// The longest a waiting rank spins before it sleeps, in polls.
 const SPINS_MAX: u32 = 4096;
 const SPINS_MIN: u32 = 32;
+/// The same for a rank that shares its core, in turns given away.
+const YIELDS_MAX: u32 = 32;
+const YIELDS_MIN: u32 = 1;
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -569,21 +572,30 @@ impl Fabric {
         waited
     }
 
-    /// Spins as long as it has been worth it; whether there is news.
+    /// Spins as long as it has been worth it; whether there is news. Without a core of its own a rank gives its
+    /// turn away instead: what it waits for may be another rank's, and that is quicker than to sleep and be woken.
     fn spin_for_news(&mut self) -> Result<bool, Error> {
-        let spins = if self.spin { self.spins } else { 1 };
         let polls_a_look = self.polls_a_look();
-        for spin in 0..spins {
+        let (least, most) = if self.spin {
+            (SPINS_MIN, SPINS_MAX)
+        } else {
+            (YIELDS_MIN, YIELDS_MAX)
+        };
+        for spin in 0..self.spins.clamp(least, most) {
             if self.has_news() {
-                self.spins = (self.spins + spin).clamp(SPINS_MIN, SPINS_MAX);
+                self.spins = (self.spins + spin).clamp(least, most);
                 return Ok(true);
             }
             if spin % polls_a_look == polls_a_look - 1 {
                 self.look(Some(Duration::ZERO))?;
             }
-            std::hint::spin_loop();
+            if self.spin {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
         }
-        self.spins = (self.spins / 2).max(SPINS_MIN);
+        self.spins = (self.spins / 2).max(least);
         Ok(self.has_news())
     }
 
