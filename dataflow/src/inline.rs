@@ -109,7 +109,7 @@ impl Simulated {
             match event {
                 Some(Event::Message { from, buffer }) => self.run.receive(from, buffer)?,
                 Some(Event::Ended { peer, error }) => self.run.ended(peer, *error)?,
-                Some(Event::Refused { .. }) | None => break,
+                Some(Event::Refused { .. } | Event::Completed { .. }) | None => break,
             }
             self.made_progress = true;
         }

@@ -268,7 +268,7 @@ impl Executor {
                 Ok(())
             }
             // Strangers at the door are no concern of the job.
-            (Event::Refused { .. }, _) => Ok(()),
+            (Event::Refused { .. } | Event::Completed { .. }, _) => Ok(()),
         }
     }
 

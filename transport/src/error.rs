@@ -46,6 +46,46 @@ pub enum Error {
         limit: u64,
     },
 
+    /// The owner does not expose this memory, or no longer.
+    #[error("rank {peer} does not expose this memory, or no longer")]
+    NotExposed {
+        /// The rank that was asked.
+        peer: Rank,
+    },
+
+    /// An operation names bytes that are not all exposed.
+    #[error("{bytes} bytes from {offset} on are not within the {limit} that rank {peer} exposes")]
+    OutOfRegion {
+        /// The rank whose memory it is.
+        peer: Rank,
+        /// The first byte named.
+        offset: u64,
+        /// Bytes named.
+        bytes: u64,
+        /// Bytes exposed.
+        limit: u64,
+    },
+
+    /// An atomic operation names no word: those begin at multiples of eight.
+    #[error("no word of eight bytes begins at {offset}")]
+    Misaligned {
+        /// The byte named.
+        offset: u64,
+    },
+
+    /// Memory to be exposed was not lent by the arena of the fabric.
+    #[error("the memory to be exposed is not in the arena of this rank")]
+    ForeignLoan,
+
+    /// The owner of exposed memory has none left to answer with, and did not read it.
+    #[error("rank {peer} has no memory to answer with {bytes} bytes")]
+    PeerFull {
+        /// The rank that was asked.
+        peer: Rank,
+        /// Bytes asked for.
+        bytes: u64,
+    },
+
     /// A rank that is not part of the job.
     #[error("rank {rank} is not one of the job's {size}")]
     UnknownRank {

@@ -33,6 +33,7 @@ mod handover;
 mod interface;
 mod ledger;
 mod link;
+mod remote;
 mod secret;
 mod simulation;
 mod sync;
@@ -46,6 +47,7 @@ pub use handover::{Handover, Stores};
 pub use interface::Interface;
 pub use ledger::{Ledger, Reservation};
 pub use link::{Endpoint, EndpointExt, Path, rdma::RdmaConfig};
+pub use remote::{Completion, Exposed, Issued, Operation, Outcome, RegionHandle, RemoteRegion};
 pub use secret::{ANSWER_BYTES, Acceptor, Connector, FINISH_BYTES, HELLO_BYTES, Refusal, Secret};
 pub use simulation::Simulation;
 

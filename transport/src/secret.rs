@@ -227,7 +227,8 @@ fn equal(expected: &[u8; PROOF_BYTES], given: &[u8]) -> Result<(), Refusal> {
     }
 }
 
-fn random<const N: usize>() -> Result<[u8; N], Error> {
+/// Random bytes of the system.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
     let mut bytes = [0; N];
     rand::SystemRandom::new()
         .fill(&mut bytes)

@@ -34,8 +34,17 @@ struct State {
     now: u64,
     size: u32,
     /// What is on its way, by sender and receiver.
-    channels: Vec<VecDeque<(u64, Buffer)>>,
+    channels: Vec<VecDeque<Sent>>,
     ended: Vec<Option<End>>,
+}
+
+/// What is on its way.
+struct Sent {
+    /// When it arrives.
+    at: u64,
+    /// Whether it is a message, and not beside them.
+    is_message: bool,
+    buffer: Buffer,
 }
 
 impl Simulation {
@@ -58,6 +67,7 @@ impl Simulation {
             rank,
             peer,
             arena: arena.clone(),
+            asides: VecDeque::new(),
         };
         Fabric::simulated(rank, size, arena.clone(), port)
     }
@@ -69,7 +79,7 @@ impl Simulation {
         let arrivals = state
             .channels
             .iter()
-            .filter_map(|channel| Some(channel.iter().find(|(at, _)| *at > now)?.0));
+            .filter_map(|channel| Some(channel.iter().find(|sent| sent.at > now)?.at));
         let Some(next) = arrivals.min() else {
             return false;
         };
@@ -126,19 +136,53 @@ pub(crate) struct Port {
     rank: Rank,
     peer: Rank,
     arena: Arena,
+    asides: VecDeque<Buffer>,
 }
 
 impl Port {
     pub(crate) fn is_ready(&self) -> bool {
         let state = self.network.0.borrow();
         match state.channels[self.incoming(&state)].front() {
-            Some((at, _)) => *at <= state.now,
+            Some(sent) => sent.at <= state.now,
             None => state.ended[self.peer as usize].is_some(),
         }
     }
 
     pub(crate) fn close(&self) {
         self.network.end(self.rank, End::Closed);
+    }
+
+    pub(crate) fn send_aside(&self, aside: Buffer) {
+        // A peer that is gone is told of when we receive from it.
+        let _ = self.send_as(aside, false);
+    }
+
+    pub(crate) fn has_aside(&self) -> bool {
+        !self.asides.is_empty()
+    }
+
+    pub(crate) fn take_aside(&mut self) -> Option<Buffer> {
+        self.asides.pop_front()
+    }
+
+    fn send_as(&self, buffer: Buffer, is_message: bool) -> Result<(), Error> {
+        let mut state = self.network.0.borrow_mut();
+        if let Some(end) = &state.ended[self.peer as usize] {
+            return Err(end.error(self.peer));
+        }
+        if state.ended[self.rank as usize].is_some() {
+            return Ok(()); // The dead may speak, but nobody hears them.
+        }
+        let delay = state.draw(DELAY_MAX);
+        let channel = (self.rank * state.size + self.peer) as usize;
+        let last = state.channels[channel].back().map_or(0, |sent| sent.at);
+        let at = last.max(state.now + delay);
+        state.channels[channel].push_back(Sent {
+            at,
+            is_message,
+            buffer,
+        });
+        Ok(())
     }
 
     fn incoming(&self, state: &State) -> usize {
@@ -156,28 +200,20 @@ impl Endpoint for Port {
     }
 
     fn send(&mut self, message: Buffer) -> Result<(), Error> {
-        let mut state = self.network.0.borrow_mut();
-        if let Some(end) = &state.ended[self.peer as usize] {
-            return Err(end.error(self.peer));
-        }
-        if state.ended[self.rank as usize].is_some() {
-            return Ok(()); // The dead may speak, but nobody hears them.
-        }
-        let delay = state.draw(DELAY_MAX);
-        let channel = (self.rank * state.size + self.peer) as usize;
-        let last = state.channels[channel].back().map_or(0, |(at, _)| *at);
-        let at = last.max(state.now + delay);
-        state.channels[channel].push_back((at, message));
-        Ok(())
+        self.send_as(message, true)
     }
 
     fn receive(&mut self) -> Result<Option<Buffer>, Error> {
         let mut state = self.network.0.borrow_mut();
         let (now, incoming) = (state.now, self.incoming(&state));
         match state.channels[incoming].front() {
-            Some((at, _)) if *at <= now => Ok(state.channels[incoming]
-                .pop_front()
-                .map(|(_, message)| message)),
+            Some(sent) if sent.at <= now => match state.channels[incoming].pop_front() {
+                Some(sent) if !sent.is_message => {
+                    self.asides.push_back(sent.buffer);
+                    Ok(None)
+                }
+                sent => Ok(sent.map(|sent| sent.buffer)),
+            },
             Some(_) => Ok(None),
             None => match &state.ended[self.peer as usize] {
                 Some(end) => Err(end.error(self.peer)),

@@ -336,6 +336,10 @@ impl Arena {
         &self.0.mapping.region
     }
 
+    pub(crate) fn mapping(&self) -> &Rc<Mapping> {
+        &self.0.mapping
+    }
+
     /// Takes back blocks that `peer` says it has dropped. What it was not handed is its invention.
     pub(crate) fn take_back_from(&self, peer: Rank, indices: impl Iterator<Item = u32>) {
         let mut book = self.0.book.borrow_mut();

@@ -1,6 +1,7 @@
 //! Every link of one rank behind one door.
 
 mod greeting;
+mod onesided;
 mod peer;
 mod sockets;
 
@@ -12,6 +13,7 @@ use crate::{
     Address, Arena, Buffer, Endpoint, Error, Interface, Loan, Loss, Path, Rank, RdmaConfig,
     Refusal, Secret, Unusable, bell,
     link::{End, Link, pulse},
+    remote::{Completion, Onesided},
     simulation,
 };
 
@@ -104,6 +106,14 @@ pub enum Event {
         /// [`Error::Closed`] or [`Error::PeerLost`].
         error: Box<Error>,
     },
+    /// An operation on the memory of a peer is complete, or failed. Of a peer that is gone, these come after
+    /// its [`Ended`](Self::Ended).
+    Completed {
+        /// The owner of the memory.
+        peer: Rank,
+        /// Which operation, and what it brought.
+        completion: Box<Completion>,
+    },
     /// Somebody who is not of this job tried to connect. Nothing came of it.
     Refused {
         /// What was wrong.
@@ -152,6 +162,7 @@ pub struct Fabric {
     /// Messages to ourselves.
     own: VecDeque<Buffer>,
     events: VecDeque<Event>,
+    onesided: Onesided,
     /// None in a simulation.
     sockets: Option<Sockets>,
     /// Polls since something arrived.
@@ -232,6 +243,7 @@ impl Fabric {
         Self {
             rank,
             arena,
+            onesided: Onesided::new(rank, peers.len()),
             peers,
             open: Vec::new(),
             next: 0,
@@ -344,7 +356,7 @@ impl Fabric {
             }
             Some(Contact::Ended(end)) => Err(end.error(to)),
             Some(Contact::Unknown) => {
-                self.connect(to, message);
+                self.connect(to, VecDeque::from([message]));
                 Ok(())
             }
             None => Err(Error::UnknownRank { rank: to, size }),
@@ -408,6 +420,7 @@ impl Fabric {
             return Ok(Some(event));
         }
         if self.idle_polls >= POLLS_TO_IDLE {
+            self.tell_about_memory();
             self.idle();
         }
         if self.until_look <= 0 {
@@ -434,6 +447,7 @@ impl Fabric {
             self.flush_links();
         }
         if self.idle_polls == POLLS_TO_IDLE {
+            self.tell_about_memory();
             self.idle();
         }
         let message = match self.peers.get(peer as usize) {
@@ -488,6 +502,7 @@ impl Fabric {
     /// [`Error::Io`] when the system's event queue fails.
     pub fn flush(&mut self) -> Result<bool, Error> {
         self.look(Some(Duration::ZERO))?;
+        self.tell_about_memory();
         self.idle();
         let connected = !self
             .peers
@@ -537,6 +552,7 @@ impl Fabric {
     ///
     /// [`Error::Io`] when the system's event queue fails.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.tell_about_memory();
         self.idle();
         let waited = self.wait_for_news(self.until_tick(timeout));
         if let Some(sockets) = &mut self.sockets {
@@ -625,12 +641,14 @@ impl Fabric {
             return true;
         }
         let peers = &mut self.peers;
-        self.open
+        let ready = self
+            .open
             .iter()
             .any(|&peer| match &mut peers[peer as usize] {
-                Contact::Open(link) => link.is_ready() || link.can_flush(),
+                Contact::Open(link) => link.is_ready() || link.can_flush() || link.has_aside(),
                 _ => false,
-            })
+            });
+        ready || (self.onesided.is_any_blocked() && self.can_any_go_on())
     }
 
     /// What to be woken for.
@@ -683,29 +701,43 @@ impl Fabric {
     fn poll_peer(&mut self, peer: Rank) -> Option<Buffer> {
         if let Some(Contact::Open(Link::Shm(link))) = self.peers.get_mut(peer as usize) {
             let message = link.poll();
-            if message.is_some() || !link.is_over() {
+            if message.is_some() || !(link.is_over() || link.has_aside()) {
                 return message;
             }
         }
         self.poll_other(peer)
     }
 
-    /// The same for a link that is not shared memory, or that is over.
+    /// The same for a link that is not shared memory, that is over, or that has more than messages.
     #[inline(never)]
     fn poll_other(&mut self, peer: Rank) -> Option<Buffer> {
         let Some(Contact::Open(link)) = self.peers.get_mut(peer as usize) else {
             return None;
         };
+        if link.has_aside() {
+            self.serve(peer);
+            return None;
+        }
+        if self.onesided.is_blocked(peer) {
+            return self.poll_behind(peer);
+        }
         if !matches!(link, Link::Rdma(_)) {
             link.flush();
             if !link.is_ready() {
                 return None;
             }
         }
-        link.receive().unwrap_or_else(|error| {
-            self.ended(peer, error);
-            None
-        })
+        match link.receive() {
+            Ok(None) if link.has_aside() => {
+                self.serve(peer);
+                None
+            }
+            Ok(message) => message,
+            Err(error) => {
+                self.ended(peer, error);
+                None
+            }
+        }
     }
 
     #[cold]
@@ -714,13 +746,14 @@ impl Fabric {
             Error::PeerLost { cause, .. } => End::Lost(cause.clone()),
             _ => End::Closed,
         };
-        self.peers[peer as usize] = Contact::Ended(end);
+        self.peers[peer as usize] = Contact::Ended(end.clone());
         self.open.retain(|&open| open != peer);
         self.next = 0;
         self.events.push_back(Event::Ended {
             peer,
             error: Box::new(error),
         });
+        self.onesided.ended(peer, &end, &mut self.events);
     }
 
     #[inline]
@@ -758,7 +791,10 @@ impl Fabric {
                 Contact::Open(Link::Rdma(link)) => link.notify(),
                 _ => {}
             },
-            sockets::Step::Died { peer } => self.end(peer, End::Lost(Loss::ProcessEnded)),
+            sockets::Step::Died { peer } => {
+                self.onesided.table().borrow_mut().forget(peer);
+                self.end(peer, End::Lost(Loss::ProcessEnded));
+            }
             sockets::Step::Refused { reason } => self.events.push_back(Event::Refused { reason }),
             sockets::Step::Failed { id, peer, loss } => {
                 if matches!(&self.peers[peer as usize], Contact::Connecting { attempt, .. } if *attempt == Some(id))
@@ -778,15 +814,14 @@ impl Fabric {
         }
     }
 
-    /// Starts to make a link, for which `message` waits.
-    fn connect(&mut self, to: Rank, message: Buffer) {
+    /// Starts to make a link, for which messages wait.
+    fn connect(&mut self, to: Rank, waiting: VecDeque<Buffer>) {
         let Some(sockets) = &mut self.sockets else {
             return;
         };
         let deadline = sockets.now() + CONNECT_TIMEOUT;
         match sockets.connect(to) {
             Ok(id) => {
-                let waiting = VecDeque::from([message]);
                 self.peers[to as usize] = Contact::Connecting {
                     attempt: Some(id),
                     waiting,
@@ -859,6 +894,7 @@ impl Fabric {
             // A link that fails at once says so when it is received from.
             let _ = link.send(message);
         }
+        self.onesided.opened(peer, &mut link);
         link.flush();
         self.peers[peer as usize] = Contact::Open(link);
         self.open.push(peer);
@@ -874,6 +910,7 @@ impl Fabric {
                     peer,
                     error: Box::new(end.error(peer)),
                 });
+                self.onesided.ended(peer, &end, &mut self.events);
                 *other = Contact::Ended(end);
             }
         }
@@ -882,6 +919,7 @@ impl Fabric {
 
 impl Drop for Fabric {
     fn drop(&mut self) {
+        self.tell_about_memory();
         for peer in &mut self.peers {
             if let Contact::Open(link) = peer {
                 link.close();

@@ -91,7 +91,7 @@ impl End {
         }
     }
 
-    fn protocol(what: &'static str) -> Self {
+    pub(crate) fn protocol(what: &'static str) -> Self {
         Self::Lost(Loss::Protocol(what))
     }
 }
@@ -175,6 +175,38 @@ impl Link {
             Self::Tcp(link) => link.close(),
             Self::Rdma(link) => link.close(),
             Self::Simulated(link) => link.close(),
+        }
+    }
+
+    /// Sends what is about exposed memory, and no message: its receiver [takes it](Self::take_aside) between the
+    /// messages that were sent before and after it. Of a peer that is gone, receiving tells.
+    pub(crate) fn send_aside(&mut self, aside: Buffer) {
+        match self {
+            Self::Shm(link) => link.send_aside(aside),
+            Self::Tcp(link) => link.send_aside(aside),
+            Self::Rdma(link) => link.send_aside(aside),
+            Self::Simulated(link) => link.send_aside(aside),
+        }
+    }
+
+    /// Whether `receive` said that there is no message because something else came.
+    #[inline]
+    pub(crate) fn has_aside(&self) -> bool {
+        match self {
+            Self::Shm(link) => link.has_aside(),
+            Self::Tcp(link) => link.has_aside(),
+            Self::Rdma(link) => link.has_aside(),
+            Self::Simulated(link) => link.has_aside(),
+        }
+    }
+
+    /// What came instead of a message.
+    pub(crate) fn take_aside(&mut self) -> Option<Buffer> {
+        match self {
+            Self::Shm(link) => link.take_aside(),
+            Self::Tcp(link) => link.take_aside(),
+            Self::Rdma(link) => link.take_aside(),
+            Self::Simulated(link) => link.take_aside(),
         }
     }
 

@@ -37,6 +37,11 @@ const RETURNED: Note = 6 << 8;
 /// The second entry of a pair, with the rest of an inline payload.
 const REST: Note = 7 << 8;
 
+/// What is about exposed memory, in one entry or in two as an inline payload.
+const ASIDE: Note = 8 << 8;
+/// Such entries that wait for the peer to read. An honest one has far less unread.
+const ASIDES_MAX: usize = 1 << 12;
+
 /// Payload words in the first entry of a message, beside its tag.
 const FIRST_WORDS: usize = ENTRY_WORDS - 1;
 /// Bytes of payload in one entry; more take a second one.
@@ -117,6 +122,10 @@ pub(crate) struct Shm {
     mapping: Rc<Mapping>,
     /// What found no room in the ring yet. Loans bound it.
     waiting: VecDeque<Buffer>,
+    /// The same for what is beside the messages.
+    asides_waiting: VecDeque<Buffer>,
+    /// What came beside the messages.
+    asides: VecDeque<Buffer>,
     /// Where the block is that the peer will likely use next, plus one: a hint of its own.
     expected: u64,
     /// Polls without news since the last message.
@@ -141,6 +150,8 @@ impl Shm {
             incoming: Consumer::new(incoming),
             mapping,
             waiting: VecDeque::new(),
+            asides_waiting: VecDeque::new(),
+            asides: VecDeque::new(),
             expected: 0,
             idle_polls: 0,
             end: None,
@@ -160,17 +171,53 @@ impl Shm {
 
     /// Whether something waits here and the ring has room for it.
     pub(crate) fn can_flush(&mut self) -> bool {
-        !self.waiting.is_empty() && self.outgoing.has_room(ROOM) != Ok(false)
+        self.is_waiting() && self.outgoing.has_room(ROOM) != Ok(false)
     }
 
     /// Whether something waits for the ring to have room.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.waiting.is_empty() || !self.asides_waiting.is_empty()
+    }
+
+    /// The peer's arena.
+    pub(crate) fn mapping(&self) -> &Rc<Mapping> {
+        &self.mapping
+    }
+
+    /// Sends what is held by value beside the messages, and after those that wait.
+    pub(crate) fn send_aside(&mut self, aside: Buffer) {
+        if self.end.is_some() {
+            return;
+        }
+        if self.asides_waiting.len() >= ASIDES_MAX {
+            return self.end(End::protocol("it does not read what it asked for"));
+        }
+        self.asides_waiting.push_back(aside);
+        self.flush();
+    }
+
+    #[inline]
+    pub(crate) fn has_aside(&self) -> bool {
+        !self.asides.is_empty()
+    }
+
+    pub(crate) fn take_aside(&mut self) -> Option<Buffer> {
+        self.asides.pop_front()
+    }
+
+    #[cold]
+    fn flush_asides(&mut self) {
+        while self.outgoing.has_room(ROOM) == Ok(true)
+            && let Some(aside) = self.asides_waiting.pop_front()
+        {
+            self.push_bytes(ASIDE, aside.tag(), &aside);
+            self.mapping.ring(bell::MESSAGE);
+        }
     }
 
     #[inline]
     pub(crate) fn flush(&mut self) -> bool {
-        if self.waiting.is_empty() {
+        if !self.is_waiting() {
             return true;
         }
         while let Some(message) = self.waiting.pop_front() {
@@ -179,7 +226,10 @@ impl Shm {
                 break;
             }
         }
-        self.waiting.is_empty()
+        if self.waiting.is_empty() {
+            self.flush_asides();
+        }
+        !self.is_waiting()
     }
 
     /// Takes note of how the peer ended, and takes back what it will never read.
@@ -192,6 +242,7 @@ impl Shm {
             End::Lost(_) => {}
         }
         self.waiting.clear();
+        self.asides_waiting.clear();
         self.end.get_or_insert(end);
     }
 
@@ -288,7 +339,12 @@ impl Shm {
 
     #[inline(always)]
     fn push_inline(&mut self, tag: u64, bytes: &[u8]) {
-        let note = INLINE | bytes.len() as Note;
+        self.push_bytes(INLINE, tag, bytes);
+    }
+
+    #[inline(always)]
+    fn push_bytes(&mut self, kind: Note, tag: u64, bytes: &[u8]) {
+        let note = kind | bytes.len() as Note;
         match bytes.split_at_checked(FIRST_BYTES) {
             None | Some((_, [])) => self
                 .outgoing
@@ -324,7 +380,7 @@ impl Shm {
     /// which is the end: [`is_over`](Self::is_over) tells.
     #[inline(always)]
     pub(crate) fn poll(&mut self) -> Option<Buffer> {
-        if !self.waiting.is_empty() {
+        if self.is_waiting() {
             self.flush();
         }
         loop {
@@ -351,6 +407,7 @@ impl Shm {
                     self.take_back(note, &entry);
                     continue;
                 }
+                ASIDE if self.put_aside(note, &entry) => return None,
                 _ => None,
             };
             if message.is_none() {
@@ -375,6 +432,19 @@ impl Shm {
             ABANDONED => End::Lost(Loss::Disconnected),
             _ => End::protocol("a descriptor points outside its arena"),
         });
+    }
+
+    /// Keeps what is no message until it is taken; false if it is not what a correct peer sends.
+    #[cold]
+    fn put_aside(&mut self, note: Note, entry: &Entry) -> bool {
+        let bytes = usize::from(note & 0xff);
+        let aside = match bytes <= FIRST_BYTES {
+            true => Buffer::from_words(entry[0], entry[1..].iter(), bytes),
+            false => self.message_of_two(note, entry),
+        };
+        let is_one = aside.is_some();
+        self.asides.extend(aside);
+        is_one
     }
 
     #[inline(always)]

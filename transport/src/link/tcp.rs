@@ -40,6 +40,10 @@ const MESSAGE: u8 = 1;
 /// The message whose number is in the tag's place was dropped by its receiver.
 const RETURNED: u8 = 2;
 const CLOSE: u8 = 3;
+/// What is about exposed memory, beside the messages.
+const ASIDE: u8 = 4;
+/// Such frames that wait for the peer to read. An honest one has less unread.
+const ASIDES_MAX: usize = 1 << 16;
 /// Nothing: the sender wants to see it acknowledged.
 const BEAT: u8 = 9;
 
@@ -68,7 +72,7 @@ impl Header {
             tag: u64::from_le_bytes([e, f, g, h, i, j, k, l]),
         };
         let known = match kind {
-            MESSAGE => true,
+            MESSAGE | ASIDE => true,
             RETURNED | CLOSE | BEAT => header.len == 0,
             _ => false,
         };
@@ -146,6 +150,7 @@ impl Staging {
 struct Partial {
     loan: Loan,
     filled: usize,
+    kind: u8,
 }
 
 /// One end of a link over TCP.
@@ -162,6 +167,10 @@ pub(crate) struct Tcp {
     unreturned_from: u64,
     staging: Staging,
     partial: Option<Partial>,
+    /// What came beside the messages.
+    asides: VecDeque<Buffer>,
+    /// How many of the outgoing frames are beside the messages.
+    asides_waiting: usize,
     /// Whether the message that comes next found no loan.
     starved: bool,
     /// Large messages received so far.
@@ -192,6 +201,8 @@ impl Tcp {
             unreturned_from: 0,
             staging: Staging::new(),
             partial: None,
+            asides: VecDeque::new(),
+            asides_waiting: 0,
             starved: false,
             received: 0,
             returns: Rc::default(),
@@ -222,9 +233,14 @@ impl Tcp {
         };
         match Header::from_bytes(header) {
             Ok(Header {
-                kind: MESSAGE, len, ..
+                kind: MESSAGE | ASIDE,
+                len,
+                ..
             }) if len as usize <= INLINE_BYTES => available.len() >= HEADER_BYTES + len as usize,
-            Ok(Header { kind: MESSAGE, .. }) => !self.starved || self.arena.has_returns(),
+            Ok(Header {
+                kind: MESSAGE | ASIDE,
+                ..
+            }) => !self.starved || self.arena.has_returns(),
             _ => true,
         }
     }
@@ -232,7 +248,7 @@ impl Tcp {
     pub(crate) fn end(&mut self, end: End) {
         self.end.get_or_insert(end);
         self.readable = false;
-        self.outgoing.clear();
+        self.forget_outgoing();
         self.unreturned.clear();
         self.partial = None;
     }
@@ -264,7 +280,7 @@ impl Tcp {
         self.given_up = Some(loss);
         // It fails only when the connection has ended already.
         let _ = self.stream.shutdown(Shutdown::Both);
-        self.outgoing.clear();
+        self.forget_outgoing();
         self.unreturned.clear(); // The memory may be what the last messages wait for.
         self.readable = true;
     }
@@ -291,12 +307,38 @@ impl Tcp {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Why the connection broke, and what the peer still said, is told by reading.
                 Err(_) => {
-                    self.outgoing.clear();
+                    self.forget_outgoing();
                     self.readable = true;
                 }
             }
         }
         self.outgoing.is_empty()
+    }
+
+    fn forget_outgoing(&mut self) {
+        self.outgoing.clear();
+        self.asides_waiting = 0;
+    }
+
+    /// Sends what is beside the messages.
+    pub(crate) fn send_aside(&mut self, aside: Buffer) {
+        if self.end.is_some() {
+            return;
+        }
+        if self.asides_waiting >= ASIDES_MAX {
+            return self.end(End::protocol("it does not read what it asked for"));
+        }
+        self.asides_waiting += 1;
+        self.outgoing
+            .push_back(Outgoing::new(ASIDE, aside.tag(), Some(aside)));
+    }
+
+    pub(crate) fn has_aside(&self) -> bool {
+        !self.asides.is_empty()
+    }
+
+    pub(crate) fn take_aside(&mut self) -> Option<Buffer> {
+        self.asides.pop_front()
     }
 
     /// Tells the peer which of its messages were dropped.
@@ -330,6 +372,7 @@ impl Tcp {
             && frame.len() <= self.written
         {
             self.written -= frame.len();
+            self.asides_waiting -= usize::from(frame.header[0] == ASIDE);
             let payload = self.outgoing.pop_front().and_then(|frame| frame.payload);
             if let Some(message) = payload
                 && message.len() > INLINE_BYTES
@@ -359,7 +402,7 @@ impl Tcp {
                 .partial
                 .take_if(|partial| partial.filled == partial.loan.len())
             {
-                return Ok(Some(partial.loan.freeze()));
+                return Ok(self.sort(partial.kind, partial.loan.freeze()));
             }
             let Some(&header) = self.staging.available().first_chunk::<HEADER_BYTES>() else {
                 return Ok(None);
@@ -392,7 +435,19 @@ impl Tcp {
         if self.staging.available().len() < bytes {
             return None;
         }
-        Buffer::inline(header.tag, &self.staging.take(bytes)[HEADER_BYTES..])
+        let payload = &self.staging.take(bytes)[HEADER_BYTES..];
+        let buffer = Buffer::inline(header.tag, payload)?;
+        self.sort(header.kind, buffer)
+    }
+
+    /// A message, to be received; what is none is put aside.
+    #[inline]
+    fn sort(&mut self, kind: u8, buffer: Buffer) -> Option<Buffer> {
+        if kind == MESSAGE {
+            return Some(buffer);
+        }
+        self.asides.push_back(buffer);
+        None
     }
 
     /// Takes a loan for a large message and moves what has arrived of it there; false while there is
@@ -412,7 +467,11 @@ impl Tcp {
         self.staging.take(HEADER_BYTES);
         let filled = len.min(self.staging.available().len());
         loan[..filled].copy_from_slice(self.staging.take(filled));
-        self.partial = Some(Partial { loan, filled });
+        self.partial = Some(Partial {
+            loan,
+            filled,
+            kind: header.kind,
+        });
         Ok(true)
     }
 
@@ -420,7 +479,7 @@ impl Tcp {
     fn fill(&mut self) -> Result<(), End> {
         let staging = self.staging.make_room();
         let result = match &mut self.partial {
-            Some(Partial { loan, filled }) => {
+            Some(Partial { loan, filled, .. }) => {
                 let rest = &mut loan[*filled..];
                 let rest_bytes = rest.len();
                 let mut slices = [IoSliceMut::new(rest), IoSliceMut::new(staging)];
@@ -466,7 +525,7 @@ impl Tcp {
             if let Some(message) = self.parse()? {
                 return Ok(Some(message));
             }
-            if !self.wants_bytes() {
+            if self.has_aside() || !self.wants_bytes() {
                 return Ok(None);
             }
             self.fill()?;
@@ -544,7 +603,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_header_is_read_as_it_was_written(tag: u64, len: u32) {
-            for (kind, len) in [(MESSAGE, len), (RETURNED, 0), (CLOSE, 0), (BEAT, 0)] {
+            for (kind, len) in [(MESSAGE, len), (RETURNED, 0), (CLOSE, 0), (BEAT, 0), (ASIDE, len)] {
                 let header = Header { kind, len, tag };
                 prop_assert_eq!(Header::from_bytes(header.to_bytes()).unwrap(), header);
             }

@@ -35,8 +35,8 @@ pub(crate) use self::{
 use self::{
     adapter::{CONTROL_SLOTS, DATA_SLOTS, EAGER_BYTES, Inbox, Parts, REQUESTS, STAGED_BYTES},
     packet::{
-        Class, Frame, GATHERED_BYTES, Head, NUMBERS_MAX, NUMBERS_WITH_DATA, Writer, read_frame,
-        read_head,
+        Class, Frame, GATHERED_BYTES, Head, Lane, NUMBERS_MAX, NUMBERS_WITH_DATA, Writer,
+        read_frame, read_head,
     },
 };
 use super::{End, Endpoint, copy_into};
@@ -85,9 +85,10 @@ enum Posted {
 
 /// A message on its way to the program.
 enum Arriving {
-    Here(Buffer),
+    Here(Lane, Buffer),
     /// It is read from `from` of the peer's memory on; the first `asked` bytes have been asked for.
     Reading {
+        lane: Lane,
         loan: Loan,
         from: u64,
         asked: u64,
@@ -128,7 +129,9 @@ pub(crate) struct Rdma {
     watched: bool,
     goodbye: Goodbye,
 
-    outgoing: VecDeque<Buffer>,
+    outgoing: VecDeque<(Lane, Buffer)>,
+    /// What came about exposed memory.
+    asides: VecDeque<Buffer>,
     staging: Loan,
     free_stages: Vec<usize>,
     /// Requests on their way, and the number of the first.
@@ -188,6 +191,7 @@ impl Rdma {
             watched: true,
             goodbye: Goodbye::default(),
             outgoing: VecDeque::new(),
+            asides: VecDeque::new(),
             staging,
             free_stages: (0..STAGES).collect(),
             posted: VecDeque::new(),
@@ -234,7 +238,7 @@ impl Rdma {
     /// Whether there is a message that can be handed over now.
     fn has_message(&self) -> bool {
         match self.arriving.front() {
-            Some(Arriving::Here(_)) => true,
+            Some(Arriving::Here(..)) => true,
             Some(Arriving::Reading { .. }) => false,
             None => !self.unread.is_empty() && (!self.starved || self.arena.has_returns()),
         }
@@ -520,13 +524,14 @@ impl Rdma {
         let bytes = Self::stage(&mut self.staging, stage);
         let mut writer = Writer::new(bytes, head, numbers.into_iter());
         let mut payload = None;
-        while let Some(message) = self.outgoing.front() {
+        while let Some((lane, message)) = self.outgoing.front() {
+            let lane = *lane;
             let (tag, len) = (message.tag(), message.len());
             if len <= GATHERED_BYTES {
                 if !writer.has_room_for(len) {
                     break;
                 }
-                writer.message(tag, message);
+                writer.message(lane, tag, message);
                 self.outgoing.pop_front();
                 continue;
             }
@@ -537,16 +542,18 @@ impl Rdma {
                 break; // The next packet starts with it.
             }
             if len <= EAGER_BYTES && writer.has_room_for(0) {
-                writer.message_head(tag, len);
-                payload = self.outgoing.pop_front();
+                writer.message_head(lane, tag, len);
+                payload = self.outgoing.pop_front().map(|(_, message)| message);
                 break;
             }
             if len <= EAGER_BYTES || !writer.has_room_for_offer() {
                 break;
             }
-            writer.offer(tag, len, block.offset());
+            writer.offer(lane, tag, len, block.offset());
             self.offered = self.offered.wrapping_add(1);
-            self.unreturned.push_back(self.outgoing.pop_front());
+            let offered = self.outgoing.pop_front();
+            self.unreturned
+                .push_back(offered.map(|(_, message)| message));
         }
         let len = writer.len();
         self.sent[DATA] = self.sent[DATA].wrapping_add(1);
@@ -556,23 +563,26 @@ impl Rdma {
     /// Sees to it that the device can read the first message: one that lies in another's arena is copied to ours,
     /// if there is room.
     fn make_ours(&mut self) -> Option<()> {
-        let message = self.outgoing.pop_front()?;
+        let (lane, message) = self.outgoing.pop_front()?;
         let is_ours = message.block().is_none_or(|block| self.arena.owns(block));
         if is_ours || message.len() <= GATHERED_BYTES {
-            self.outgoing.push_front(message);
+            self.outgoing.push_front((lane, message));
             return Some(());
         }
         let copied = copy_into(&self.arena, message);
         let done = copied.is_ok();
         self.outgoing
-            .push_front(copied.unwrap_or_else(|message| message));
+            .push_front((lane, copied.unwrap_or_else(|message| message)));
         done.then_some(())
     }
 
     /// Asks the device to read what is offered, as far as there is room for requests.
     fn read_more(&mut self) {
         for place in 0..self.arriving.len() {
-            let Arriving::Reading { loan, from, asked } = &self.arriving[place] else {
+            let Arriving::Reading {
+                loan, from, asked, ..
+            } = &self.arriving[place]
+            else {
                 continue;
             };
             let (len, from, mut asked) = (loan.len() as u64, *from, *asked);
@@ -648,9 +658,10 @@ impl Rdma {
                 // Reads complete in order.
                 let first = self.arriving.iter().position(Arriving::is_reading);
                 if let Some(place) = first
-                    && let Some(Arriving::Reading { loan, .. }) = self.arriving.remove(place)
+                    && let Some(Arriving::Reading { lane, loan, .. }) = self.arriving.remove(place)
                 {
-                    self.arriving.insert(place, Arriving::Here(loan.freeze()));
+                    self.arriving
+                        .insert(place, Arriving::Here(lane, loan.freeze()));
                     self.have_fetched = self.have_fetched.wrapping_add(1);
                 }
             }
@@ -737,19 +748,19 @@ impl Rdma {
             return Ok(Unpacked::End);
         };
         let arriving = match frame {
-            Frame::Message { tag, payload } => match Buffer::inline(tag, payload) {
-                Some(message) => Arriving::Here(message),
+            Frame::Message { lane, tag, payload } => match Buffer::inline(tag, payload) {
+                Some(message) => Arriving::Here(lane, message),
                 None => {
                     let Some(mut loan) = self.room(payload.len(), Purpose::Plain)? else {
                         return Ok(Unpacked::Starved);
                     };
                     loan.copy_from_slice(payload);
                     loan.set_tag(tag);
-                    Arriving::Here(loan.freeze())
+                    Arriving::Here(lane, loan.freeze())
                 }
             },
             Frame::Offer { .. } if self.qp.is_none() => return Ok(Unpacked::Lost),
-            Frame::Offer { tag, len, at } => {
+            Frame::Offer { lane, tag, len, at } => {
                 let end = at.checked_add(len.into());
                 if len as usize <= INLINE_BYTES || end.is_none_or(|end| end > self.remote.bytes) {
                     return Err(End::protocol("it offered memory that it does not have"));
@@ -761,6 +772,7 @@ impl Rdma {
                 self.asked += 1;
                 loan.set_tag(tag);
                 Arriving::Reading {
+                    lane,
                     loan,
                     from: self.remote.start + at,
                     asked: 0,
@@ -882,13 +894,35 @@ impl Rdma {
         self.finish(End::Closed);
     }
 
+    /// Sends what is about exposed memory.
+    pub(crate) fn send_aside(&mut self, aside: Buffer) {
+        if self.end.is_none() {
+            self.outgoing.push_back((Lane::Memory, aside));
+            if self.outgoing.len() >= CHAIN {
+                self.push(false);
+            }
+        }
+    }
+
+    pub(crate) fn has_aside(&self) -> bool {
+        !self.asides.is_empty()
+    }
+
+    pub(crate) fn take_aside(&mut self) -> Option<Buffer> {
+        self.asides.pop_front()
+    }
+
     fn next(&mut self) -> Result<Option<Buffer>, End> {
         self.unpack()?;
         if self.qp.is_some() {
             self.read_more();
         }
         match self.arriving.pop_front() {
-            Some(Arriving::Here(message)) => Ok(Some(message)),
+            Some(Arriving::Here(Lane::Messages, message)) => Ok(Some(message)),
+            Some(Arriving::Here(Lane::Memory, aside)) => {
+                self.asides.push_back(aside);
+                Ok(None)
+            }
             Some(reading) => {
                 self.arriving.push_front(reading);
                 Ok(None)
@@ -929,7 +963,7 @@ impl Endpoint for Rdma {
                 limit: u32::MAX.into(),
             });
         }
-        self.outgoing.push_back(message);
+        self.outgoing.push_back((Lane::Messages, message));
         if self.outgoing.len() >= CHAIN {
             self.push(false);
         }
@@ -943,7 +977,9 @@ impl Endpoint for Rdma {
             self.push(false);
         }
         match (received, &self.end) {
-            (Ok(None), Some(end)) if !self.starved || self.unread.is_empty() => {
+            (Ok(None), Some(end))
+                if self.asides.is_empty() && (!self.starved || self.unread.is_empty()) =>
+            {
                 Err(end.error(self.peer))
             }
             (Ok(message), _) => Ok(message),

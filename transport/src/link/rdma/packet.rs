@@ -7,7 +7,7 @@
 //! 4        fetched   4 bytes: fetched messages so far
 //! 8        credits   4 bytes for each class: packets so far whose slots are posted again
 //! 16       numbers   8 bytes each: fetched messages that were read and dropped
-//!          frames    a head of 16 bytes (kind, three zero bytes, length, tag) and, for a message,
+//!          frames    a head of 16 bytes (kind, lane, two zero bytes, length, tag) and, for a message,
 //!                    its payload, or, for an offer, 8 bytes: where the payload is in the sender's arena
 //! ```
 //!
@@ -102,9 +102,27 @@ impl Head {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Frame<'p> {
     /// A message.
-    Message { tag: u64, payload: &'p [u8] },
+    Message {
+        lane: Lane,
+        tag: u64,
+        payload: &'p [u8],
+    },
     /// A message of `len` bytes to be fetched from offset `at` of the sender's arena.
-    Offer { tag: u64, len: u32, at: u64 },
+    Offer {
+        lane: Lane,
+        tag: u64,
+        len: u32,
+        at: u64,
+    },
+}
+
+/// For whom a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// The program: it is a message.
+    Messages = 0,
+    /// The fabric: it is about exposed memory.
+    Memory = 1,
 }
 
 const MESSAGE: u8 = 1;
@@ -143,25 +161,28 @@ pub(super) fn read_frame(packet: &[u8], at: usize) -> Result<Option<(Frame<'_>, 
         return Ok(None);
     }
     let (head, rest) = split::<FRAME_BYTES>(rest)?;
-    let [kind, zero @ .., a, b, c, d, e, f, g, h, i, j, k, l] = head;
+    let [kind, lane, zero @ .., a, b, c, d, e, f, g, h, i, j, k, l] = head;
     let (len, tag) = (
         u32::from_le_bytes([a, b, c, d]),
         u64::from_le_bytes([e, f, g, h, i, j, k, l]),
     );
-    if zero != [0; 3] {
-        return Err(End::protocol("not the head of a frame"));
-    }
+    let lane = match (lane, zero) {
+        (0, [0, 0]) => Lane::Messages,
+        (1, [0, 0]) => Lane::Memory,
+        _ => return Err(End::protocol("not the head of a frame")),
+    };
     match kind {
         MESSAGE => match rest.get(..len as usize) {
             Some(payload) => {
                 let next = at + FRAME_BYTES + payload.len();
-                Ok(Some((Frame::Message { tag, payload }, next)))
+                Ok(Some((Frame::Message { lane, tag, payload }, next)))
             }
             None => Err(End::protocol("a packet is cut short")),
         },
         OFFER => {
             let (at_peer, _) = split(rest)?;
             let offer = Frame::Offer {
+                lane,
                 tag,
                 len,
                 at: u64::from_le_bytes(at_peer),
@@ -211,28 +232,29 @@ impl<'s> Writer<'s> {
         self.has_room_for(OFFER_BYTES)
     }
 
-    fn head(&mut self, kind: u8, len: usize, tag: u64) {
+    fn head(&mut self, kind: u8, lane: Lane, len: usize, tag: u64) {
         let mut head = [0; FRAME_BYTES];
         head[0] = kind;
+        head[1] = lane as u8;
         head[4..8].copy_from_slice(&(len as u32).to_le_bytes());
         head[8..].copy_from_slice(&tag.to_le_bytes());
         self.write(&head);
     }
 
     /// A message; there has to be room.
-    pub(super) fn message(&mut self, tag: u64, payload: &[u8]) {
-        self.head(MESSAGE, payload.len(), tag);
+    pub(super) fn message(&mut self, lane: Lane, tag: u64, payload: &[u8]) {
+        self.head(MESSAGE, lane, payload.len(), tag);
         self.write(payload);
     }
 
     /// The head of a message whose payload follows from elsewhere, as the end of the packet.
-    pub(super) fn message_head(&mut self, tag: u64, len: usize) {
-        self.head(MESSAGE, len, tag);
+    pub(super) fn message_head(&mut self, lane: Lane, tag: u64, len: usize) {
+        self.head(MESSAGE, lane, len, tag);
     }
 
     /// An offer of `len` bytes at `at` of our arena; there has to be room.
-    pub(super) fn offer(&mut self, tag: u64, len: usize, at: u64) {
-        self.head(OFFER, len, tag);
+    pub(super) fn offer(&mut self, lane: Lane, tag: u64, len: usize, at: u64) {
+        self.head(OFFER, lane, len, tag);
         self.write(&at.to_le_bytes());
     }
 }
@@ -254,9 +276,9 @@ mod tests {
     fn a_packet_is_read_as_it_was_written() {
         let mut bytes = [0; STAGED_BYTES];
         let mut writer = Writer::new(&mut bytes, HEAD, [7, 9].into_iter());
-        writer.message(1, b"hello");
-        writer.offer(2, 100_000, 4096);
-        writer.message(3, b"");
+        writer.message(Lane::Messages, 1, b"hello");
+        writer.offer(Lane::Memory, 2, 100_000, 4096);
+        writer.message(Lane::Memory, 3, b"");
         let len = writer.len();
         let packet = &bytes[..len];
 
@@ -283,13 +305,19 @@ mod tests {
         assert_eq!(
             frames,
             [
-                Frame::Message { tag: 1, payload },
+                Frame::Message {
+                    lane: Lane::Messages,
+                    tag: 1,
+                    payload
+                },
                 Frame::Offer {
+                    lane: Lane::Memory,
                     tag: 2,
                     len: 100_000,
                     at: 4096
                 },
                 Frame::Message {
+                    lane: Lane::Memory,
                     tag: 3,
                     payload: empty
                 },

@@ -1,0 +1,32 @@
+//! Memory of one rank that other ranks read and write by themselves.
+//!
+//! The owner [exposes](crate::Fabric::expose) a loan and sends the [`RegionHandle`] of it around. Who has the
+//! handle attaches to the memory, which takes a question to the owner and its answer, and then puts, gets
+//! and operates on words. On shared memory these are loads and stores of the rank that asks, and the owner
+//! has no part in them. On a path that cannot do that they are frames, beside the messages of the link, which
+//! the owner's fabric carries out whenever it is driven, with the same instructions on the same words: so an
+//! atomic operation is atomic whoever else operates, by whatever path.
+//!
+//! # Who may touch the memory
+//!
+//! The owner counts, in a book of its own, which ranks have mapped what it exposes. Memory goes back to
+//! the arena once it is not exposed any more *and* every rank that mapped it has let go of it or its
+//! process has ended. No rank can be made to forget a reference to it, and none has to be believed.
+
+mod exposed;
+mod frame;
+mod handle;
+mod lane;
+mod words;
+
+pub(crate) use self::{
+    exposed::{Attached, Table},
+    frame::{Frame, Name, Reason},
+    lane::{Asked, Onesided, PIECE_BYTES, piece_of},
+    words::{WORD_BYTES, Words, compare_swap, fetch_add, load, store},
+};
+pub use self::{
+    exposed::{Exposed, RemoteRegion},
+    handle::RegionHandle,
+    lane::{Completion, Issued, Operation, Outcome},
+};

@@ -1,0 +1,282 @@
+//! Words that several ranks read and write at the same time, and copies between them and bytes of our own.
+//!
+//! # Invariant
+//!
+//! Exposed memory is touched in one way only, by whoever and on whatever path: as aligned words of eight
+//! bytes, each an atomic. So no two accesses race in the sense of the language, which allows neither plain
+//! accesses beside atomics nor atomics of different sizes, whatever peers do meanwhile. Bytes that do not
+//! fill a word are merged into it by compare-and-swap, because the rest of it may be changing.
+//!
+//! A copy is relaxed (plain moves on every machine): it publishes nothing and may be seen in parts. What
+//! publishes it is an atomic operation, or a message, that comes after it.
+
+use std::{ptr::NonNull, rc::Rc, slice};
+
+use crate::{
+    arena::Mapping,
+    sync::{AtomicU64, Ordering},
+};
+
+/// Bytes of a word.
+pub(crate) const WORD_BYTES: usize = size_of::<u64>();
+
+/// Exposed words of a mapped arena, ours or a peer's.
+pub(crate) struct Words {
+    start: NonNull<AtomicU64>,
+    len: usize,
+    /// Keeps them mapped.
+    _mapping: Rc<Mapping>,
+}
+
+impl Words {
+    /// The words at `offset` of the data of an arena; `None` if they are not whole or not in it.
+    pub(crate) fn new(mapping: &Rc<Mapping>, offset: u64, bytes: u64) -> Option<Self> {
+        let start = mapping.region().data(offset, bytes)?.cast::<AtomicU64>();
+        let whole = bytes.is_multiple_of(WORD_BYTES as u64) && start.is_aligned();
+        whole.then(|| Self {
+            start,
+            len: bytes as usize / WORD_BYTES,
+            _mapping: mapping.clone(),
+        })
+    }
+
+    /// All of them. While they are exposed, nobody in this process touches them in another way: the owner
+    /// gave its loan up, and takes it back once no rank that has them mapped can touch them any more.
+    #[inline]
+    pub(crate) fn as_slice(&self) -> &[AtomicU64] {
+        // SAFETY: the address was bounds-checked, is aligned, and stays mapped while `_mapping` lives; any
+        // bits are a valid atomic; and by the contract above all other accesses are atomics of this size.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+/// How many of `bytes` bytes from `offset` on come before the first whole word.
+fn before_words(offset: usize, bytes: usize) -> usize {
+    (offset.next_multiple_of(WORD_BYTES) - offset).min(bytes)
+}
+
+/// Copies `bytes` to `offset` of `words`, which have to hold them.
+#[inline]
+pub(crate) fn store(words: &[AtomicU64], offset: usize, bytes: &[u8]) {
+    let (head, rest) = bytes.split_at(before_words(offset, bytes.len()));
+    let mut words = words[offset / WORD_BYTES..].iter();
+    if !head.is_empty()
+        && let Some(word) = words.next()
+    {
+        merge(word, offset % WORD_BYTES, head);
+    }
+    let whole = rest.chunks_exact(WORD_BYTES);
+    let tail = whole.remainder();
+    for (chunk, word) in whole.zip(words.by_ref()) {
+        let mut bytes = [0; WORD_BYTES];
+        bytes.copy_from_slice(chunk);
+        word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+    }
+    if !tail.is_empty()
+        && let Some(word) = words.next()
+    {
+        merge(word, 0, tail);
+    }
+}
+
+/// Replaces the bytes of a word from `at` on, and leaves the others as they are at that moment.
+fn merge(word: &AtomicU64, at: usize, bytes: &[u8]) {
+    let (mut new, mut mask) = ([0; WORD_BYTES], [0; WORD_BYTES]);
+    new[at..at + bytes.len()].copy_from_slice(bytes);
+    mask[at..at + bytes.len()].fill(0xff);
+    let (new, mask) = (u64::from_ne_bytes(new), u64::from_ne_bytes(mask));
+    let mut old = word.load(Ordering::Relaxed);
+    while let Err(now) =
+        word.compare_exchange_weak(old, old & !mask | new, Ordering::Relaxed, Ordering::Relaxed)
+    {
+        old = now;
+    }
+}
+
+/// Copies from `offset` of `words`, which have to hold so many, to `bytes`.
+#[inline]
+pub(crate) fn load(words: &[AtomicU64], offset: usize, bytes: &mut [u8]) {
+    let (head, rest) = bytes.split_at_mut(before_words(offset, bytes.len()));
+    let mut words = words[offset / WORD_BYTES..]
+        .iter()
+        .map(|word| word.load(Ordering::Relaxed).to_ne_bytes());
+    let start = offset % WORD_BYTES;
+    if !head.is_empty()
+        && let Some(word) = words.next()
+    {
+        head.copy_from_slice(&word[start..start + head.len()]);
+    }
+    let mut whole = rest.chunks_exact_mut(WORD_BYTES);
+    for (chunk, word) in whole.by_ref().zip(words.by_ref()) {
+        chunk.copy_from_slice(&word);
+    }
+    let tail = whole.into_remainder();
+    if !tail.is_empty()
+        && let Some(word) = words.next()
+    {
+        tail.copy_from_slice(&word[..tail.len()]);
+    }
+}
+
+/// Adds to a word and returns what it was. It publishes what its rank wrote before, to whoever sees its
+/// result, and sees what others published so.
+#[inline]
+pub(crate) fn fetch_add(word: &AtomicU64, value: u64) -> u64 {
+    word.fetch_add(value, Ordering::AcqRel)
+}
+
+/// Replaces a word if it is `expected`, and returns what it was. It publishes, and sees, as [`fetch_add`].
+#[inline]
+pub(crate) fn compare_swap(word: &AtomicU64, expected: u64, new: u64) -> u64 {
+    let swapping = Ordering::AcqRel;
+    let failing = Ordering::Acquire;
+    match word.compare_exchange(expected, new, swapping, failing) {
+        Ok(old) | Err(old) => old,
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BYTES: usize = 80;
+
+    fn bytes_of(words: &[AtomicU64]) -> Vec<u8> {
+        let mut bytes = vec![0; words.len() * WORD_BYTES];
+        load(words, 0, &mut bytes);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn copies_touch_the_bytes_they_name_and_no_others(
+            before in prop::collection::vec(any::<u8>(), BYTES),
+            (offset, bytes) in (0..=BYTES).prop_flat_map(|offset| {
+                (Just(offset), prop::collection::vec(any::<u8>(), 0..=BYTES - offset))
+            }),
+        ) {
+            let words: Vec<_> = (0..BYTES / WORD_BYTES).map(|_| AtomicU64::new(0)).collect();
+            store(&words, 0, &before);
+            prop_assert_eq!(bytes_of(&words), &before[..]);
+            store(&words, offset, &bytes);
+            let mut model = before;
+            model[offset..offset + bytes.len()].copy_from_slice(&bytes);
+            prop_assert_eq!(bytes_of(&words), model);
+            let mut back = vec![0; bytes.len()];
+            load(&words, offset, &mut back);
+            prop_assert_eq!(back, bytes);
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::{cell::UnsafeCell, sync::Arc, thread};
+
+    use super::*;
+
+    /// Exposed memory of one word, and a cell beside it that stands for the words of a copy: loom tells of
+    /// cells, and not of relaxed atomics, when an access is not ordered after another.
+    struct Memory {
+        word: AtomicU64,
+        copied: UnsafeCell<u32>,
+    }
+
+    // SAFETY: `copied` is only touched by the protocol under test; loom checks every access.
+    unsafe impl Sync for Memory {}
+
+    impl Memory {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                word: AtomicU64::new(0),
+                copied: UnsafeCell::new(0),
+            })
+        }
+
+        fn write(&self, value: u32) {
+            self.copied.with_mut(|copied| {
+                // SAFETY: whose turn it is writes; loom checks exactly that.
+                unsafe { *copied = value };
+            });
+        }
+
+        fn read(&self) -> u32 {
+            self.copied.with(|copied| {
+                // SAFETY: as in `write`.
+                unsafe { *copied }
+            })
+        }
+    }
+
+    #[test]
+    fn whoever_sees_an_addition_sees_what_was_put_before_it() {
+        loom::model(|| {
+            let memory = Memory::new();
+            let putter = {
+                let memory = memory.clone();
+                thread::spawn(move || {
+                    memory.write(7);
+                    fetch_add(&memory.word, 1);
+                })
+            };
+            if fetch_add(&memory.word, 0) == 1 {
+                assert_eq!(memory.read(), 7);
+            }
+            putter.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn whoever_swaps_after_another_sees_what_it_put() {
+        loom::model(|| {
+            let memory = Memory::new();
+            let putter = {
+                let memory = memory.clone();
+                thread::spawn(move || {
+                    memory.write(7);
+                    assert_eq!(compare_swap(&memory.word, 0, 1), 0);
+                })
+            };
+            if compare_swap(&memory.word, 1, 2) == 1 {
+                assert_eq!(memory.read(), 7);
+            }
+            putter.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn whoever_fails_to_swap_sees_what_was_put_before_the_word_changed() {
+        loom::model(|| {
+            let memory = Memory::new();
+            let putter = {
+                let memory = memory.clone();
+                thread::spawn(move || {
+                    memory.write(7);
+                    fetch_add(&memory.word, 1);
+                })
+            };
+            if compare_swap(&memory.word, 9, 9) == 1 {
+                assert_eq!(memory.read(), 7);
+            }
+            putter.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn two_who_put_into_one_word_keep_each_others_bytes() {
+        loom::model(|| {
+            let words = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+            let other = {
+                let words = words.clone();
+                thread::spawn(move || store(&*words, 0, &[1; 3]))
+            };
+            store(&*words, 3, &[2; 8]);
+            other.join().unwrap();
+            let mut bytes = [0; 16];
+            load(&*words, 0, &mut bytes);
+            assert_eq!(bytes, [1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 0, 0, 0]);
+        });
+    }
+}
