@@ -5,7 +5,7 @@ mod onesided;
 mod peer;
 mod sockets;
 
-use std::{collections::VecDeque, fmt, time::Duration};
+use std::{collections::VecDeque, fmt, process, time::Duration};
 
 use self::sockets::Sockets;
 pub use self::{peer::Peer, sockets::Waker};
@@ -212,6 +212,18 @@ impl Fabric {
         let mut fabric = Self::with(rank, arena, peers, Some(sockets), spin);
         fabric.look_interval = look_interval;
         Ok(fabric)
+    }
+
+    /// Tries what tells a rank that the process of a peer has ended. Without it ranks of one machine share no
+    /// memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the system refuses it.
+    pub fn try_watch() -> Result<(), Error> {
+        let ourselves = process::id().cast_signed();
+        let opened = sockets::open_pidfd(ourselves);
+        opened.map(drop).map_err(Error::io("watch a process"))
     }
 
     /// A fabric of one rank, whose messages go to itself.

@@ -490,7 +490,10 @@ impl Sockets {
 
     /// Has the end of a process told, as [`Step::Died`].
     fn watch(&mut self, peer: Rank, pid: i32) -> Result<(), Loss> {
-        let pidfd = open_pidfd(pid).map_err(|_| Loss::ProcessEnded)?;
+        let pidfd = open_pidfd(pid).map_err(|error| match error.raw_os_error() {
+            Some(libc::ESRCH) => Loss::ProcessEnded,
+            _ => Loss::Unreachable(format!("its process cannot be watched: {error}")),
+        })?;
         let id = self.next_id;
         self.next_id += 1;
         self.poll
@@ -518,7 +521,7 @@ fn unreachable(error: io::Error) -> Loss {
 }
 
 /// A descriptor that becomes readable when process `pid` ends, also as a zombie.
-fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
+pub(super) fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two integers and touches no memory of ours.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if fd < 0 {
