@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{Error, bench, local, watchdog, worker};
+use crate::{Error, bench, doctor, local, topology, watchdog, worker};
 
 /// Runs jobs of the Updraft dataflow engine.
 #[derive(Debug, Parser)]
@@ -24,6 +24,8 @@ impl Command {
         match self.action {
             Action::Run(arguments) => local::run(&arguments.into()),
             Action::Bench { action } => action.run(),
+            Action::Doctor(arguments) => doctor::run(&arguments),
+            Action::Topology(arguments) => topology::run(&arguments),
             Action::Worker(arguments) => Err(worker::become_job(&arguments)),
             Action::Watchdog => watchdog::watch().map(|()| 0),
         }
@@ -54,6 +56,16 @@ enum Action {
         #[command(subcommand)]
         action: bench::Command,
     },
+
+    /// Tell what keeps jobs from running well on this machine, and the fix
+    ///
+    /// One line for each thing: whether it is well, how it is, what that costs, and the command that
+    /// mends it.
+    #[command(after_help = "Exit codes: 0 ok; 1 something fails; 2 wrong usage.")]
+    Doctor(doctor::Arguments),
+
+    /// Show the cores, caches, memory and networks of this machine
+    Topology(topology::Arguments),
 
     /// What a worker is until it becomes the job's program.
     #[command(name = "__worker", hide = true)]

@@ -23,12 +23,15 @@
 
 pub mod bench;
 pub mod command;
+pub mod doctor;
 mod error;
 mod input;
+mod kernel;
 pub mod local;
 mod output;
 mod program;
 mod signals;
+pub mod topology;
 mod verdict;
 pub mod watchdog;
 pub mod worker;
