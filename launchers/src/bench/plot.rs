@@ -11,8 +11,9 @@ const LEFT: f64 = 84.0;
 const TOP: f64 = 76.0;
 const BOTTOM: f64 = 64.0;
 /// Colours that people who see few of them can tell apart (Okabe and Ito).
-const COLOURS: [&str; 7] = [
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444",
+const COLOURS: [&str; 9] = [
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#8c6d31",
+    "#999999",
 ];
 /// Room for a letter, and for what stands before a name of the legend.
 const LETTER: f64 = 7.4;
@@ -39,6 +40,8 @@ pub(crate) struct Curve {
     /// Bytes and figures, both above zero.
     pub(crate) points: Vec<(f64, f64)>,
     pub(crate) dashed: bool,
+    /// Which colour it has: curves that belong together share one.
+    pub(crate) colour: usize,
 }
 
 /// One axis: the logarithms it spans, and the pixels.
@@ -169,8 +172,8 @@ impl Plot {
     }
 
     fn curves(&self, svg: &mut String, x: Axis, y: Axis) {
-        for (index, curve) in self.curves.iter().enumerate() {
-            let (colour, dash) = style(index, curve);
+        for curve in &self.curves {
+            let (colour, dash) = style(curve);
             let points = curve.points.iter().filter(|(x, y)| *x > 0.0 && *y > 0.0);
             let places: Vec<(f64, f64)> =
                 points.map(|point| (x.at(point.0), y.at(point.1))).collect();
@@ -204,7 +207,7 @@ impl Plot {
     fn legend(&self, svg: &mut String) {
         let left = END + 20.0;
         for (index, curve) in self.curves.iter().enumerate() {
-            let (colour, dash) = style(index, curve);
+            let (colour, dash) = style(curve);
             let at = TOP + 10.0 + 22.0 * index as f64;
             let end = left + 28.0;
             let _ = writeln!(
@@ -217,13 +220,13 @@ impl Plot {
 }
 
 /// The colour of a curve, and its dashes.
-fn style(index: usize, curve: &Curve) -> (&'static str, &'static str) {
+fn style(curve: &Curve) -> (&'static str, &'static str) {
     let dash = if curve.dashed {
         " stroke-dasharray=\"7 4\""
     } else {
         ""
     };
-    (COLOURS[index % COLOURS.len()], dash)
+    (COLOURS[curve.colour % COLOURS.len()], dash)
 }
 
 fn line(svg: &mut String, [x1, y1, x2, y2]: [f64; 4], colour: &str) {
@@ -283,6 +286,7 @@ mod tests {
                 name: "x".to_owned(),
                 points,
                 dashed: true,
+                colour: 0,
             }],
         };
         for points in [vec![], vec![(8.0, 0.1)], vec![(8.0, 0.0)]] {

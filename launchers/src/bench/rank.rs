@@ -498,7 +498,7 @@ impl<'a> Player<'a> {
     /// Sends one message, every byte of it written.
     #[inline]
     fn give(&mut self, bytes: usize, value: u8) -> Result<(), Error> {
-        // What fits in a descriptor is built on the stack, by a program that cares.
+        // What fits beside a descriptor is built on the stack, by a program that cares.
         let mut short = [0u8; Buffer::INLINE_BYTES];
         if let Some(short) = short.get_mut(..bytes) {
             short.fill(value);

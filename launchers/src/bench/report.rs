@@ -323,7 +323,7 @@ impl Report {
             if of_cores().next().is_none() {
                 continue;
             }
-            for name in shown {
+            for (colour, name) in shown.iter().enumerate() {
                 let column = columns.iter().position(|column| column == name);
                 let points = of_cores().filter_map(|series| {
                     let figures = self.figures(series);
@@ -337,6 +337,7 @@ impl Report {
                     name,
                     points: points.collect(),
                     dashed: cores == Cores::Far,
+                    colour,
                 });
             }
         }

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use self::{
     peers::{Effort, Family, Peer},
-    targets::{Against, TARGETS, Target, Trial},
+    targets::{Against, Ranks, TARGETS, Target, Trial},
     verdict::{Rounds, Trials, Verdict, judge, judge_crates},
 };
 use super::{
@@ -166,6 +166,7 @@ impl<'a> Comparison<'a> {
             repeats: arguments.repeats,
             warmup: (arguments.repeats / 4).max(1),
             cores: u32::try_from(machine.cores).unwrap_or(u32::MAX),
+            sizes: Vec::new(),
         };
         Self {
             arguments,
@@ -174,6 +175,35 @@ impl<'a> Comparison<'a> {
             peers,
             effort,
         }
+    }
+
+    /// How much of a trial is measured in one run: only what is asked for.
+    fn effort(&self, trial: &Trial) -> Effort {
+        let targets = self.targets_of(trial);
+        let mut sizes: Vec<usize> = targets
+            .flat_map(|target| {
+                let other = match target.against {
+                    Against::Size(other) => Some(other),
+                    _ => None,
+                };
+                target.sizes.iter().copied().chain(other)
+            })
+            .collect();
+        if sizes.is_empty() {
+            sizes = trial.sizes.to_vec();
+        }
+        sizes.sort_unstable();
+        sizes.dedup();
+        Effort {
+            sizes,
+            ..self.effort.clone()
+        }
+    }
+
+    fn targets_of(&self, trial: &Trial) -> impl Iterator<Item = &&'static Target> {
+        self.targets
+            .iter()
+            .filter(move |target| target.trial == trial)
     }
 
     /// Runs all trials, each contender in its turn.
@@ -187,23 +217,26 @@ impl<'a> Comparison<'a> {
 
     fn try_out(&self, trial: &'static Trial) -> Result<Trials, Error> {
         let mut contenders: Vec<Contender> = Vec::new();
-        for target in self.targets.iter().filter(|target| target.trial == trial) {
+        for target in self.targets_of(trial) {
             if let Against::Bare(kind) = target.against {
                 contenders.push(Contender::Bare(kind));
             }
         }
-        let peers = self.peers.iter().filter(|peer| {
-            let mut targets = self.targets.iter().filter(|target| target.trial == trial);
-            targets.any(|target| plays(target, peer))
-        });
+        let peers = self.peers.iter();
+        let peers = peers.filter(|peer| self.targets_of(trial).any(|target| plays(target, peer)));
         contenders.extend(peers.map(Contender::Peer));
-        let named = |contender: &Contender| Rounds {
-            name: contender.name(),
+        let effort = self.effort(trial);
+        let crowded = trial.ranks != Ranks::Two;
+        let named = |name: String| Rounds {
+            name,
+            crowded,
             of: Vec::new(),
         };
+        let peers = contenders.iter().map(|contender| named(contender.name()));
         let mut trials = Trials {
-            peers: contenders.iter().map(named).collect(),
-            ..Trials::default()
+            peers: peers.collect(),
+            ours: named("Updraft".to_owned()),
+            failed: None,
         };
         let mut gone = vec![false; contenders.len()];
         for round in 1..=self.arguments.rounds {
@@ -211,7 +244,7 @@ impl<'a> Comparison<'a> {
                 "{}: round {round} of {}",
                 trial.name, self.arguments.rounds
             ));
-            match self.run_ours(trial)? {
+            match self.run_ours(trial, &effort)? {
                 Ok(samples) => trials.ours.of.push(samples),
                 Err(why) => {
                     trials.failed = Some(why);
@@ -222,7 +255,7 @@ impl<'a> Comparison<'a> {
                 if gone[index] {
                     continue;
                 }
-                match self.run_other(contender, trial) {
+                match run_other(contender, trial, &effort) {
                     Ok(samples) => trials.peers[index].of.push(samples),
                     Err(why) => {
                         say(&format!(
@@ -240,21 +273,24 @@ impl<'a> Comparison<'a> {
     }
 
     /// Ours is a job like any other, started by a launcher of its own. What it said, if it failed.
-    fn run_ours(&self, trial: &Trial) -> Result<Result<Samples, String>, Error> {
+    fn run_ours(&self, trial: &Trial, effort: &Effort) -> Result<Result<Samples, String>, Error> {
         let results = Results::new()?;
         let ranks_do = rank::Arguments {
             measure: trial.measure,
-            sizes: Sizes(trial.sizes.to_vec()),
-            repeats: self.effort.repeats,
-            warmup: self.effort.warmup,
+            sizes: Sizes(effort.sizes.clone()),
+            repeats: effort.repeats,
+            warmup: effort.warmup,
             touch: trial.touch,
             one_by_one: false,
-            floor: trial.floor,
+            floor: trial.floor
+                && self
+                    .targets_of(trial)
+                    .any(|target| target.against == Against::Floor),
             results: results.path(),
         };
         let mut command = Command::new(worker::OURSELVES);
         command
-            .args(["run", "-n", &self.effort.ranks(trial).to_string()])
+            .args(["run", "-n", &effort.ranks(trial).to_string()])
             .args(["--executors", "1", "--transport", trial.transport, "--"])
             .args(job(&ranks_do));
         let mut samples = Samples::default();
@@ -266,23 +302,6 @@ impl<'a> Comparison<'a> {
             }
             Err(why) => Ok(Err(why)),
         }
-    }
-
-    fn run_other(&self, contender: &Contender, trial: &'static Trial) -> Result<Samples, String> {
-        let mut samples = Samples::default();
-        let (said, around) = match contender {
-            Contender::Bare(kind) => (run_bare(*kind, trial.sizes, self.effort)?, [0.0; 2]),
-            Contender::Peer(peer) if peer.family.is_mpi() => {
-                (peer.run(trial, self.effort)?, [0.0; 2])
-            }
-            Contender::Peer(peer) => {
-                let before = hop()?;
-                let said = peer.run(trial, self.effort)?;
-                (said, [before, hop()?])
-            }
-        };
-        samples.read(&said, around);
-        Ok(samples)
     }
 
     fn judge(&self, trials: &HashMap<&'static str, Trials>) -> Vec<Verdict> {
@@ -363,14 +382,11 @@ impl<'a> Comparison<'a> {
                 Measure::Latency | Measure::Idle => Unit::OneWay,
             };
             let mut curves = Vec::new();
-            let ours = Rounds {
-                name: "Updraft".to_owned(),
-                of: measured.ours.of.clone(),
-            };
-            for rounds in [&ours].into_iter().chain(&measured.peers) {
+            let all = [&measured.ours].into_iter().chain(&measured.peers);
+            for (colour, rounds) in all.enumerate() {
                 for cores in [Cores::Near, Cores::Far, Cores::Unknown] {
                     let points = trial.sizes.iter().filter_map(|&bytes| {
-                        let ns = rounds.median(bytes, cores)?;
+                        let ns = rounds.middle(bytes, cores)?;
                         Some((bytes as f64, unit.figure(bytes, ns)))
                     });
                     let points: Vec<(f64, f64)> = points.collect();
@@ -382,6 +398,7 @@ impl<'a> Comparison<'a> {
                             },
                             points,
                             dashed: cores == Cores::Far,
+                            colour,
                         });
                     }
                 }
@@ -417,6 +434,26 @@ impl Contender<'_> {
             Self::Peer(peer) => peer.name.clone(),
         }
     }
+}
+
+/// One run of a contender.
+fn run_other(
+    contender: &Contender,
+    trial: &'static Trial,
+    effort: &Effort,
+) -> Result<Samples, String> {
+    let mut samples = Samples::default();
+    let (said, around) = match contender {
+        Contender::Bare(kind) => (run_bare(*kind, effort)?, [0.0; 2]),
+        Contender::Peer(peer) if peer.family.is_mpi() => (peer.run(trial, effort)?, [0.0; 2]),
+        Contender::Peer(peer) => {
+            let before = hop()?;
+            let said = peer.run(trial, effort)?;
+            (said, [before, hop()?])
+        }
+    };
+    samples.read(&said, around);
+    Ok(samples)
 }
 
 /// Whether a target is compared with that peer.
@@ -493,12 +530,13 @@ fn progress(what: &str) {
 }
 
 /// Bare sockets between two threads, with the distance taken beside each batch.
-fn run_bare(kind: Kind, sizes: &'static [usize], effort: Effort) -> Result<String, String> {
+fn run_bare(kind: Kind, effort: &Effort) -> Result<String, String> {
+    let effort = effort.clone();
     on_cores(move |cores| {
-        let largest = sizes.iter().copied().max().unwrap_or(1);
+        let largest = effort.sizes.iter().copied().max().unwrap_or(1);
         let mut pair = Pair::new(cores, largest)?;
         let mut lines = String::new();
-        for &bytes in sizes {
+        for &bytes in &effort.sizes {
             for batch in 0..effort.warmup + effort.repeats {
                 let before = pair.hop()?;
                 let ns = pair.time(kind, bytes)?;

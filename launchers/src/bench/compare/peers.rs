@@ -33,15 +33,17 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 const PORTS: std::ops::Range<u16> = 18_515..18_915;
 
 /// How much is measured in one run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Effort {
     pub(crate) repeats: u32,
     pub(crate) warmup: u32,
     pub(crate) cores: u32,
+    /// The sizes that some target asks for, of those of the trial.
+    pub(crate) sizes: Vec<usize>,
 }
 
 impl Effort {
-    pub(crate) fn ranks(self, trial: &Trial) -> u32 {
+    pub(crate) fn ranks(&self, trial: &Trial) -> u32 {
         match trial.ranks {
             Ranks::Two => 2,
             Ranks::PerCore(ranks) => (ranks * self.cores).next_multiple_of(2),
@@ -233,6 +235,8 @@ struct Way {
     name: &'static str,
     words: &'static [&'static str],
     variables: &'static [(&'static str, &'static str)],
+    /// Whether a rank that waits lets others have its core, or can be told to.
+    yields: bool,
 }
 
 /// As the peer finds right.
@@ -240,6 +244,7 @@ const PLAIN: Way = Way {
     name: "",
     words: &[],
     variables: &[],
+    yields: true,
 };
 const OPEN_MPI_SM: Way = Way {
     name: " sm",
@@ -266,9 +271,13 @@ const OPEN_MPI_UCX: Way = Way {
         "-x",
         "UCX_TLS=posix,sysv,cma,self",
     ],
+    yields: false,
     ..PLAIN
 };
-const MPICH_4: Way = PLAIN;
+const MPICH_4: Way = Way {
+    yields: false,
+    ..PLAIN
+};
 const MPICH: Way = Way {
     variables: &[("MPIR_CVAR_CH4_NETMOD", "ofi"), ("FI_PROVIDER", "tcp")],
     ..PLAIN
@@ -308,20 +317,21 @@ impl Peer {
         match self.family {
             Family::Ucx => trial.measure == Measure::Stream && trial.transport == "shm",
             Family::Perftest => trial.transport == "rdma",
+            _ if trial.ranks != Ranks::Two && !self.way.yields => false,
             _ => trial.transport == "shm" && trial.measure != Measure::Idle,
         }
     }
 
     /// Measures once, and returns what was said, in lines of [`Line`].
-    pub(crate) fn run(&self, trial: &Trial, effort: Effort) -> Result<String, String> {
+    pub(crate) fn run(&self, trial: &Trial, effort: &Effort) -> Result<String, String> {
         match self.family {
-            Family::Ucx => self.run_ucx(trial, effort),
+            Family::Ucx => self.run_ucx(effort),
             Family::Perftest => self.run_perftest(trial, effort),
             _ => output(self.mpi(trial, effort)),
         }
     }
 
-    fn mpi(&self, trial: &Trial, effort: Effort) -> Command {
+    fn mpi(&self, trial: &Trial, effort: &Effort) -> Command {
         let ranks = effort.ranks(trial);
         let crowded = ranks > effort.cores;
         let mut command = command(&self.runner, self.prefix.as_deref());
@@ -339,9 +349,7 @@ impl Peer {
             }
         }
         if self.family == Family::Intel && crowded {
-            command
-                .env("I_MPI_THREAD_YIELD", "3")
-                .env("I_MPI_WAIT_MODE", "1");
+            command.env("I_MPI_THREAD_YIELD", "2");
         }
         let measure = match trial.measure {
             Measure::Stream => "stream",
@@ -359,14 +367,14 @@ impl Peer {
             .arg(&self.program)
             .arg(measure)
             .args(numbers.map(|number| number.to_string()))
-            .args(trial.sizes.iter().map(usize::to_string));
+            .args(effort.sizes.iter().map(usize::to_string));
         command
     }
 
     /// A stream of messages by UCX's own tool, between two pinned processes. It sends what nobody wrote.
-    fn run_ucx(&self, trial: &Trial, effort: Effort) -> Result<String, String> {
+    fn run_ucx(&self, effort: &Effort) -> Result<String, String> {
         let mut lines = String::new();
-        for &bytes in trial.sizes {
+        for &bytes in &effort.sizes {
             let messages = effort.repeats * if bytes <= 1 << 10 { 20_000 } else { 200 };
             let with = |command: &mut Command, port: u16, core: usize| {
                 let port = port.to_string();
@@ -386,12 +394,12 @@ impl Peer {
     }
 
     /// The same by the tools of perftest, over the first device there is.
-    fn run_perftest(&self, trial: &Trial, effort: Effort) -> Result<String, String> {
+    fn run_perftest(&self, trial: &Trial, effort: &Effort) -> Result<String, String> {
         let stream = trial.measure == Measure::Stream;
         let tool = which(if stream { "ib_write_bw" } else { "ib_send_lat" })
             .ok_or_else(|| "it is not installed".to_owned())?;
         let mut lines = String::new();
-        for &bytes in trial.sizes {
+        for &bytes in &effort.sizes {
             let with = |command: &mut Command, port: u16, core: usize| {
                 let iterations = (effort.repeats * 100).max(100).to_string();
                 // The number of a core comes from the tool's own affinity, which is inherited.

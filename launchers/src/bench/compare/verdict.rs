@@ -17,6 +17,9 @@ use super::{
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rounds {
     pub(crate) name: String,
+    /// Whether there are more ranks than cores. Then a batch is quick if nobody else had the cores meanwhile,
+    /// and only the mean says what all batches took.
+    pub(crate) crowded: bool,
     pub(crate) of: Vec<Samples>,
 }
 
@@ -32,10 +35,17 @@ impl Rounds {
     }
 
     /// The middle over all rounds, in nanoseconds.
-    pub(crate) fn median(&self, bytes: usize, cores: Cores) -> Option<f64> {
+    pub(crate) fn middle(&self, bytes: usize, cores: Cores) -> Option<f64> {
         let rounds = self.at(bytes, cores);
-        let all = rounds.values().flat_map(|batches| batches.iter());
-        Spread::of(all.map(|batch| batch.ns)).map(|spread| spread.median)
+        self.middle_of(rounds.values().flat_map(|batches| batches.iter()))
+    }
+
+    fn middle_of<'a>(&self, batches: impl Iterator<Item = &'a Batch>) -> Option<f64> {
+        let times: Vec<f64> = batches.map(|batch| batch.ns).collect();
+        if self.crowded && !times.is_empty() {
+            return Some(times.iter().sum::<f64>() / times.len() as f64);
+        }
+        Spread::of(times).map(|spread| spread.median)
     }
 
     fn hop(&self, bytes: usize, cores: Cores) -> f64 {
@@ -93,7 +103,7 @@ impl Verdict {
                     0.0 => String::new(),
                     hop => format!(", hop {}", digits(hop / 1e3)),
                 };
-                let places = if median.abs() < 0.01 { 4 } else { 2 };
+                let places = self.target.bound.places(*median);
                 format!(
                     "{name} {point} {median:.places$} target {bound} {met}  \
                      ({min:.places$}-{max:.places$}; {ours} against {theirs}{hop})"
@@ -221,7 +231,7 @@ fn measure(
     cores: Cores,
 ) -> Option<Measured> {
     let bound = target.bound;
-    let ours = trial.ours.median(bytes, cores)?;
+    let ours = trial.ours.middle(bytes, cores)?;
     let hop_ns = trial.ours.hop(bytes, cores);
     let us = |ns: f64| format!("{} us", digits(ns / 1e3));
     let beside = |theirs: fn(&Batch) -> f64, name: &str| {
@@ -248,18 +258,17 @@ fn measure(
         _ => {
             let medians = rivals.iter().filter_map(|&rival| {
                 let rounds = &trial.peers[rival];
-                Some((rounds, rounds.median(bytes, cores)?))
+                Some((rounds, rounds.middle(bytes, cores)?))
             });
             let best = medians.min_by(|one, other| one.1.total_cmp(&other.1))?.0;
             (best, bytes, best.name.clone())
         }
     };
-    let theirs = rival.median(other, cores)?;
+    let theirs = rival.middle(other, cores)?;
     let (of_ours, of_theirs) = (trial.ours.at(bytes, cores), rival.at(other, cores));
-    let middle = |batches: &[Batch]| Spread::of(batches.iter().map(|batch| batch.ns));
     let pairs = of_ours.iter().filter_map(|(round, batches)| {
-        let theirs = middle(of_theirs.get(round)?)?;
-        Some(bound.ratio(middle(batches)?.median, theirs.median))
+        let theirs = rival.middle_of(of_theirs.get(round)?.iter())?;
+        Some(bound.ratio(trial.ours.middle_of(batches.iter())?, theirs))
     });
     // Where no round saw both at this distance, all rounds together did.
     let together = bound.ratio(ours, theirs);
@@ -353,6 +362,7 @@ mod tests {
         });
         Rounds {
             name: name.to_owned(),
+            crowded: false,
             of: of.collect(),
         }
     }
@@ -395,6 +405,27 @@ mod tests {
         assert!(lines(&verdicts)[2].starts_with("P2 64 B no pair at equal distance"));
         let bare = judge(target("P1", ""), &trial, &[], "");
         assert!(lines(&bare)[0].starts_with("P1 8 B near 1.50 target <= 1.30 missed"));
+    }
+
+    #[test]
+    fn in_a_crowd_what_all_batches_took_counts() {
+        let mut trial = Trials {
+            ours: rounds(
+                "ours",
+                &["batch 8 0 0 0 300\nbatch 8 0 0 0 300\nbatch 8 0 0 0 300"],
+            ),
+            peers: vec![rounds(
+                "lucky",
+                &["batch 8 0 0 0 100\nbatch 8 0 0 0 100\nbatch 8 0 0 0 3000"],
+            )],
+            failed: None,
+        };
+        trial.peers[0].crowded = true;
+        let line = &lines(&judge(target("P6", "2 ranks a core"), &trial, &[0], ""))[0];
+        assert!(
+            line.starts_with("P6 8 B 2 ranks a core 0.28 target <= 0.50 met"),
+            "{line}"
+        );
     }
 
     #[test]
