@@ -556,7 +556,9 @@ impl Driven {
             match event {
                 Some(Event::Message { from, buffer }) => self.run.receive(from, buffer)?,
                 Some(Event::Ended { peer, error }) => self.run.ended(peer, *error)?,
-                Some(Event::Refused { .. }) | None => return self.run.poll(),
+                Some(Event::Refused { .. } | Event::Completed { .. }) | None => {
+                    return self.run.poll();
+                }
             }
         }
     }

@@ -56,7 +56,7 @@ impl End {
             match event {
                 Event::Message { buffer, .. } => self.arrived.borrow_mut().push_back(Ok(buffer)),
                 Event::Ended { error, .. } => self.arrived.borrow_mut().push_back(Err(*error)),
-                Event::Refused { .. } => {}
+                Event::Refused { .. } | Event::Completed { .. } => {}
             }
         }
     }
@@ -98,7 +98,7 @@ impl End {
                 match event {
                     Some(Event::Message { buffer, .. }) => return Poll::Ready(Ok(buffer)),
                     Some(Event::Ended { error, .. }) => return Poll::Ready(Err(*error)),
-                    Some(Event::Refused { .. }) | None => {}
+                    Some(Event::Refused { .. } | Event::Completed { .. }) | None => {}
                 }
             }
             self.arrived

@@ -121,7 +121,7 @@ fn next(fabric: &mut Fabric, start: Instant) -> Result<Vec<u8>, Box<Error>> {
         match fabric.receive().unwrap() {
             Some(Event::Message { buffer, .. }) => return Ok(buffer.to_vec()),
             Some(Event::Ended { error, .. }) => return Err(error),
-            Some(Event::Refused { .. }) => {}
+            Some(Event::Refused { .. } | Event::Completed { .. }) => {}
             None => fabric.wait(Some(Duration::from_millis(100))).unwrap(),
         }
         assert!(start.elapsed() < Duration::from_secs(60), "it hangs");
@@ -418,7 +418,7 @@ fn a_machine_that_vanishes_is_lost() {
                 assert!(after < LOST_WITHIN + SLACK, "{after:?}");
                 return;
             }
-            Some(Event::Refused { .. }) => {}
+            Some(Event::Refused { .. } | Event::Completed { .. }) => {}
             None => fabric.wait(Some(Duration::from_millis(20))).unwrap(),
         }
         if sent.elapsed() > Duration::from_millis(50) {

@@ -268,7 +268,7 @@ impl<'a> Player<'a> {
         match event {
             Event::Message { buffer, .. } if buffer.tag() != HELLO => self.early.push_back(buffer),
             Event::Ended { error, .. } => return Err(*error),
-            Event::Message { .. } | Event::Refused { .. } => {}
+            Event::Message { .. } | Event::Refused { .. } | Event::Completed { .. } => {}
         }
         Ok(())
     }

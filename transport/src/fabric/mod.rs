@@ -121,6 +121,11 @@ pub enum Event {
     },
 }
 
+const _: () = assert!(
+    size_of::<Result<Option<Event>, Box<Error>>>() == 16,
+    "what is received fits in two registers"
+);
+
 /// Gives one executor a link to every rank of its job.
 ///
 /// A link is made when a message first needs it, by the best path that both ends share. All calls

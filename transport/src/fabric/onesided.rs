@@ -358,7 +358,7 @@ impl Fabric {
         if let Contact::Open(link) = &mut self.peers[peer as usize] {
             link.end(end);
         }
-        self.ended(peer, error)
+        self.ended(peer, error);
     }
 
     /// Receives from `peer` while the answer to a `Get` waits for memory: what comes is put behind it.
