@@ -41,7 +41,7 @@ const WAKE: Token = Token(2);
 const RDMA: Token = Token(3);
 const RDMA_DEVICE: Token = Token(4);
 const FIRST_ID: usize = 5;
-/// Conversations with peers that have not proved themselves, at a time. More are not accepted.
+/// Conversations with peers that have not proved themselves, at a time. For more, the oldest are given up.
 const UNPROVED_MAX: usize = 1024;
 
 /// The number of a connection.
@@ -349,21 +349,32 @@ impl Sockets {
                 _ => self.tcp.accept().map(|(stream, _)| Stream::Tcp(stream)),
             };
             match accepted {
-                Ok(stream)
-                    if self.registered.len()
-                        < UNPROVED_MAX + 2 * self.here.config.size as usize =>
-                {
+                Ok(stream) => {
+                    if self.registered.len() >= UNPROVED_MAX + 2 * self.here.config.size as usize {
+                        self.forget_oldest_stranger();
+                    }
                     // What cannot be registered is dropped, and its peer told by that.
                     let _ = self.register(Greeting::accepted(stream, self.now + CONNECT_TIMEOUT));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Too many strangers: this one is dropped.
-                Ok(_) => {}
-                // No descriptors left, for instance: others may still come.
+                // No descriptors left, for instance: a stranger's are taken.
+                Err(_) if self.forget_oldest_stranger() => {}
                 Err(_) => return,
             }
         }
+    }
+
+    /// Hangs up on whoever connected first of those who have not proved themselves: a peer proves itself at once, so
+    /// a crowd that says nothing keeps nobody out. False when there is none.
+    fn forget_oldest_stranger(&mut self) -> bool {
+        let strangers = self.registered.iter().filter_map(|(&id, registered)| {
+            let is_stranger =
+                matches!(registered, Registered::Greeting(greeting) if greeting.peer.is_none());
+            is_stranger.then_some(id)
+        });
+        let oldest = strangers.min();
+        oldest.is_some_and(|id| self.registered.remove(&id).is_some())
     }
 
     fn notice(&mut self, id: Id, readable: bool, writable: bool) {
