@@ -30,6 +30,7 @@ use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::{
         memfd::{MFdFlags, memfd_create},
+        resource::{Resource, getrlimit},
         stat::fstat,
     },
     unistd::ftruncate,
@@ -130,6 +131,14 @@ impl Region {
     pub(crate) fn create(geometry: Geometry) -> Result<Arc<Self>, Error> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let fd = memfd_create(c"updraft-arena", flags).map_err(Error::os("create an arena"))?;
+        // Beyond this limit the kernel does not only refuse, it kills (SIGXFSZ).
+        let (limit, _) =
+            getrlimit(Resource::RLIMIT_FSIZE).map_err(Error::os("read the limit on files"))?;
+        if geometry.bytes() > limit {
+            let bytes = geometry.bytes();
+            let reason = format!("it takes {bytes} bytes, and RLIMIT_FSIZE (ulimit -f) is {limit}");
+            return Err(Error::io("size an arena")(std::io::Error::other(reason)));
+        }
         let bytes = geometry.bytes().try_into().unwrap_or(i64::MAX);
         ftruncate(&fd, bytes).map_err(Error::os("size an arena"))?;
         let file = File::from(fd);
