@@ -1,10 +1,10 @@
 //! What a program asks of the runtime, and what its launcher says.
 
-use std::{env, fs, ops::RangeInclusive, time::Duration};
+use std::{env, ops::RangeInclusive, time::Duration};
 
 use transport::{Interface, RdmaConfig, Transport};
 
-use crate::{Error, affinity};
+use crate::{Error, affinity, memory};
 
 /// The share of the memory that is there which a worker uses, unless told otherwise.
 const MEMORY_SHARE: (u64, u64) = (3, 4);
@@ -127,9 +127,13 @@ impl Config {
             gid: variable("UPDRAFT_RDMA_GID")?.or(self.rdma.gid),
         };
         let memory_bytes = match variable("UPDRAFT_MEMORY")? {
-            Some(bytes) => bytes,
-            None => self.memory_bytes.unwrap_or_else(|| default_memory(workers)),
+            Some(bytes) => Some(bytes),
+            None => self.memory_bytes,
         };
+        if let Some(bytes) = memory_bytes {
+            memory::check(bytes, workers)?;
+        }
+        let memory_bytes = memory_bytes.unwrap_or_else(|| default_memory(workers));
         let arena_bytes = (memory_bytes / 4 / u64::from(executors)).min(ARENA_BYTES_MAX) & !4095;
         if arena_bytes < ARENA_BYTES_MIN {
             let needed = u64::from(executors) * 4 * ARENA_BYTES_MIN;
@@ -175,26 +179,7 @@ fn variable<N: std::str::FromStr>(name: &str) -> Result<Option<N>, Error> {
 
 fn default_memory(workers: u32) -> u64 {
     let (share, of) = MEMORY_SHARE;
-    memory_there() / u64::from(workers) / of * share
-}
-
-/// The memory that processes here can have: what is available, or the limit of the cgroup if that is less.
-fn memory_there() -> u64 {
-    let available = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("MemAvailable:"))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    });
-    let available = available.map_or(1 << 30, |kibibytes| kibibytes << 10);
-    let limits = [
-        "/sys/fs/cgroup/memory.max",
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-    ];
-    let limit = limits
-        .iter()
-        .find_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
-    available.min(limit.unwrap_or(u64::MAX))
+    memory::there() / u64::from(workers) / of * share
 }
 
 #[cfg(test)]

@@ -1,0 +1,453 @@
+//! What happens when processes die, stop or run out of something: those who are left are told in time, and nothing
+//! stays behind.
+//!
+//! The runs here are short. `UPDRAFT_LONG=1 cargo test --release --test failure` takes many times as many.
+
+use std::{
+    env,
+    fs::{self, OpenOptions},
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use transport::{Arena, Config, Error, Event, Fabric, Ledger, Loss, Rank, Secret, Transport};
+
+mod support;
+
+use support::{Folder, Launch, PATIENCE, Running, command, example};
+
+const ARENA: u64 = 2 << 20;
+/// Within which the death of a process of this machine is told.
+const DEATH_TOLD: Duration = Duration::from_millis(50);
+
+/// How often something is done: more when there is time.
+fn often(few: usize, many: usize) -> usize {
+    if env::var_os("UPDRAFT_LONG").is_some() {
+        many
+    } else {
+        few
+    }
+}
+
+fn fabric(rank: Rank, secret: &Secret) -> Fabric {
+    let config = Config {
+        transport: Transport::Shm,
+        spin: false,
+        ..Config::new(rank, 2, secret)
+    };
+    Fabric::new(config, Arena::new(&Ledger::new(ARENA), ARENA).unwrap()).unwrap()
+}
+
+/// Another process of this machine, which sends back every message, and the rank here that talks to it.
+struct Echo {
+    process: Child,
+    here: Fabric,
+}
+
+impl Echo {
+    fn start() -> Self {
+        let mut process = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "the_echo", "--ignored", "--nocapture", "-q"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let secret = Secret::random().unwrap();
+        let mut here = fabric(0, &secret);
+        let hex: String = secret
+            .as_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let input = process.stdin.as_mut().unwrap();
+        writeln!(input, "{hex} {}", here.address().unwrap()).unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let there = lines
+            .find_map(|line| {
+                line.unwrap()
+                    .split_once("ADDRESS=")
+                    .map(|(_, there)| there.parse())
+            })
+            .unwrap()
+            .unwrap();
+        here.join(&[here.address().unwrap(), there]).unwrap();
+        let mut echo = Self { process, here };
+        echo.say(b"there?");
+        assert!(matches!(echo.next(PATIENCE), Some(Event::Message { .. })));
+        echo
+    }
+
+    fn say(&mut self, bytes: &[u8]) {
+        assert!(self.here.send_copy(1, 0, bytes).unwrap());
+    }
+
+    fn next(&mut self, time: Duration) -> Option<Event> {
+        let started = Instant::now();
+        while started.elapsed() < time {
+            if let Some(event) = self.here.receive().unwrap() {
+                return Some(event);
+            }
+            self.here.wait(Some(Duration::from_millis(1))).unwrap();
+        }
+        None
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
+    }
+
+    /// How long it takes until the loss of the peer is told.
+    fn loss(&mut self) -> Duration {
+        let started = Instant::now();
+        loop {
+            match self.next(PATIENCE) {
+                Some(Event::Ended { peer: 1, error }) => {
+                    let lost = matches!(
+                        *error,
+                        Error::PeerLost {
+                            cause: Loss::ProcessEnded,
+                            ..
+                        }
+                    );
+                    assert!(lost, "{error}");
+                    return started.elapsed();
+                }
+                Some(Event::Message { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+#[ignore = "the other process of the tests here"]
+fn the_echo() {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    let (hex, there) = line.trim().split_once(' ').unwrap();
+    let mut secret = [0; Secret::BYTES];
+    for (at, byte) in secret.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap();
+    }
+    let mut here = fabric(1, &Secret::from(secret));
+    println!("ADDRESS={}", here.address().unwrap());
+    here.join(&[there.parse().unwrap(), here.address().unwrap()])
+        .unwrap();
+    loop {
+        match here.receive().unwrap() {
+            Some(Event::Message { buffer, .. }) => here.send(0, buffer).unwrap(),
+            Some(Event::Ended { .. }) => return,
+            _ => here.wait(Some(Duration::from_millis(20))).unwrap(),
+        }
+    }
+}
+
+/// The time that 99 of 100 do not exceed.
+fn p99(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[(times.len() * 99).div_ceil(100) - 1]
+}
+
+#[test]
+fn the_death_of_a_process_is_told_within_50_ms_though_nobody_has_reaped_it() {
+    let times: Vec<Duration> = (0..often(20, 1000))
+        .map(|round| {
+            let mut echo = Echo::start();
+            if round % 2 == 0 {
+                echo.say(b"on its way"); // In the midst of work, and in peace.
+            }
+            if round % 4 == 3 {
+                echo.signal(Signal::SIGSTOP);
+            }
+            echo.signal(Signal::SIGKILL); // It stays a zombie until `echo` is dropped.
+            echo.loss()
+        })
+        .collect();
+    let p99 = p99(times);
+    println!("p99 {p99:?}");
+    assert!(p99 <= DEATH_TOLD, "{p99:?}");
+}
+
+#[test]
+fn a_process_that_is_stopped_is_not_lost_and_costs_its_sender_no_more_than_the_arena() {
+    let mut echo = Echo::start();
+    echo.signal(Signal::SIGSTOP);
+    let stat = format!("/proc/{}/stat", echo.process.id());
+    while !fs::read_to_string(&stat).unwrap().contains(") T ") {
+        thread::sleep(Duration::from_millis(1)); // It may be in the midst of a step.
+    }
+    let mut sent = 0;
+    let refused = loop {
+        match echo.here.loan(4096).unwrap() {
+            Some(mut loan) => {
+                loan.fill(sent as u8);
+                echo.here.send(1, loan).unwrap();
+                sent += 1;
+            }
+            None => break true,
+        }
+        assert!(sent < 10_000, "nothing bounds the sender");
+    };
+    assert!(refused && sent as u64 * 4096 <= ARENA, "{sent}");
+    assert!(
+        echo.next(Duration::from_secs(1)).is_none(),
+        "it is not lost"
+    );
+    echo.signal(Signal::SIGCONT);
+    for number in 0..sent {
+        match echo.next(PATIENCE) {
+            Some(Event::Message { buffer, .. }) => {
+                assert!(buffer.len() == 4096 && buffer.iter().all(|&byte| byte == number as u8));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn calls_that_signals_interrupt_lose_no_message() {
+    let mut echo = Echo::start();
+    for number in 0..often(200, 5000) {
+        echo.say(&number.to_ne_bytes());
+        // A wait for the sockets is interrupted by a stop, even if it goes on.
+        echo.signal(Signal::SIGSTOP);
+        echo.signal(Signal::SIGCONT);
+        match echo.next(PATIENCE) {
+            Some(Event::Message { buffer, .. }) => {
+                assert_eq!(buffer.as_slice(), number.to_ne_bytes());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The processes that have `mark` in their environment.
+fn marked(mark: &str) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap();
+    let processes = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let is_marked = |process: &u32| {
+        let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        let environment = environment.windows(mark.len());
+        environment.into_iter().any(|part| part == mark.as_bytes())
+    };
+    processes.filter(is_marked).collect()
+}
+
+#[test]
+fn nothing_is_left_of_jobs_whose_processes_are_killed_at_any_moment() {
+    let shared = fs::read_dir("/dev/shm").unwrap().count();
+    for round in 0..often(14, 10_000) {
+        let temporary = Folder::new();
+        let mark = format!("UPDRAFT_TEST_MARK=failure-{}-{round}", std::process::id());
+        let (name, value) = mark.split_once('=').unwrap();
+        let mut job = command();
+        job.args(["run", "-n", "2", "--"])
+            .arg(example("kmeans"))
+            .args(["--iterations", "1000000", "--generate", "2000"])
+            .env(name, value)
+            .env("TMPDIR", &temporary.0)
+            .stdin(Stdio::null());
+        let mut running = Running::start(&mut job);
+        // From before the workers are there to well into the job.
+        thread::sleep(Duration::from_millis((round as u64 * 37) % 240));
+        let launcher = running.launcher.id();
+        let victim = match marked(&mark)
+            .into_iter()
+            .filter(|&one| one != launcher)
+            .nth(round % 4)
+        {
+            Some(process) if round % 3 != 0 => process,
+            _ => launcher,
+        };
+        let killed = Instant::now();
+        let _ = kill(Pid::from_raw(victim.cast_signed()), Signal::SIGKILL);
+        // The death of the watchdog is no failure of the job, which is ended here.
+        thread::sleep(Duration::from_millis(50));
+        let _ = running.launcher.kill();
+        running.wait();
+        loop {
+            let left = marked(&mark);
+            if left.is_empty() {
+                break;
+            }
+            let told = left
+                .iter()
+                .map(|one| fs::read_to_string(format!("/proc/{one}/cmdline")));
+            let told: Vec<_> = told.collect();
+            assert!(
+                killed.elapsed() < Duration::from_secs(5),
+                "round {round}: {told:?}"
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+        let left = fs::read_dir(&temporary.0).unwrap().count();
+        assert_eq!(left, 0, "round {round}: files are left behind");
+    }
+    assert_eq!(fs::read_dir("/dev/shm").unwrap().count(), shared);
+}
+
+/// A small job whose workers exchange words, in a shell that has done `before`.
+fn job_after(before: &str, options: &[&str]) -> Launch {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &format!("{before} && exec \"$0\" \"$@\"")])
+        .arg(command().get_program())
+        .args(["run", "-n", "2", "--executors", "1"])
+        .args(options)
+        .arg("--")
+        .arg(example("wordcount"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("LICENSE"))
+        .stdin(Stdio::null());
+    Launch::of(shell)
+}
+
+#[test]
+fn jobs_run_with_no_locked_memory() {
+    let launch = job_after("ulimit -l 0", &[]);
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+}
+
+#[test]
+fn jobs_run_whatever_becomes_of_named_shared_memory() {
+    for options in ["size=4k", "ro"] {
+        let mount = format!("mount -t tmpfs -o {options} none /dev/shm");
+        let mut shell = Command::new("unshare");
+        shell
+            .args([
+                "--mount",
+                "sh",
+                "-c",
+                &format!("{mount} && exec \"$0\" \"$@\""),
+            ])
+            .arg(command().get_program())
+            .args(["run", "-n", "2", "--executors", "1", "--"])
+            .arg(example("wordcount"))
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("LICENSE"))
+            .stdin(Stdio::null());
+        let launch = Launch::of(shell);
+        if launch.err.contains("unshare") || launch.err.contains("mount:") {
+            println!("skipped: no mounts here: {}", launch.err);
+            return;
+        }
+        assert_eq!(launch.code(), Some(0), "{options}: {}", launch.err);
+    }
+}
+
+/// Whether a job failed as a job should: in time, with a code of its own, not by a signal, and saying why.
+fn assert_clear(launch: &Launch, reasons: &[&str]) {
+    let code = launch.code();
+    assert!(matches!(code, Some(1..=64)), "{code:?}: {}", launch.err);
+    assert!(!launch.err.contains("panicked"), "{}", launch.err);
+    let named = reasons.iter().any(|reason| launch.err.contains(reason));
+    assert!(named, "none of {reasons:?} in {}", launch.err);
+}
+
+#[test]
+fn too_few_descriptors_are_a_clear_error() {
+    let mut too_few = 0;
+    for limit in [10, 12, 14, 16, 20] {
+        let launch = job_after(&format!("ulimit -n {limit}"), &[]);
+        if launch.code() != Some(0) {
+            assert_clear(&launch, &["Too many open files"]);
+            too_few += 1;
+        }
+    }
+    assert!(too_few > 0, "all of these are enough");
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_named_and_kills_nobody() {
+    let launch = job_after("ulimit -f 2000", &[]);
+    assert_clear(&launch, &["RLIMIT_FSIZE"]);
+}
+
+/// A control group of version 1 or 2 with a limit of memory. It goes with it.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(bytes: u64) -> Option<Self> {
+        let name = format!("updraft-test-{}", std::process::id());
+        let (root, limit) = if Path::new("/sys/fs/cgroup/memory").exists() {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            ("/sys/fs/cgroup", "memory.max")
+        };
+        let group = Self(Path::new(root).join(name));
+        let made = fs::create_dir(&group.0).and_then(|()| {
+            let mut file = OpenOptions::new().write(true).open(group.0.join(limit))?;
+            file.write_all(bytes.to_string().as_bytes())
+        });
+        if let Err(error) = made {
+            println!("skipped: no control groups here: {error}");
+            return None;
+        }
+        Some(group)
+    }
+
+    fn enter(&self) -> String {
+        format!("echo $$ > {}/cgroup.procs", self.0.display())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let started = Instant::now();
+        while fs::remove_dir(&self.0).is_err() && started.elapsed() < Duration::from_secs(2) {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn memory_that_the_control_group_does_not_have_is_refused_before_the_kernel_kills_for_it() {
+    let Some(group) = Group::new(96 << 20) else {
+        return;
+    };
+    let launch = job_after(&group.enter(), &["--memory", "2g"]);
+    assert_clear(&launch, &["control group"]);
+    let launch = job_after(&group.enter(), &[]);
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_leaves_no_results_that_look_whole() {
+    let folder = Folder::new();
+    let text = folder.0.join("text");
+    let words: String = (0..200_000).map(|word| format!("word{word}\n")).collect();
+    fs::write(&text, words).unwrap();
+    let disk = folder.0.join("disk");
+    fs::create_dir(&disk).unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size=64k none {0} && \"$@\"; code=$?; ls {0}/out; exit $code",
+        disk.display()
+    );
+    let mut shell = Command::new("unshare");
+    shell
+        .args(["--mount", "sh", "-c", &script, "sh"])
+        .arg(command().get_program())
+        .args(["run", "-n", "2", "--executors", "1", "--"])
+        .arg(example("wordcount"))
+        .args([&text, Path::new("--out"), &disk.join("out")])
+        .stdin(Stdio::null());
+    let launch = Launch::of(shell);
+    if launch.err.contains("unshare") || launch.err.contains("mount:") {
+        println!("skipped: no mounts here: {}", launch.err);
+        return;
+    }
+    assert_clear(&launch, &["No space left on device"]);
+    assert!(!launch.out.contains("_SUCCESS"), "{}", launch.out);
+}
