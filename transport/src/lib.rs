@@ -29,6 +29,8 @@ mod arena;
 mod bell;
 mod error;
 mod fabric;
+#[cfg(any(fuzzing, all(test, not(loom))))]
+pub mod fuzzing;
 mod handover;
 mod interface;
 mod ledger;

@@ -1,0 +1,6 @@
+//! Whatever a peer says over TCP, its messages are bytes and its nonsense is the end of the link.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    transport::fuzzing::frames(bytes);
+});

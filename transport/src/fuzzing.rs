@@ -1,0 +1,145 @@
+//! What fuzzers may do: play a peer that says whatever it likes.
+
+use std::{
+    io::Write,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::fd::OwnedFd,
+};
+
+use nix::sys::eventfd::EventFd;
+
+use crate::{
+    Arena, Buffer, Config, Endpoint, Ledger,
+    arena::{Mapping, Region},
+    link::{
+        ring::{ENTRY_WORDS, Note, Producer},
+        shm::{RING_BYTES, RingAt, Shm},
+        tcp::Tcp,
+    },
+};
+
+const ARENA_BYTES: u64 = 1 << 20;
+/// Bytes of input that make an entry: its note and its words.
+const ENTRY_BYTES: usize = 2 + 8 * ENTRY_WORDS;
+
+/// Takes `bytes` for what a peer sends over TCP once it has proved itself. They are messages or the end of the link.
+/// None when the system has no sockets left.
+pub fn frames(bytes: &[u8]) -> Option<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
+    let mut peer = TcpStream::connect(listener.local_addr().ok()?).ok()?;
+    let (stream, _) = listener.accept().ok()?;
+    stream.set_nonblocking(true).ok()?;
+    // What does not fit in the buffers of the sockets is left out: nobody reads while this is written.
+    peer.set_nonblocking(true).ok()?;
+    let _ = peer.write(bytes);
+    drop(peer);
+    let arena = Arena::new(&Ledger::new(ARENA_BYTES), ARENA_BYTES).ok()?;
+    let stream = mio::net::TcpStream::from_std(stream);
+    let mut link = Tcp::new(1, arena, stream, Config::SILENCE_MAX);
+    let mut kept = Vec::new();
+    // Every turn takes a frame, or reads, or ends the link; a loan that is not there comes back with `kept`.
+    for _ in 0..2 * bytes.len() + 16 {
+        link.notify(true, true);
+        link.flush();
+        match link.receive() {
+            Ok(Some(message)) => keep(&mut kept, message),
+            Ok(None) => kept.clear(),
+            Err(_) => return Some(()),
+        }
+    }
+    panic!("the link does not end, though its peer has gone");
+}
+
+/// Takes `bytes` for the entries that a peer puts in the ring of shared memory. They are messages of bytes in its
+/// arena, or the end of the link.
+pub fn descriptors(bytes: &[u8]) -> Option<()> {
+    let arena = || Arena::new(&Ledger::new(ARENA_BYTES), ARENA_BYTES).ok();
+    let (ours, theirs) = (arena()?, arena()?);
+    let region = Region::import(theirs.region().fd().try_clone_to_owned().ok()?).ok()?;
+    let mapping = Mapping::of_peer(region, OwnedFd::from(EventFd::new().ok()?));
+    let (outgoing, _) = RingAt::create(ours.loan(RING_BYTES).ok()??)?;
+    let (lying, offset) = RingAt::create(theirs.loan(RING_BYTES).ok()??)?;
+    let incoming = RingAt::import(&mapping, offset)?;
+    let mut link = Shm::new(1, ours, outgoing, incoming, mapping);
+    let mut liar = Producer::new(lying);
+    let mut kept = Vec::new();
+    for entry in bytes.chunks_exact(ENTRY_BYTES) {
+        let note = Note::from_le_bytes([entry[0], entry[1]]);
+        let words = entry[2..].chunks_exact(8).map(|word| {
+            let word = word.try_into().unwrap_or_default();
+            u64::from_le_bytes(word)
+        });
+        if liar.has_room(1) == Ok(true) {
+            liar.push(note, words);
+        }
+        match link.receive() {
+            Ok(Some(message)) => keep(&mut kept, message),
+            Ok(None) => {}
+            Err(_) => break,
+        }
+        // An answer now and then, in memory that the liar has a say in.
+        if let Ok(Some(mut loan)) = link.loan(usize::from(entry[0]) * 32) {
+            loan.fill(7);
+            let _ = link.send(loan.freeze());
+        }
+    }
+    Some(())
+}
+
+/// Reads a message, and drops the oldest when there are many.
+fn keep(kept: &mut Vec<Buffer>, message: Buffer) {
+    let sum = message
+        .iter()
+        .fold(0_u8, |sum, &byte| sum.wrapping_add(byte));
+    std::hint::black_box(sum);
+    kept.push(message);
+    if kept.len() > 8 {
+        kept.remove(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The seeds from which the fuzzers start.
+    fn seeds(of: &str) -> Vec<Vec<u8>> {
+        let folder = format!("{}/../tests/fuzz/seeds/{of}", env!("CARGO_MANIFEST_DIR"));
+        let files = std::fs::read_dir(folder).unwrap();
+        files
+            .map(|file| std::fs::read(file.unwrap().path()).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn the_seeds_do_no_harm() {
+        for bytes in seeds("frames") {
+            frames(&bytes).unwrap();
+        }
+        for bytes in seeds("descriptors") {
+            descriptors(&bytes).unwrap();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn seeds_that_are_damaged_do_no_harm(
+            at in any::<prop::sample::Index>(),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            repeated in 1_usize..40,
+        ) {
+            let damaged = |of| {
+                let mut bytes = at.get(&seeds(of)).repeat(repeated);
+                for (place, byte) in &damage {
+                    let place = place.index(bytes.len());
+                    bytes[place] = *byte;
+                }
+                bytes
+            };
+            frames(&damaged("frames")).unwrap();
+            descriptors(&damaged("descriptors")).unwrap();
+        }
+    }
+}
