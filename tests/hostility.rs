@@ -118,15 +118,15 @@ fn read_all(buffer: &Buffer) -> u64 {
 /// Two ranks send to each other what they can, and keep a few of the messages; a few steps of it.
 fn work(ranks: &mut [Fabric; 2], kept: &mut Vec<Buffer>, random: &mut Random, steps: u64) -> bool {
     for _ in 0..steps {
-        for here in 0..2 {
-            let to = 1 - here as Rank;
+        for here in ranks.iter_mut() {
+            let to = 1 - here.rank();
             let len = [0, 8, 60, 104, 105, 4096, 60_000][random.below(7) as usize];
             // Typed errors, all of them: the peer is lost, or there is no room.
-            if let Ok(Some(mut loan)) = ranks[here].loan(len) {
+            if let Ok(Some(mut loan)) = here.loan(len) {
                 loan.fill(len as u8);
-                let _ = ranks[here].send(to, loan);
+                let _ = here.send(to, loan);
             }
-            match ranks[here].receive() {
+            match here.receive() {
                 Ok(Some(Event::Message { buffer, .. })) => {
                     read_all(&buffer);
                     if kept.len() < 8 {
@@ -159,7 +159,7 @@ fn nonsense(random: &mut Random, was: u64) -> u64 {
 
 /// Where pages are written to, so where there is something to spoil: header, bell, counts, and the blocks that
 /// are rings and messages.
-fn place(random: &mut Random, file: &File, bytes: u64) -> u64 {
+fn place(random: &mut Random, bytes: u64) -> u64 {
     let data = bytes - ARENA;
     let at = match random.below(8) {
         0 => random.below(512),
@@ -167,7 +167,6 @@ fn place(random: &mut Random, file: &File, bytes: u64) -> u64 {
         2..6 => data + random.below(64 << 10),
         _ => data + random.below(ARENA),
     };
-    let _ = file;
     at.min(bytes - 8) & !7
 }
 
@@ -187,7 +186,7 @@ fn a_peer_that_scribbles_over_shared_pages_costs_its_link_and_no_more() {
             for _ in 0..400 {
                 let file = &arenas[random.below(arenas.len() as u64) as usize];
                 let bytes = file.metadata().unwrap().len();
-                let at = place(&mut random, file, bytes);
+                let at = place(&mut random, bytes);
                 let mut word = [0; 8];
                 file.read_exact_at(&mut word, at).unwrap();
                 let word = nonsense(&mut random, u64::from_ne_bytes(word));
@@ -224,9 +223,9 @@ fn word_arrives(ranks: &mut [Fabric; 2]) -> Duration {
     let started = Instant::now();
     assert!(ranks[0].send_copy(1, 0, b"word").unwrap());
     loop {
-        for rank in 0..2 {
-            ranks[rank].tick(started.elapsed());
-            match ranks[rank].receive().unwrap() {
+        for rank in ranks.iter_mut() {
+            rank.tick(started.elapsed());
+            match rank.receive().unwrap() {
                 Some(Event::Message { buffer, .. }) => {
                     assert_eq!(buffer.as_slice(), b"word");
                     return started.elapsed();
@@ -266,7 +265,7 @@ fn those_who_belong_get_through_a_flood_of_half_open_conversations() {
 fn a_stranger_is_heard_for_64_bytes_and_no_more() {
     let mut ranks = pair(Transport::Tcp);
     let port = port(&ranks[1]);
-    assert!(HELLO_BYTES <= 64);
+    const { assert!(HELLO_BYTES <= 64) };
     let mut random = Random(3);
     for _ in 0..many(20) {
         let mut stranger = TcpStream::connect(port).unwrap();
@@ -324,7 +323,7 @@ fn a_conversation_that_is_replayed_proves_nothing() {
         .unwrap();
     ranks[0].join(&[ranks[0].address().unwrap(), told]).unwrap();
     let own = ranks[0].address().unwrap();
-    ranks[1].join(&[own, real.clone()]).unwrap();
+    ranks[1].join(&[own, real]).unwrap();
     let listener = thread::spawn(move || {
         let (caller, _) = between.accept().unwrap();
         let called = TcpStream::connect(real_port).unwrap();
