@@ -23,7 +23,7 @@ use nix::sys::{
 };
 use updraft::{
     Config, Env,
-    transport::{Buffer, Event, Fabric, Handover, Path as Route, Rank, Stores},
+    transport::{Buffer, Event, Fabric, Handover, Rank, Stores},
 };
 
 use super::{
@@ -312,13 +312,10 @@ impl<'a> Player<'a> {
             self.play_size(bytes)?;
         }
         if self.begins() {
-            let route = match self.fabric.path(self.peer) {
-                Some(Route::Shm) => "shm",
-                Some(Route::Tcp) => "tcp",
-                _ => "other",
-            };
+            let route = self.fabric.path(self.peer);
+            let name = route.map_or("unknown".to_owned(), |route| format!("{route:?}"));
             let line = Line::Path {
-                name: route.to_owned(),
+                name: name.to_lowercase(),
             };
             let _ = write!(self.out, "{line}"); // A string takes all.
             write(&self.arguments.results, &self.out)

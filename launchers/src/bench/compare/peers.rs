@@ -18,7 +18,7 @@ use nix::{
 };
 
 use super::{
-    super::{rank::Measure, samples::Line},
+    super::{machine::allowed_cores, rank::Measure, samples::Line},
     targets::{Ranks, Trial},
 };
 
@@ -376,12 +376,12 @@ impl Peer {
         let mut lines = String::new();
         for &bytes in &effort.sizes {
             let messages = effort.repeats * if bytes <= 1 << 10 { 20_000 } else { 200 };
-            let with = |command: &mut Command, port: u16, core: usize| {
+            let with = |command: &mut Command, port: u16| {
                 let port = port.to_string();
                 command
                     .args(["-t", "tag_bw", "-f", "-v", "-p", &port])
                     .args(["-s", &bytes.to_string(), "-n", &messages.to_string()])
-                    .args(["-w", "10000", "-c", &nth_core(core).to_string()])
+                    .args(["-w", "10000"])
                     .env("UCX_TLS", "posix,sysv,cma,self")
                     .env("UCX_WARN_UNUSED_ENV_VARS", "n");
             };
@@ -400,10 +400,8 @@ impl Peer {
             .ok_or_else(|| "it is not installed".to_owned())?;
         let mut lines = String::new();
         for &bytes in &effort.sizes {
-            let with = |command: &mut Command, port: u16, core: usize| {
-                let iterations = (effort.repeats * 100).max(100).to_string();
-                // The number of a core comes from the tool's own affinity, which is inherited.
-                let _ = core;
+            let with = |command: &mut Command, port: u16| {
+                let iterations = (effort.repeats * 100).to_string();
                 command.args(["-F", "-p", &port.to_string()]).args([
                     "-s",
                     &bytes.to_string(),
@@ -423,17 +421,17 @@ impl Peer {
     fn serve_and_ask(
         &self,
         tool: &Path,
-        with: impl Fn(&mut Command, u16, usize),
+        with: impl Fn(&mut Command, u16),
     ) -> Result<String, String> {
         let port = PORTS.start + (process::id() % u32::from(PORTS.end - PORTS.start)) as u16;
-        let mut server = Command::new(tool);
-        with(&mut server, port, 0);
+        let mut server = pinned(tool, 0);
+        with(&mut server, port);
         let mut server = Running::start(server)?;
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
-            let mut client = Command::new(tool);
+            let mut client = pinned(tool, 1);
             client.arg("127.0.0.1");
-            with(&mut client, port, 1);
+            with(&mut client, port);
             match output(client) {
                 Ok(said) => {
                     server.end(Instant::now() + END_TIME_MAX)?;
@@ -449,9 +447,18 @@ impl Peer {
     }
 }
 
-fn nth_core(index: usize) -> usize {
-    let cores = super::super::machine::allowed_cores();
-    cores.get(index % cores.len().max(1)).copied().unwrap_or(0)
+/// A tool kept on the core that a rank of that number would be on.
+fn pinned(tool: &Path, rank: usize) -> Command {
+    let cores = allowed_cores();
+    let core = cores.get(rank % cores.len().max(1));
+    match (core, which("taskset")) {
+        (Some(core), Some(taskset)) => {
+            let mut command = Command::new(taskset);
+            command.args(["-c", &core.to_string()]).arg(tool);
+            command
+        }
+        _ => Command::new(tool),
+    }
 }
 
 /// A batch of a tool that does not take the distance.
