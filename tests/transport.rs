@@ -5,7 +5,7 @@
 
 use std::{
     cell::RefCell,
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     env,
     future::{Future, poll_fn},
     io::{BufRead, BufReader, Read, Write},
@@ -14,7 +14,10 @@ use std::{
     pin::{Pin, pin},
     process::{Child, Command, Stdio},
     rc::Rc,
-    sync::mpsc::{Receiver, Sender},
+    sync::{
+        atomic::Ordering,
+        mpsc::{Receiver, Sender},
+    },
     task::{Context, Poll, Waker},
     thread,
     time::{Duration, Instant},
@@ -22,8 +25,9 @@ use std::{
 
 use nix::sys::signal::{Signal, raise};
 use transport::{
-    Address, Arena, Buffer, Config, Error, Event, Fabric, Interface, Ledger, Loan, Loss, Path,
-    Rank, RdmaConfig, Secret, Simulation, Transport,
+    Address, Arena, Buffer, Config, Error, Event, Exposed, Fabric, Interface, Issued, Ledger, Loan,
+    Loss, Operation, Outcome, Path, Rank, RdmaConfig, RegionHandle, RemoteRegion, Secret,
+    Simulation, Transport,
 };
 
 /// Larger than the largest message, with room for a second one in flight.
@@ -37,6 +41,7 @@ struct End {
     peer: Rank,
     /// What arrived while the program waited for something else.
     arrived: Rc<RefCell<VecDeque<Result<Buffer, Error>>>>,
+    completed: Rc<RefCell<HashMap<Operation, Result<Outcome, Error>>>>,
     die: fn(),
 }
 
@@ -46,18 +51,34 @@ impl End {
             fabric,
             peer,
             arrived: Rc::default(),
+            completed: Rc::default(),
             die,
         }
     }
 
     /// Takes in what has arrived: room comes back only to those who do.
     fn take_in(&self) {
-        while let Some(event) = self.fabric.borrow_mut().receive().unwrap() {
+        loop {
+            let event = self.fabric.borrow_mut().receive().unwrap();
             match event {
-                Event::Message { buffer, .. } => self.arrived.borrow_mut().push_back(Ok(buffer)),
-                Event::Ended { error, .. } => self.arrived.borrow_mut().push_back(Err(*error)),
-                Event::Refused { .. } | Event::Completed { .. } => {}
+                Some(event) => self.take(event),
+                None => return,
             }
+        }
+    }
+
+    fn take(&self, event: Event) {
+        match event {
+            Event::Message { buffer, .. } => self.arrived.borrow_mut().push_back(Ok(buffer)),
+            Event::Ended { error, .. } => self.arrived.borrow_mut().push_back(Err(*error)),
+            Event::Completed { peer, completion } => {
+                assert_eq!(peer, self.peer);
+                let completion = *completion;
+                let mut completed = self.completed.borrow_mut();
+                let twice = completed.insert(completion.operation, completion.outcome);
+                assert!(twice.is_none());
+            }
+            Event::Refused { .. } => {}
         }
     }
 
@@ -95,11 +116,7 @@ impl End {
         poll_fn(|_| {
             if self.arrived.borrow().is_empty() {
                 let event = self.fabric.borrow_mut().receive().unwrap();
-                match event {
-                    Some(Event::Message { buffer, .. }) => return Poll::Ready(Ok(buffer)),
-                    Some(Event::Ended { error, .. }) => return Poll::Ready(Err(*error)),
-                    Some(Event::Refused { .. } | Event::Completed { .. }) | None => {}
-                }
+                event.into_iter().for_each(|event| self.take(event));
             }
             self.arrived
                 .borrow_mut()
@@ -107,6 +124,101 @@ impl End {
                 .map_or(Poll::Pending, Poll::Ready)
         })
         .await
+    }
+
+    /// Issues an operation, trying again while there is no room.
+    async fn issue<T>(
+        &self,
+        mut issue: impl FnMut(&mut Fabric) -> Result<Issued<T>, Error>,
+    ) -> Result<Issued<T>, Error> {
+        poll_fn(|_| {
+            let issued = issue(&mut self.fabric.borrow_mut());
+            match issued {
+                Ok(Issued::NoRoom) => {
+                    self.take_in();
+                    Poll::Pending
+                }
+                issued => Poll::Ready(issued),
+            }
+        })
+        .await
+    }
+
+    /// Waits until an operation is complete.
+    async fn complete(&self, operation: Operation) -> Result<Outcome, Error> {
+        poll_fn(|_| {
+            self.take_in();
+            let outcome = self.completed.borrow_mut().remove(&operation);
+            outcome.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    async fn attach(&self, handle: RegionHandle) -> Result<RemoteRegion, Error> {
+        match self.issue(|fabric| fabric.attach(&handle)).await? {
+            Issued::Pending(operation) => match self.complete(operation).await? {
+                Outcome::Attached(region) => Ok(region),
+                other => panic!("{other:?}"),
+            },
+            issued => panic!("{issued:?}"),
+        }
+    }
+
+    async fn put(&self, region: &RemoteRegion, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        match self
+            .issue(|fabric| fabric.put(region, offset, bytes))
+            .await?
+        {
+            Issued::Pending(operation) => match self.complete(operation).await? {
+                Outcome::Put => Ok(()),
+                other => panic!("{other:?}"),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    async fn get(&self, region: &RemoteRegion, offset: u64, bytes: usize) -> Result<Buffer, Error> {
+        match self
+            .issue(|fabric| fabric.get(region, offset, bytes))
+            .await?
+        {
+            Issued::Done(buffer) => Ok(buffer),
+            Issued::Pending(operation) => match self.complete(operation).await? {
+                Outcome::Got(buffer) => Ok(buffer),
+                other => panic!("{other:?}"),
+            },
+            Issued::NoRoom => unreachable!(),
+        }
+    }
+
+    /// What the word was, of an operation on it.
+    async fn old(
+        &self,
+        issue: impl FnMut(&mut Fabric) -> Result<Issued<u64>, Error>,
+    ) -> Result<u64, Error> {
+        match self.issue(issue).await? {
+            Issued::Done(old) => Ok(old),
+            Issued::Pending(operation) => match self.complete(operation).await? {
+                Outcome::Old(old) => Ok(old),
+                other => panic!("{other:?}"),
+            },
+            Issued::NoRoom => unreachable!(),
+        }
+    }
+
+    /// Exposes memory that holds `bytes`, and sends its handle.
+    async fn expose(&self, bytes: &[u8]) -> Exposed {
+        let mut loan = self.loan(bytes.len()).await;
+        loan.copy_from_slice(bytes);
+        let exposed = self.fabric.borrow().expose(loan).unwrap();
+        self.send(&exposed.handle().to_bytes()).await;
+        exposed
+    }
+
+    /// The handle that the peer sends.
+    async fn handle(&self) -> RegionHandle {
+        let message = self.receive().await.unwrap();
+        RegionHandle::from_bytes(message.as_slice().try_into().unwrap())
     }
 
     /// Waits until everything sent has left this end.
@@ -173,6 +285,15 @@ promises! {
     makes_a_fast_sender_wait_for_a_slow_receiver in SMALL_ARENA;
     returns_every_loan in SMALL_ARENA;
     passes_on_what_another_lent in ARENA;
+    reads_and_writes_the_memory_of_a_peer in ARENA;
+    operates_on_a_peers_memory_like_on_ones_own in SMALL_ARENA;
+    loses_no_addition_of_either_end in SMALL_ARENA;
+    publishes_what_was_put_by_an_addition_and_by_a_message in SMALL_ARENA;
+    answers_without_memory_to_answer_with in SMALL_ARENA;
+    refuses_what_is_not_exposed in SMALL_ARENA;
+    takes_memory_back_once_no_peer_can_touch_it in SMALL_ARENA;
+    takes_memory_back_from_the_dead in SMALL_ARENA;
+    ends_what_is_under_way_at_a_peer_that_dies in SMALL_ARENA;
     tells_of_an_orderly_end_after_the_last_message in SMALL_ARENA;
     tells_of_a_death_after_the_last_message in SMALL_ARENA;
     takes_back_what_the_dead_had_not_read in SMALL_ARENA;
@@ -365,6 +486,524 @@ mod passes_on_what_another_lent {
         end.fabric.borrow_mut().send(end.peer, message).unwrap();
         end.flush().await;
         let _ = end.receive().await;
+    }
+}
+
+mod reads_and_writes_the_memory_of_a_peer {
+    use super::*;
+
+    const BYTES: usize = (1 << 20) - 3;
+
+    pub(super) async fn here(end: End) {
+        let region = end.attach(end.handle().await).await.unwrap();
+        assert_eq!(region.owner(), end.peer);
+        assert_eq!(region.len(), 1 << 20, "it is rounded up to words");
+        let mut model = pattern(1, BYTES);
+        model.resize(1 << 20, 0);
+        let whole = end.get(&region, 0, 1 << 20).await.unwrap();
+        assert!(whole.as_slice() == model);
+        drop(whole);
+
+        for (number, (offset, len)) in [
+            (0, 0),
+            (0, 1),
+            (1 << 20, 0),
+            ((1 << 20) - 1, 1),
+            (13, 5),
+            (7, 104),
+            (9, 105),
+            (3, 700_001),
+            (8, 4096),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let bytes = pattern(number + 2, len);
+            end.put(&region, offset as u64, &bytes).await.unwrap();
+            model[offset..offset + len].copy_from_slice(&bytes);
+            let back = end.get(&region, offset as u64, len).await.unwrap();
+            assert!(back.as_slice() == bytes, "put {number}");
+        }
+        end.put(&region, 64, &5u64.to_ne_bytes()).await.unwrap();
+        let add = end.old(|fabric| fabric.fetch_add(&region, 64, 37)).await;
+        assert_eq!(add.unwrap(), 5);
+        let other = end.old(|fabric| fabric.compare_swap(&region, 64, 5, 1));
+        assert_eq!(other.await.unwrap(), 42, "it was not the expected");
+        let swap = end.old(|fabric| fabric.compare_swap(&region, 64, 42, u64::MAX));
+        assert_eq!(swap.await.unwrap(), 42);
+        let wrap = end.old(|fabric| fabric.fetch_add(&region, 64, 2)).await;
+        assert_eq!(wrap.unwrap(), u64::MAX);
+        model[64..72].copy_from_slice(&1u64.to_ne_bytes());
+
+        assert_eq!(end.fabric.borrow().outstanding(end.peer), 0);
+        if end.fabric.borrow().path(end.peer) == Some(Path::Shm) {
+            let words = region.words().unwrap();
+            assert_eq!(words[8].load(Ordering::Acquire), 1);
+        } else {
+            assert!(region.words().is_none());
+        }
+        let whole = end.get(&region, 0, 1 << 20).await.unwrap();
+        assert!(whole.as_slice() == model);
+        end.send(b"look").await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"all");
+    }
+
+    pub(super) async fn there(end: End) {
+        let exposed = end.expose(&pattern(1, BYTES)).await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"look");
+        assert_eq!(exposed.words()[8].load(Ordering::Acquire), 1);
+        let mut bytes = [0; 3];
+        exposed.read((1 << 20) - 4, &mut bytes);
+        assert_eq!(bytes[2], 0, "the rest of the last word is zero");
+        end.send(b"all").await;
+        end.flush().await;
+        let _ = end.receive().await;
+    }
+}
+
+mod operates_on_a_peers_memory_like_on_ones_own {
+    use super::*;
+
+    const BYTES: usize = 200_000;
+    const OPERATIONS: usize = 600;
+
+    /// What an operation has to bring.
+    enum Due {
+        Put,
+        Got(Vec<u8>),
+        Old(u64),
+    }
+
+    fn check(number: usize, outcome: Outcome, due: &Due) {
+        match (outcome, due) {
+            (Outcome::Put, Due::Put) => {}
+            (Outcome::Got(buffer), Due::Got(bytes)) => {
+                assert!(buffer.as_slice() == bytes, "operation {number}");
+            }
+            (Outcome::Old(old), Due::Old(due)) => assert_eq!(old, *due, "operation {number}"),
+            (outcome, _) => panic!("operation {number}: {outcome:?}"),
+        }
+    }
+
+    /// Issues operations without waiting for them, and compares all that comes with a plain slice.
+    pub(super) async fn here(end: End) {
+        let region = end.attach(end.handle().await).await.unwrap();
+        let mut model = pattern(9, BYTES);
+        let mut random = 42u64;
+        let mut draw = |bound: usize| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            ((random >> 33) as usize) % bound
+        };
+        let mut under_way: VecDeque<(usize, Operation, Due)> = VecDeque::new();
+        for number in 0..OPERATIONS {
+            let kind = draw(4);
+            let longest = [40, 300, 30_000][draw(3)];
+            let len = if kind < 2 { draw(longest) } else { 8 };
+            let offset = match kind {
+                0 | 1 => draw(BYTES - len),
+                _ => draw(BYTES / 8 - 1) * 8,
+            };
+            let (at, range) = (offset as u64, offset..offset + len);
+            let word = u64::from_ne_bytes(model[offset..offset + 8].try_into().unwrap());
+            let (issued, due) = match kind {
+                0 => {
+                    let bytes = pattern(number, len);
+                    model[range].copy_from_slice(&bytes);
+                    let issued = end.issue(|fabric| fabric.put(&region, at, &bytes)).await;
+                    (outcome_of(issued.unwrap(), |()| Outcome::Put), Due::Put)
+                }
+                1 => {
+                    let issued = end.issue(|fabric| fabric.get(&region, at, len)).await;
+                    let due = Due::Got(model[range].to_vec());
+                    (outcome_of(issued.unwrap(), Outcome::Got), due)
+                }
+                2 => {
+                    model[range].copy_from_slice(&word.wrapping_add(at).to_ne_bytes());
+                    let issued = end.issue(|fabric| fabric.fetch_add(&region, at, at)).await;
+                    (outcome_of(issued.unwrap(), Outcome::Old), Due::Old(word))
+                }
+                _ => {
+                    let expected = word ^ draw(2) as u64;
+                    if expected == word {
+                        model[range].copy_from_slice(&(number as u64).to_ne_bytes());
+                    }
+                    let new = number as u64;
+                    let issued = end
+                        .issue(|fabric| fabric.compare_swap(&region, at, expected, new))
+                        .await;
+                    (outcome_of(issued.unwrap(), Outcome::Old), Due::Old(word))
+                }
+            };
+            match issued {
+                Ok(outcome) => check(number, outcome, &due),
+                Err(operation) => under_way.push_back((number, operation, due)),
+            }
+            while under_way.len() > [0, 30][draw(20).min(1)] {
+                let (number, operation, due) = under_way.pop_front().unwrap();
+                check(number, end.complete(operation).await.unwrap(), &due);
+            }
+        }
+        for (number, operation, due) in under_way {
+            check(number, end.complete(operation).await.unwrap(), &due);
+        }
+        assert_eq!(end.fabric.borrow().outstanding(end.peer), 0);
+        let whole = end.get(&region, 0, BYTES).await.unwrap();
+        assert!(whole.as_slice() == model);
+        end.send(b"all").await;
+        end.flush().await;
+        let _ = end.receive().await;
+    }
+
+    /// What came at once, or the operation that will bring it.
+    fn outcome_of<T>(
+        issued: Issued<T>,
+        outcome: impl FnOnce(T) -> Outcome,
+    ) -> Result<Outcome, Operation> {
+        match issued {
+            Issued::Done(done) => Ok(outcome(done)),
+            Issued::Pending(operation) => Err(operation),
+            Issued::NoRoom => unreachable!(),
+        }
+    }
+
+    pub(super) async fn there(end: End) {
+        let _exposed = end.expose(&pattern(9, BYTES)).await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"all");
+    }
+}
+
+mod loses_no_addition_of_either_end {
+    use super::*;
+
+    const ADDITIONS: u64 = 2_000;
+
+    pub(super) async fn here(end: End) {
+        let region = end.attach(end.handle().await).await.unwrap();
+        let mut pending = Vec::new();
+        let mut seen = Vec::new();
+        for _ in 0..ADDITIONS {
+            match end.issue(|fabric| fabric.fetch_add(&region, 8, 1)).await {
+                Ok(Issued::Done(old)) => seen.push(old),
+                Ok(Issued::Pending(operation)) => pending.push(operation),
+                other => panic!("{other:?}"),
+            }
+        }
+        for operation in pending {
+            match end.complete(operation).await {
+                Ok(Outcome::Old(old)) => seen.push(old),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(seen.is_sorted_by(|a, b| a < b), "each sees the one before");
+        end.send(b"all").await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"all");
+    }
+
+    pub(super) async fn there(end: End) {
+        let exposed = end.expose(&[0; 16]).await;
+        for addition in 0..ADDITIONS {
+            exposed.words()[1].fetch_add(1, Ordering::Relaxed);
+            if addition % 16 == 0 {
+                end.take_in();
+            }
+        }
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"all");
+        assert_eq!(exposed.words()[1].load(Ordering::Acquire), 2 * ADDITIONS);
+        assert_eq!(exposed.words()[0].load(Ordering::Relaxed), 0);
+        end.send(b"all").await;
+        end.flush().await;
+        let _ = end.receive().await;
+    }
+}
+
+mod publishes_what_was_put_by_an_addition_and_by_a_message {
+    use super::*;
+
+    const ROUNDS: usize = 200;
+    const LEN: usize = 5_000;
+
+    pub(super) async fn here(end: End) {
+        let region = end.attach(end.handle().await).await.unwrap();
+        for round in 0..ROUNDS {
+            let bytes = pattern(round, LEN);
+            let put = end.issue(|fabric| fabric.put(&region, 8, &bytes)).await;
+            drop(put.unwrap());
+            match round % 2 {
+                0 => drop(end.issue(|fabric| fabric.fetch_add(&region, 0, 1)).await),
+                _ => end.send(b"there").await,
+            }
+            assert_eq!(end.receive().await.unwrap().as_slice(), b"seen");
+        }
+    }
+
+    pub(super) async fn there(end: End) {
+        let exposed = end.expose(&[0; 8 + LEN]).await;
+        for round in 0..ROUNDS {
+            if round % 2 == 0 {
+                poll_fn(|_| {
+                    end.take_in();
+                    let additions = exposed.words()[0].load(Ordering::Acquire);
+                    match additions == round as u64 / 2 + 1 {
+                        true => Poll::Ready(()),
+                        false => Poll::Pending,
+                    }
+                })
+                .await;
+            } else {
+                assert_eq!(end.receive().await.unwrap().as_slice(), b"there");
+            }
+            let mut bytes = [0; LEN];
+            exposed.read(8, &mut bytes);
+            assert!(bytes[..] == pattern(round, LEN), "round {round}");
+            end.send(b"seen").await;
+        }
+        end.flush().await;
+        let _ = end.receive().await;
+    }
+}
+
+mod answers_without_memory_to_answer_with {
+    use super::*;
+
+    const BYTES: usize = 60_001;
+
+    pub(super) async fn here(end: End) {
+        let region = end.attach(end.handle().await).await.unwrap();
+        end.send(b"lend").await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"lent");
+        let get = end.issue(|fabric| fabric.get(&region, 1, BYTES)).await;
+        // What comes behind the answer waits for it, and in order.
+        for number in 0..10u8 {
+            end.send(&[number]).await;
+        }
+        let add = end.old(|fabric| fabric.fetch_add(&region, 0, 1));
+        add.await.unwrap();
+        let buffer = match get.unwrap() {
+            Issued::Done(buffer) => buffer,
+            Issued::Pending(operation) => match end.complete(operation).await.unwrap() {
+                Outcome::Got(buffer) => buffer,
+                other => panic!("{other:?}"),
+            },
+            Issued::NoRoom => unreachable!(),
+        };
+        assert!(buffer.as_slice() == &pattern(4, BYTES + 1)[1..]);
+        end.send(b"all").await;
+        end.flush().await;
+        let _ = end.receive().await;
+    }
+
+    pub(super) async fn there(end: End) {
+        let _exposed = end.expose(&pattern(4, BYTES + 1)).await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"lend");
+        let mut lent = Vec::new();
+        for bytes in [1 << 16, 1 << 12, 1] {
+            let loan = || end.fabric.borrow().loan(bytes).unwrap();
+            lent.extend(std::iter::from_fn(loan));
+        }
+        end.send(b"lent").await;
+        for number in 0..10u8 {
+            assert_eq!(end.receive().await.unwrap().as_slice(), [number]);
+        }
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"all");
+    }
+}
+
+mod refuses_what_is_not_exposed {
+    use super::*;
+
+    pub(super) async fn here(end: End) {
+        let handle = end.handle().await;
+        let region = end.attach(handle).await.unwrap();
+        for byte in 4..16 {
+            let mut forged = handle.to_bytes();
+            forged[byte] ^= 1; // Its place in the book, and its key.
+            let attached = end.attach(RegionHandle::from_bytes(&forged)).await;
+            let refused = matches!(attached, Err(Error::NotExposed { peer }) if peer == end.peer);
+            assert!(refused, "{attached:?}");
+        }
+        let mut stranger = handle.to_bytes();
+        stranger[0] = 7;
+        let attached = end.issue(|fabric| fabric.attach(&RegionHandle::from_bytes(&stranger)));
+        assert!(matches!(
+            attached.await,
+            Err(Error::UnknownRank { rank: 7, size: 2 })
+        ));
+        // Where it is and how long: the owner says that itself.
+        let mut shifted = handle.to_bytes();
+        shifted[16..].fill(0xff);
+        let shifted = end.attach(RegionHandle::from_bytes(&shifted)).await;
+        assert_eq!(shifted.unwrap().len(), 1000);
+
+        for (offset, bytes) in [(1000, 1), (993, 8), (u64::MAX, 2), (0, 1001)] {
+            let put = end.put(&region, offset, &vec![0; bytes]).await;
+            assert!(matches!(put, Err(Error::OutOfRegion { .. })), "{put:?}");
+            let got = end.get(&region, offset, bytes).await;
+            assert!(matches!(got, Err(Error::OutOfRegion { .. })), "{got:?}");
+        }
+        let old = end.old(|fabric| fabric.fetch_add(&region, 1000, 1)).await;
+        assert!(matches!(old, Err(Error::OutOfRegion { .. })), "{old:?}");
+        let old = end.old(|fabric| fabric.fetch_add(&region, 12, 1)).await;
+        assert!(
+            matches!(old, Err(Error::Misaligned { offset: 12 })),
+            "{old:?}"
+        );
+
+        end.send(b"no more").await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"none");
+        // Those who have it mapped learn of it soon; others when they ask.
+        let refused = loop {
+            end.take_in();
+            match end.put(&region, 0, b"late").await {
+                Ok(()) => YieldOnce::default().await,
+                Err(error) => break error,
+            }
+        };
+        assert!(
+            matches!(refused, Error::NotExposed { peer } if peer == end.peer),
+            "{refused:?}"
+        );
+        let again = end.attach(handle).await;
+        assert!(matches!(again, Err(Error::NotExposed { .. })), "{again:?}");
+        end.send(b"all").await;
+        end.flush().await;
+        let _ = end.receive().await;
+    }
+
+    pub(super) async fn there(end: End) {
+        let exposed = end.expose(&[3; 1000]).await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"no more");
+        let mut bytes = [0; 1000];
+        exposed.read(0, &mut bytes);
+        assert_eq!(bytes, [3; 1000], "nothing was written");
+        drop(exposed);
+        end.send(b"none").await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"all");
+    }
+}
+
+/// Lets the other end have its turn.
+#[derive(Default)]
+struct YieldOnce(bool);
+
+impl Future for YieldOnce {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        match std::mem::replace(&mut self.0, true) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+}
+
+mod takes_memory_back_once_no_peer_can_touch_it {
+    use super::*;
+
+    const BYTES: usize = SMALL_ARENA as usize / 2;
+
+    pub(super) async fn here(end: End) {
+        let region = end.attach(end.handle().await).await.unwrap();
+        let other = region.clone();
+        end.send(b"attached").await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"taken back");
+        if let Some(words) = region.words() {
+            assert_eq!(words[0].load(Ordering::Relaxed), 0x0505_0505_0505_0505);
+            // It learns that it should let go.
+            poll_fn(|_| {
+                end.take_in();
+                match region.is_revoked() {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            })
+            .await;
+        }
+        drop(region);
+        drop(other);
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"all");
+    }
+
+    pub(super) async fn there(end: End) {
+        let exposed = end.expose(&[5; BYTES]).await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"attached");
+        drop(exposed);
+        if end.fabric.borrow().path(end.peer) == Some(Path::Shm) {
+            let early = end.fabric.borrow().loan(BYTES).unwrap();
+            assert!(early.is_none(), "a peer can touch it");
+        }
+        end.send(b"taken back").await;
+        drop(end.loan(BYTES).await);
+        end.send(b"all").await;
+        end.flush().await;
+        let _ = end.receive().await;
+    }
+}
+
+mod takes_memory_back_from_the_dead {
+    use super::*;
+
+    const BYTES: usize = SMALL_ARENA as usize / 2;
+
+    pub(super) async fn here(end: End) {
+        let exposed = end.expose(&[5; BYTES]).await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"attached");
+        drop(exposed);
+        let died = end.receive().await;
+        assert!(matches!(died, Err(Error::PeerLost { .. })), "{died:?}");
+        drop(end.loan(BYTES).await);
+    }
+
+    pub(super) async fn there(end: End) {
+        let _region = end.attach(end.handle().await).await.unwrap();
+        end.send(b"attached").await;
+        end.flush().await;
+        (end.die)();
+    }
+}
+
+mod ends_what_is_under_way_at_a_peer_that_dies {
+    use super::*;
+
+    pub(super) async fn here(end: End) {
+        let region = end.attach(end.handle().await).await.unwrap();
+        end.send(b"die").await;
+        // Nobody knows which of these are carried out, but each of them ends.
+        let mut under_way = Vec::new();
+        let refused = loop {
+            match end.issue(|fabric| fabric.fetch_add(&region, 0, 1)).await {
+                Ok(Issued::Pending(operation)) => under_way.push(operation),
+                Ok(_) => {}
+                Err(Error::NotExposed { .. }) => {} // A thread that dies takes its memory back.
+                Err(error) => break error,
+            }
+            end.take_in();
+            YieldOnce::default().await;
+        };
+        assert!(matches!(refused, Error::PeerLost { .. }), "{refused:?}");
+        for operation in under_way {
+            match end.complete(operation).await {
+                Ok(Outcome::Old(_)) | Err(Error::PeerLost { .. } | Error::NotExposed { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(end.fabric.borrow().outstanding(end.peer), 0);
+        let again = end.issue(|fabric| fabric.attach(&region_of(&end))).await;
+        assert!(matches!(again, Err(Error::PeerLost { .. })), "{again:?}");
+    }
+
+    /// Any handle of the peer.
+    fn region_of(end: &End) -> RegionHandle {
+        let mut bytes = [0; RegionHandle::BYTES];
+        bytes[0] = end.peer as u8;
+        RegionHandle::from_bytes(&bytes)
+    }
+
+    pub(super) async fn there(end: End) {
+        let _exposed = end.expose(&[0; 64]).await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"die");
+        (end.die)();
     }
 }
 
@@ -753,6 +1392,107 @@ fn simulated(promise: Promise) {
 }
 
 // ---- What only some of them can be asked ----
+
+/// One rank of this node operates on memory by itself, another asks the owner over TCP, and the owner has
+/// its part in it too.
+#[test]
+fn additions_over_different_paths_are_atomic_with_each_other() {
+    const ADDITIONS: u64 = 20_000;
+    let secret = Secret::random().unwrap();
+    let (addresses, told) = std::sync::mpsc::channel();
+    let ranks = [Transport::Auto, Transport::Shm, Transport::Tcp].map(|transport| {
+        let (secret, addresses) = (secret.clone(), addresses.clone());
+        let (tell, book) = std::sync::mpsc::channel::<Vec<Address>>();
+        let rank = match transport {
+            Transport::Auto => 0,
+            Transport::Shm => 1,
+            _ => 2,
+        };
+        let thread = thread::spawn(move || {
+            let config = Config {
+                transport,
+                ..Config::new(rank, 3, &secret)
+            };
+            let fabric = Fabric::new(config, arena(1 << 20)).unwrap();
+            addresses.send((rank, fabric.address().unwrap())).unwrap();
+            let fabric = Rc::new(RefCell::new(fabric));
+            fabric.borrow_mut().join(&book.recv().unwrap()).unwrap();
+            let end = End::new(fabric.clone(), 0, || {});
+            drive(
+                fabric,
+                match rank {
+                    0 => Box::pin(owner(end)),
+                    _ => Box::pin(adder(end)),
+                },
+            );
+        });
+        (tell, thread)
+    });
+    let mut book: Vec<(Rank, Address)> = told.iter().take(3).collect();
+    book.sort_by_key(|(rank, _)| *rank);
+    let book: Vec<Address> = book.into_iter().map(|(_, address)| address).collect();
+    for (tell, _) in &ranks {
+        tell.send(book.clone()).unwrap();
+    }
+    for (_, thread) in ranks {
+        thread.join().unwrap();
+    }
+
+    async fn owner(end: End) {
+        let loan = end.loan(8).await;
+        let exposed = end.fabric.borrow().expose(loan).unwrap();
+        exposed.words()[0].store(0, Ordering::Relaxed);
+        // The others connect, each by the path it may take.
+        for _ in [1, 2] {
+            assert_eq!(end.receive().await.unwrap().as_slice(), b"connect");
+        }
+        for peer in [1, 2] {
+            let handle = exposed.handle().to_bytes();
+            let sent = end.fabric.borrow_mut().send_copy(peer, 0, &handle);
+            assert!(sent.unwrap());
+        }
+        let mut done = 0;
+        for addition in 0.. {
+            if addition < ADDITIONS {
+                exposed.words()[0].fetch_add(1, Ordering::Relaxed);
+            } else if done == 2 {
+                break;
+            }
+            end.take_in();
+            done += end.arrived.borrow_mut().drain(..).count();
+            if addition % 64 == 0 {
+                YieldOnce::default().await;
+            }
+        }
+        assert_eq!(exposed.words()[0].load(Ordering::Acquire), 3 * ADDITIONS);
+        for peer in [1, 2] {
+            let sent = end.fabric.borrow_mut().send_copy(peer, 0, b"all");
+            assert!(sent.unwrap());
+        }
+        end.flush().await;
+    }
+
+    async fn adder(end: End) {
+        end.send(b"connect").await;
+        let region = end.attach(end.handle().await).await.unwrap();
+        let mapped = end.fabric.borrow().rank() == 1;
+        assert_eq!(region.words().is_some(), mapped);
+        for _ in 0..ADDITIONS {
+            let issued = end.issue(|fabric| fabric.fetch_add(&region, 0, 1)).await;
+            assert_eq!(matches!(issued, Ok(Issued::Done(_))), mapped);
+        }
+        poll_fn(|_| {
+            end.take_in();
+            match end.fabric.borrow().outstanding(0) {
+                0 => Poll::Ready(()),
+                _ => Poll::Pending,
+            }
+        })
+        .await;
+        end.send(b"done").await;
+        assert_eq!(end.receive().await.unwrap().as_slice(), b"all");
+    }
+}
 
 #[test]
 fn what_can_never_fit_is_refused_at_once() {

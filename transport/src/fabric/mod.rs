@@ -23,6 +23,8 @@ const POLLS_TO_IDLE: u32 = 64;
 const POLLS_A_LOOK: u32 = 16;
 /// The same, while nothing but deaths and strangers is expected of the sockets.
 const POLLS_A_GLANCE: u32 = 1024;
+/// Steps in what a peer asks for beside its messages that are taken in one poll.
+const ASIDES_A_POLL: usize = 64;
 /// The longest a waiting rank spins before it sleeps, in polls.
 const SPINS_MAX: u32 = 4096;
 const SPINS_MIN: u32 = 32;
@@ -728,33 +730,33 @@ impl Fabric {
     /// The same for a link that is not shared memory, that is over, or that has more than messages.
     #[inline(never)]
     fn poll_other(&mut self, peer: Rank) -> Option<Buffer> {
-        let Some(Contact::Open(link)) = self.peers.get_mut(peer as usize) else {
-            return None;
-        };
-        if link.has_aside() {
-            self.serve(peer);
-            return None;
-        }
-        if self.onesided.is_blocked(peer) {
-            return self.poll_behind(peer);
-        }
-        if !matches!(link, Link::Rdma(_)) {
-            link.flush();
-            if !link.is_ready() {
+        for _ in 0..ASIDES_A_POLL {
+            let Some(Contact::Open(link)) = self.peers.get_mut(peer as usize) else {
                 return None;
-            }
-        }
-        match link.receive() {
-            Ok(None) if link.has_aside() => {
+            };
+            if link.has_aside() {
                 self.serve(peer);
-                None
+                continue;
             }
-            Ok(message) => message,
-            Err(error) => {
-                self.ended(peer, error);
-                None
+            if self.onesided.is_blocked(peer) {
+                return self.poll_behind(peer);
+            }
+            if !matches!(link, Link::Rdma(_)) {
+                link.flush();
+                if !link.is_ready() {
+                    return None;
+                }
+            }
+            match link.receive() {
+                Ok(None) if link.has_aside() => {}
+                Ok(message) => return message,
+                Err(error) => {
+                    self.ended(peer, error);
+                    return None;
+                }
             }
         }
+        None
     }
 
     #[cold]
