@@ -130,6 +130,9 @@ pub(crate) struct Adapter {
     read_limits: (u8, u8),
     links_max: u32,
     inboxes: RefCell<HashMap<u32, Rc<Inbox>>>,
+    /// The one that the last completion was for, which is most often that of the next.
+    last: RefCell<Option<(u32, Rc<Inbox>)>>,
+    completions: RefCell<[ibv_wc; COMPLETIONS]>,
     port_down: Cell<bool>,
     // In the order in which they have to end.
     srq: Rc<Srq>,
@@ -182,6 +185,8 @@ impl Adapter {
             ),
             links_max,
             inboxes: RefCell::default(),
+            last: RefCell::default(),
+            completions: RefCell::new([EMPTY; COMPLETIONS]),
             port_down: Cell::new(false),
             srq,
             cq,
@@ -359,9 +364,9 @@ impl Adapter {
     /// Takes in what has completed, for whichever link.
     #[inline]
     pub(super) fn poll(&self) {
-        let mut completions = [EMPTY; COMPLETIONS];
+        let mut completions = self.completions.borrow_mut();
         loop {
-            let Ok(polled) = self.cq.poll(&mut completions) else {
+            let Ok(polled) = self.cq.poll(&mut *completions) else {
                 return self.fail_all("its completion queue cannot be polled");
             };
             if polled.is_empty() {
@@ -378,11 +383,17 @@ impl Adapter {
     }
 
     fn sort(&self, completion: &ibv_wc) {
-        let inboxes = self.inboxes.borrow();
-        let inbox = inboxes.get(&completion.qp_num);
+        let mut last = self.last.borrow_mut();
+        if last
+            .as_ref()
+            .is_none_or(|(number, _)| *number != completion.qp_num)
+        {
+            let inbox = self.inboxes.borrow().get(&completion.qp_num).cloned();
+            *last = inbox.map(|inbox| (completion.qp_num, inbox));
+        }
         let received = completion.wr_id & RECEIVE != 0;
         let slot = completion.wr_id as u32;
-        let Some(inbox) = inbox else {
+        let Some((_, inbox)) = &*last else {
             if received {
                 self.free(slot); // Of a link that is gone.
             }
@@ -470,6 +481,7 @@ impl Adapter {
         drop(qp);
         self.poll(); // Another queue pair may get the number.
         self.inboxes.borrow_mut().remove(&number);
+        self.last.borrow_mut().take();
     }
 }
 

@@ -69,6 +69,9 @@ const GOODBYE_BYTES: usize = 1 + 8;
 const DATA: usize = Class::Data as usize;
 const CONTROL: usize = Class::Control as usize;
 const SLOTS: [u32; 2] = [DATA_SLOTS, CONTROL_SLOTS];
+/// Free slots of which the peer hears with the next packet, and those for which one is sent without messages.
+const TOLD_FROM: [u32; 2] = [DATA_SLOTS / 4, 1];
+const TOLD_AT_ONCE: [u32; 2] = [DATA_SLOTS / 2, CONTROL_SLOTS / 2];
 
 /// A request that was posted.
 enum Posted {
@@ -163,9 +166,13 @@ pub(crate) struct Rdma {
     /// Fetched messages that were dropped here, and those of them that the peer has to be told of.
     returns: Rc<Returns>,
     to_return: VecDeque<u64>,
+    /// Whether something offered has not been asked for in full.
+    reading: bool,
     /// Whether the message that comes next found no loan.
     starved: bool,
 
+    /// Whether a message was received since the last one was sent.
+    replies: bool,
     /// When something last completed, and whether something has since.
     heard: Duration,
     quiet: bool,
@@ -214,7 +221,9 @@ impl Rdma {
             told_fetched: 0,
             returns: Rc::default(),
             to_return: VecDeque::new(),
+            reading: false,
             starved: false,
+            replies: false,
             heard: Duration::ZERO,
             quiet: true,
             end: None,
@@ -303,6 +312,7 @@ impl Rdma {
     }
 
     /// A request with the number after `ahead` others that are not counted yet.
+    #[inline]
     fn number_request(&mut self, opcode: i32, signalled: bool, ahead: usize) -> ibv_send_wr {
         self.unsignalled += 1;
         let signalled = signalled || self.unsignalled >= SIGNALLED_EVERY;
@@ -326,6 +336,7 @@ impl Rdma {
     }
 
     /// Posts requests with one ring of the doorbell.
+    #[inline]
     fn post(&mut self, requests: &mut [ibv_send_wr]) {
         for place in 1..requests.len() {
             requests[place - 1].next = &raw mut requests[place];
@@ -349,11 +360,15 @@ impl Rdma {
     /// Sends what can be sent. Without messages to go with, news goes if it is urgent or, when `all`, in any case.
     fn push(&mut self, all: bool) {
         self.arena.reclaim();
-        self.to_return.extend(self.returns.borrow_mut().drain(..));
-        self.read_more();
+        if !self.returns.borrow().is_empty() {
+            self.to_return.extend(self.returns.borrow_mut().drain(..));
+        }
+        if self.reading {
+            self.read_more();
+        }
         while self.qp.is_some() && !self.outgoing.is_empty() && self.can_send(Class::Data) {
             if self.push_chain() == 0 {
-                break;
+                break; // There is no room to make a message ours.
             }
         }
         while self.has_news_to_tell(all) && self.can_send(Class::Control) {
@@ -387,29 +402,34 @@ impl Rdma {
 
     fn has_news_to_tell(&self, all: bool) -> bool {
         !self.to_return.is_empty()
-            || self.owed(Class::Data) >= DATA_SLOTS / 2
-            || self.owed(Class::Control) >= CONTROL_SLOTS / 2
+            || self.owed(Class::Data) >= TOLD_AT_ONCE[DATA]
+            || self.owed(Class::Control) >= TOLD_AT_ONCE[CONTROL]
             || (all && self.have_fetched != self.told_fetched)
     }
 
     /// The head of a packet that leaves now, and the numbers with it.
+    #[inline]
     fn head(&mut self, class: Class, numbers: usize) -> (Head, Vec<u64>) {
+        let tell = self.owed(Class::Data) >= TOLD_FROM[DATA]
+            || self.owed(Class::Control) >= TOLD_FROM[CONTROL];
         // The slots are posted before the peer hears of them.
-        if let Err(error) = self.adapter.repost() {
+        if tell && let Err(error) = self.adapter.repost() {
             self.inbox.news.set(true);
             self.inbox
                 .failed
                 .borrow_mut()
                 .get_or_insert(Loss::Connection(format!("RDMA: {error}")));
         }
-        self.told = self.consumed;
+        if tell {
+            self.told = self.consumed;
+        }
         self.told_fetched = self.have_fetched;
         let numbers = self.to_return.len().min(numbers);
         let head = Head {
             class,
             returned: 0,
             fetched: self.have_fetched,
-            credits: self.consumed,
+            credits: self.told,
         };
         (head, self.to_return.drain(..numbers).collect())
     }
@@ -444,6 +464,7 @@ impl Rdma {
     }
 
     /// Makes the request of a packet whose gathered part is in a stage.
+    #[inline]
     fn packet(
         &mut self,
         stage: usize,
@@ -493,18 +514,24 @@ impl Rdma {
 
     /// Sends up to a chain of packets; how many.
     fn push_chain(&mut self) -> usize {
-        let mut pieces = [[ibv_sge::default(); 2]; CHAIN];
-        let mut requests = Vec::with_capacity(CHAIN);
-        let mut posted = Vec::with_capacity(CHAIN);
+        let Some((mut first, mut pieces, posted)) = self.next_packet(0) else {
+            return 0;
+        };
+        if self.outgoing.is_empty() {
+            first.sg_list = pieces.as_mut_ptr(); // Most often it is alone.
+            self.post(std::slice::from_mut(&mut first));
+            self.keep(posted);
+            return 1;
+        }
+        let (mut requests, mut pieces, mut posted) = (vec![first], vec![pieces], vec![posted]);
         while requests.len() < CHAIN
             && self.posted.len() + requests.len() < REQUESTS as usize
+            && !self.outgoing.is_empty()
             && self.can_send(Class::Data)
+            && let Some((request, places, kept)) = self.next_packet(requests.len())
         {
-            let Some((request, places, kept)) = self.next_packet(requests.len()) else {
-                break;
-            };
-            pieces[requests.len()] = places;
             requests.push(request);
+            pieces.push(places);
             posted.push(kept);
         }
         for (request, pieces) in requests.iter_mut().zip(&mut pieces) {
@@ -517,6 +544,7 @@ impl Rdma {
     }
 
     /// Gathers messages into a packet; none while the first cannot be sent.
+    #[inline]
     fn next_packet(&mut self, ahead: usize) -> Option<(ibv_send_wr, [ibv_sge; 2], Posted)> {
         self.make_ours()?;
         let stage = self.free_stages.pop()?;
@@ -563,9 +591,12 @@ impl Rdma {
     /// Sees to it that the device can read the first message: one that lies in another's arena is copied to ours,
     /// if there is room.
     fn make_ours(&mut self) -> Option<()> {
+        if self.outgoing.front()?.1.len() <= GATHERED_BYTES {
+            return Some(());
+        }
         let (lane, message) = self.outgoing.pop_front()?;
         let is_ours = message.block().is_none_or(|block| self.arena.owns(block));
-        if is_ours || message.len() <= GATHERED_BYTES {
+        if is_ours {
             self.outgoing.push_front((lane, message));
             return Some(());
         }
@@ -578,6 +609,9 @@ impl Rdma {
 
     /// Asks the device to read what is offered, as far as there is room for requests.
     fn read_more(&mut self) {
+        if self.qp.is_none() {
+            return;
+        }
         for place in 0..self.arriving.len() {
             let Arriving::Reading {
                 loan, from, asked, ..
@@ -610,6 +644,7 @@ impl Rdma {
                 }
             }
         }
+        self.reading = false;
     }
 
     /// Takes in what has completed, what arrived and what the watch says.
@@ -723,7 +758,7 @@ impl Rdma {
             let adapter = self.adapter.clone();
             let next = adapter.with_packet(slot, len, |packet| self.unpack_frame(packet, at))?;
             match next {
-                Unpacked::Frame { next } => {
+                Unpacked::Frame { next } if next < len as usize => {
                     if let Some(unread) = self.unread.front_mut() {
                         unread.at = next;
                     }
@@ -733,7 +768,7 @@ impl Rdma {
                     self.forget_packets(); // What is behind it would be out of order.
                     return Ok(());
                 }
-                Unpacked::End => {
+                Unpacked::Frame { .. } | Unpacked::End => {
                     self.unread.pop_front();
                     adapter.free(slot);
                     self.consumed[DATA] = self.consumed[DATA].wrapping_add(1);
@@ -770,6 +805,7 @@ impl Rdma {
                     return Ok(Unpacked::Starved);
                 };
                 self.asked += 1;
+                self.reading = true;
                 loan.set_tag(tag);
                 Arriving::Reading {
                     lane,
@@ -914,11 +950,14 @@ impl Rdma {
 
     fn next(&mut self) -> Result<Option<Buffer>, End> {
         self.unpack()?;
-        if self.qp.is_some() {
+        if self.reading {
             self.read_more();
         }
         match self.arriving.pop_front() {
-            Some(Arriving::Here(Lane::Messages, message)) => Ok(Some(message)),
+            Some(Arriving::Here(Lane::Messages, message)) => {
+                self.replies = true;
+                Ok(Some(message))
+            }
             Some(Arriving::Here(Lane::Memory, aside)) => {
                 self.asides.push_back(aside);
                 Ok(None)
@@ -964,7 +1003,8 @@ impl Endpoint for Rdma {
             });
         }
         self.outgoing.push_back((Lane::Messages, message));
-        if self.outgoing.len() >= CHAIN {
+        // A reply goes at once; others go together, with the next look.
+        if std::mem::take(&mut self.replies) || self.outgoing.len() >= CHAIN {
             self.push(false);
         }
         Ok(())
