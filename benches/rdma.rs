@@ -159,7 +159,7 @@ fn between(
 ) -> f64 {
     let secret = Secret::random().unwrap();
     let make = {
-        let (devices, secret) = (devices.to_vec(), secret.clone());
+        let devices = devices.to_vec();
         move |rank: Rank| {
             let config = Config {
                 transport: Transport::Rdma,

@@ -4,7 +4,7 @@
 //! arena it is in, into a receive slot, and from there into a loan. A larger one is offered: the receiver's device reads it
 //! straight from the sender's arena into a loan of the receiver's, and its loan is the sender's until the
 //! *receiver* has dropped the message, as on the other links. (Reading costs the sender's processor
-//! nothing, and on Soft-RoCE it carries 1.6 times the bytes of writing.)
+//! nothing.)
 //!
 //! Receive slots are counted out to each peer as credits, so no packet finds none. Requests are posted in
 //! chains, and one in sixteen says that it completed. A TCP connection, over which the two ends got to know each other,
