@@ -212,7 +212,7 @@ fn receive(fabric: &mut Fabric) -> Option<usize> {
         match fabric.receive().unwrap() {
             Some(Event::Message { buffer, .. }) => return Some(buffer.len()),
             Some(Event::Ended { .. }) => return None,
-            Some(Event::Refused { .. }) | None => {}
+            Some(Event::Refused { .. } | Event::Completed { .. }) | None => {}
         }
     }
 }
