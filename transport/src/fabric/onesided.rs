@@ -55,7 +55,7 @@ impl Fabric {
     ///
     /// [`Error::UnknownRank`], or why the owner is gone. That nothing is exposed by the handle (it was made up, or
     /// the owner took the memory back) is an [`Error::NotExposed`]: for memory of our own at once, and
-    /// otherwise in the [`Event::Completed`].
+    /// otherwise in the [`Event::Completed`](crate::Event::Completed).
     pub fn attach(&mut self, handle: &RegionHandle) -> Result<Issued<RemoteRegion>, Error> {
         let owner = handle.owner();
         if owner == self.rank {
