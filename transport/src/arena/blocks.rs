@@ -84,6 +84,12 @@ impl Blocks {
         }
     }
 
+    /// Whether a block of `size` bytes is what would be lent for `bytes`.
+    #[inline]
+    pub(crate) fn fits(bytes: u64, size: u64) -> bool {
+        class_of(bytes).1 == size
+    }
+
     /// Lends a block of at least `bytes`, or nothing while there is none.
     #[inline]
     pub(crate) fn lend(&mut self, bytes: u64) -> Option<Lent> {

@@ -6,7 +6,13 @@ mod loan;
 mod region;
 mod window;
 
-use std::{cell::RefCell, fmt, os::fd::OwnedFd, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+};
 
 use self::blocks::Blocks;
 pub(crate) use self::{
@@ -49,6 +55,8 @@ pub struct Arena(Rc<Owned>);
 struct Owned {
     mapping: Rc<Mapping>,
     book: RefCell<Book>,
+    /// The loan that will likely be asked for next.
+    prepared: Cell<Option<Loan>>,
 }
 
 /// What only the owner knows of its blocks.
@@ -214,6 +222,7 @@ impl Arena {
         Ok(Self(Rc::new(Owned {
             mapping,
             book: RefCell::new(book),
+            prepared: Cell::new(None),
         })))
     }
 
@@ -225,11 +234,28 @@ impl Arena {
     /// [`Error::MessageTooLarge`] when the whole arena would not do.
     #[inline(always)]
     pub fn loan(&self, bytes: usize) -> Result<Option<Loan>, Error> {
+        if let Some(mut loan) = self.0.prepared.take()
+            && Blocks::fits(bytes as u64, loan.capacity() as u64)
+        {
+            loan.set_len(bytes);
+            return Ok(Some(loan));
+        }
         self.reclaim();
         match self.lend(bytes) {
             Some(loan) => Ok(Some(loan)),
             None => self.refuse(bytes),
         }
+    }
+
+    /// Has a loan ready of the size of the one that was just sent: whoever sends again soon need not wait for what
+    /// is done here.
+    #[inline]
+    pub(crate) fn prepare(&self, bytes: usize) {
+        let prepared = self.0.prepared.take().or_else(|| {
+            self.reclaim();
+            self.lend(bytes)
+        });
+        self.0.prepared.set(prepared);
     }
 
     /// The same, counted against `window`: `None` also while the window is used up.

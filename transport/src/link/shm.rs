@@ -362,7 +362,7 @@ impl Shm {
         let Some(block) = message.block() else {
             return;
         };
-        let index = block.index();
+        let (index, capacity) = (block.index(), block.capacity());
         let next = block.next();
         if message.is_shared() {
             self.arena.share(block);
@@ -371,6 +371,7 @@ impl Shm {
         self.outgoing.push(BLOCK, entry.into_iter());
         // What can wait is done while the message is on its way.
         self.arena.sent(index, message, self.peer);
+        self.arena.prepare(capacity);
         if next != 0 {
             self.arena.region().prefetch(next - 1);
         }
