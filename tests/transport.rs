@@ -9,7 +9,7 @@ use std::{
     env,
     future::{Future, poll_fn},
     io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     os::fd::OwnedFd,
     pin::{Pin, pin},
     process::{Child, Command, Stdio},
@@ -255,22 +255,28 @@ macro_rules! promises {
         }
 
         mod threads_over_shared_memory { $(#[test] fn $name() {
-            super::threads(super::promise(stringify!($name)), super::Transport::Shm);
+            super::threads(super::promise(stringify!($name)), super::Way::Shm);
         })* }
         mod threads_over_tcp { $(#[test] fn $name() {
-            super::threads(super::promise(stringify!($name)), super::Transport::Tcp);
+            super::threads(super::promise(stringify!($name)), super::Way::Tcp);
+        })* }
+        mod threads_over_tls { $(#[test] fn $name() {
+            super::threads(super::promise(stringify!($name)), super::Way::Tls);
         })* }
         mod processes_over_shared_memory { $(#[test] fn $name() {
-            super::processes(stringify!($name), "shm");
+            super::processes(stringify!($name), super::Way::Shm);
         })* }
         mod processes_over_tcp { $(#[test] fn $name() {
-            super::processes(stringify!($name), "tcp");
+            super::processes(stringify!($name), super::Way::Tcp);
+        })* }
+        mod processes_over_tls { $(#[test] fn $name() {
+            super::processes(stringify!($name), super::Way::Tls);
         })* }
         mod threads_over_rdma { $(#[test] #[ignore = "needs RDMA: tests/rdma/run"] fn $name() {
-            super::threads(super::promise(stringify!($name)), super::Transport::Rdma);
+            super::threads(super::promise(stringify!($name)), super::Way::Rdma);
         })* }
         mod processes_over_rdma { $(#[test] #[ignore = "needs RDMA: tests/rdma/run"] fn $name() {
-            super::processes(stringify!($name), "rdma");
+            super::processes(stringify!($name), super::Way::Rdma);
         })* }
         mod simulation { $(#[test] fn $name() {
             super::simulated(super::promise(stringify!($name)));
@@ -1106,9 +1112,42 @@ fn arena(bytes: u64) -> Arena {
     Arena::new(&Ledger::new(bytes), bytes).unwrap()
 }
 
-fn config(rank: Rank, transport: Transport, secret: &Secret) -> Config {
+/// What carries the messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Shm,
+    Tcp,
+    Tls,
+    Rdma,
+}
+
+impl Way {
+    /// Those that every machine has.
+    const EVERYWHERE: [Self; 3] = [Self::Shm, Self::Tcp, Self::Tls];
+
+    fn named(name: &str) -> Self {
+        match name {
+            "Shm" => Self::Shm,
+            "Tcp" => Self::Tcp,
+            "Tls" => Self::Tls,
+            "Rdma" => Self::Rdma,
+            _ => panic!("no way is called {name}"),
+        }
+    }
+
+    fn transport(self) -> Transport {
+        match self {
+            Self::Shm => Transport::Shm,
+            Self::Tcp | Self::Tls => Transport::Tcp,
+            Self::Rdma => Transport::Rdma,
+        }
+    }
+}
+
+fn config(rank: Rank, way: Way, secret: &Secret) -> Config {
     Config {
-        transport,
+        transport: way.transport(),
+        tls: way == Way::Tls,
         rdma: rdma(),
         interface: interface(),
         spin: false,
@@ -1133,8 +1172,8 @@ fn rdma() -> RdmaConfig {
     }
 }
 
-fn fabric(rank: Rank, bytes: u64, transport: Transport, secret: &Secret) -> Fabric {
-    Fabric::new(config(rank, transport, secret), arena(bytes)).unwrap()
+fn fabric(rank: Rank, bytes: u64, way: Way, secret: &Secret) -> Fabric {
+    Fabric::new(config(rank, way, secret), arena(bytes)).unwrap()
 }
 
 /// Drives one end to the end of its program.
@@ -1161,21 +1200,21 @@ fn run_end(fabric: Fabric, program: fn(End) -> Program, die: fn()) {
 
 const DEATH: &str = "this thread dies as its promise says";
 
-fn threads(promise: Promise, transport: Transport) {
+fn threads(promise: Promise, way: Way) {
     let secret = Secret::random().unwrap();
     let (to_there, from_here) = std::sync::mpsc::channel::<Address>();
     let (to_here, from_there) = std::sync::mpsc::channel::<Address>();
     let there = {
         let secret = secret.clone();
         thread::spawn(move || {
-            let mut fabric = fabric(1, promise.arena, transport, &secret);
+            let mut fabric = fabric(1, promise.arena, way, &secret);
             to_here.send(fabric.address().unwrap()).unwrap();
             let book = [from_here.recv().unwrap(), fabric.address().unwrap()];
             fabric.join(&book).unwrap();
             run_end(fabric, promise.there, || std::panic::panic_any(DEATH));
         })
     };
-    let mut fabric = fabric(0, promise.arena, transport, &secret);
+    let mut fabric = fabric(0, promise.arena, way, &secret);
     to_there.send(fabric.address().unwrap()).unwrap();
     let book = [fabric.address().unwrap(), from_there.recv().unwrap()];
     fabric.join(&book).unwrap();
@@ -1185,11 +1224,11 @@ fn threads(promise: Promise, transport: Transport) {
     }
 }
 
-fn processes(name: &str, transport: &str) {
+fn processes(name: &str, way: Way) {
     let promise = promise(name);
-    let mut other = OtherEnd::start(name, transport);
+    let mut other = OtherEnd::start(name, way);
     let secret = Secret::random().unwrap();
-    let mut fabric = fabric(0, promise.arena, transport_named(transport), &secret);
+    let mut fabric = fabric(0, promise.arena, way, &secret);
     let hex: String = secret
         .as_bytes()
         .iter()
@@ -1213,7 +1252,7 @@ struct OtherEnd {
 }
 
 impl OtherEnd {
-    fn start(name: &str, transport: &str) -> Self {
+    fn start(name: &str, way: Way) -> Self {
         if let Ok(machine) = env::var("UPDRAFT_TEST_MACHINE") {
             let start = Instant::now();
             let mut stream = loop {
@@ -1225,14 +1264,14 @@ impl OtherEnd {
                     Err(error) => panic!("{machine} does not start: {error}"),
                 }
             };
-            writeln!(stream, "{name} {transport}").unwrap();
+            writeln!(stream, "{name} {way:?}").unwrap();
             return Self {
                 child: None,
                 output: Box::new(BufReader::new(stream.try_clone().unwrap())),
                 input: Box::new(stream),
             };
         }
-        let mut child = other_process(name, transport)
+        let mut child = other_process(name, &format!("{way:?}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -1270,7 +1309,7 @@ impl Drop for OtherEnd {
     }
 }
 
-fn other_process(name: &str, transport: &str) -> Command {
+fn other_process(name: &str, way: &str) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
         .args([
@@ -1281,7 +1320,7 @@ fn other_process(name: &str, transport: &str) -> Command {
             "-q",
         ])
         .env("PROMISE", name)
-        .env("TRANSPORT", transport);
+        .env("WAY", way);
     command
 }
 
@@ -1306,26 +1345,18 @@ fn the_other_machine() {
             line.extend(byte);
         }
         let line = String::from_utf8(line).unwrap();
-        let (name, transport) = line.trim().split_once(' ').unwrap();
+        let (name, way) = line.trim().split_once(' ').unwrap();
         if name == "end" {
             return;
         }
         let stdio = || Stdio::from(OwnedFd::from(stream.try_clone().unwrap()));
-        let mut child = other_process(name, transport)
+        let mut child = other_process(name, way)
             .stdin(stdio())
             .stdout(stdio())
             .spawn()
             .unwrap();
         let ended_well = ends_well(&mut child);
         let _ = writeln!(stream, "\nENDED={ended_well}");
-    }
-}
-
-fn transport_named(name: &str) -> Transport {
-    match name {
-        "shm" => Transport::Shm,
-        "rdma" => Transport::Rdma,
-        _ => Transport::Tcp,
     }
 }
 
@@ -1341,8 +1372,8 @@ fn the_other_process() {
         .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
         .collect();
     let secret = Secret::from(<[u8; Secret::BYTES]>::try_from(bytes).unwrap());
-    let transport = transport_named(&env::var("TRANSPORT").unwrap());
-    let mut fabric = fabric(1, promise.arena, transport, &secret);
+    let way = Way::named(&env::var("WAY").unwrap());
+    let mut fabric = fabric(1, promise.arena, way, &secret);
     println!("ADDRESS={}", fabric.address().unwrap());
     fabric
         .join(&[address.parse().unwrap(), fabric.address().unwrap()])
@@ -1530,10 +1561,9 @@ fn poll_until(fabrics: &mut [Fabric; 2], mut done: impl FnMut(usize, &Event) -> 
 
 #[test]
 fn a_peer_with_another_secret_is_refused_by_both_sides() {
-    for transport in [Transport::Shm, Transport::Tcp] {
+    for way in Way::EVERYWHERE {
         let secrets = [Secret::random().unwrap(), Secret::random().unwrap()];
-        let mut fabrics =
-            [0, 1].map(|rank| fabric(rank, 1 << 20, transport, &secrets[rank as usize]));
+        let mut fabrics = [0, 1].map(|rank| fabric(rank, 1 << 20, way, &secrets[rank as usize]));
         let book = fabrics.each_ref().map(|fabric| fabric.address().unwrap());
         for fabric in &mut fabrics {
             fabric.join(&book).unwrap();
@@ -1559,7 +1589,7 @@ fn a_peer_with_another_secret_is_refused_by_both_sides() {
 #[test]
 fn strangers_on_the_port_do_not_disturb_those_who_belong() {
     let secret = Secret::random().unwrap();
-    let mut fabrics = [0, 1].map(|rank| fabric(rank, 1 << 20, Transport::Tcp, &secret));
+    let mut fabrics = [0, 1].map(|rank| fabric(rank, 1 << 20, Way::Tcp, &secret));
     let book = fabrics.each_ref().map(|fabric| fabric.address().unwrap());
     for fabric in &mut fabrics {
         fabric.join(&book).unwrap();
@@ -1567,7 +1597,7 @@ fn strangers_on_the_port_do_not_disturb_those_who_belong() {
     let port = book[1].to_string().rsplit_once('/').unwrap().1.to_owned();
     let strangers = thread::spawn(move || {
         let half_open: Vec<_> = (0..200)
-            .map(|_| std::net::TcpStream::connect(&port).unwrap())
+            .map(|_| TcpStream::connect(&port).unwrap())
             .collect();
         for mut stranger in &half_open[..100] {
             stranger.write_all(&pattern(3, 64)).unwrap();
@@ -1588,10 +1618,10 @@ fn strangers_on_the_port_do_not_disturb_those_who_belong() {
 
 #[test]
 fn nobody_at_the_address_is_a_lost_peer() {
-    for transport in [Transport::Shm, Transport::Tcp] {
+    for way in Way::EVERYWHERE {
         let secret = Secret::random().unwrap();
-        let mut here = fabric(0, 1 << 20, transport, &secret);
-        let gone = fabric(1, 1 << 20, transport, &secret).address().unwrap();
+        let mut here = fabric(0, 1 << 20, way, &secret);
+        let gone = fabric(1, 1 << 20, way, &secret).address().unwrap();
         here.join(&[here.address().unwrap(), gone]).unwrap();
         here.send_copy(1, 0, b"anyone?").unwrap();
         let start = Instant::now();
@@ -1615,6 +1645,112 @@ fn nobody_at_the_address_is_a_lost_peer() {
 }
 
 #[test]
+fn a_peer_that_differs_in_tls_is_refused_with_that_reason_by_both_sides() {
+    for connects_with in [Way::Tcp, Way::Tls] {
+        let secret = Secret::random().unwrap();
+        let accepts_with = if connects_with == Way::Tcp {
+            Way::Tls
+        } else {
+            Way::Tcp
+        };
+        let mut fabrics = [(0, connects_with), (1, accepts_with)]
+            .map(|(rank, way)| fabric(rank, 1 << 20, way, &secret));
+        let book = fabrics.each_ref().map(|fabric| fabric.address().unwrap());
+        for fabric in &mut fabrics {
+            fabric.join(&book).unwrap();
+        }
+        fabrics[0].send_copy(1, 0, b"hello").unwrap();
+        let mut told = [false; 2];
+        poll_until(&mut fabrics, |rank, event| {
+            let reason = match event {
+                Event::Ended { error, .. } => error.to_string(),
+                Event::Refused { reason } => reason.to_string(),
+                other => panic!("{other:?}"),
+            };
+            let uses_tls = [connects_with, accepts_with][rank] == Way::Tls;
+            let expected = if uses_tls {
+                "it does not use TLS, as we do"
+            } else {
+                "it uses TLS, and we do not"
+            };
+            assert!(reason.ends_with(expected), "{reason}");
+            told[rank] = true;
+            told == [true; 2]
+        });
+    }
+}
+
+/// A listener between two ranks, who passes on what they say and reads along.
+#[test]
+fn who_listens_in_on_tls_learns_nothing_and_who_changes_a_byte_ends_it() {
+    const WORDS: &[u8] = b"nobody else is to know this";
+    for (way, change) in [(Way::Tcp, false), (Way::Tls, false), (Way::Tls, true)] {
+        let secret = Secret::random().unwrap();
+        let mut fabrics = [0, 1].map(|rank| fabric(rank, 1 << 20, way, &secret));
+        let mut book = fabrics.each_ref().map(|fabric| fabric.address().unwrap());
+        let between = TcpListener::bind("127.0.0.1:0").unwrap();
+        let text = book[1].to_string();
+        let (path, port) = text.rsplit_once('/').unwrap();
+        let target = port.to_owned();
+        book[1] = format!("{path}/{}", between.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        let listener = thread::spawn(move || {
+            let (from, _) = between.accept().unwrap();
+            let to = TcpStream::connect(target).unwrap();
+            let back = {
+                let (from, to) = (to.try_clone().unwrap(), from.try_clone().unwrap());
+                thread::spawn(move || pass_on(from, to, false))
+            };
+            let heard = pass_on(from, to, change);
+            back.join().unwrap();
+            heard
+        });
+        for fabric in &mut fabrics {
+            fabric.join(&book).unwrap();
+        }
+        for _ in 0..10 {
+            fabrics[0].send_copy(1, 0, WORDS).unwrap();
+        }
+        let mut messages = 0;
+        poll_until(&mut fabrics, |rank, event| match event {
+            Event::Message { buffer, .. } => {
+                assert_eq!(buffer.as_slice(), WORDS);
+                messages += 1;
+                messages == 10
+            }
+            Event::Ended { error, .. } => {
+                assert!(change, "{error}");
+                assert_eq!(messages, 0, "the first was changed");
+                rank == 1
+            }
+            other => panic!("{other:?}"),
+        });
+        drop(fabrics);
+        let heard = listener.join().unwrap();
+        let learned = heard.windows(WORDS.len()).any(|window| window == WORDS);
+        assert_eq!(learned, way == Way::Tcp, "over {way:?}");
+    }
+}
+
+/// Passes bytes on until they end, the last byte of each large piece changed if so asked; what they were.
+fn pass_on(mut from: TcpStream, mut to: TcpStream, change: bool) -> Vec<u8> {
+    let (mut heard, mut piece) = (Vec::new(), [0; 4096]);
+    while let Ok(read @ 1..) = from.read(&mut piece) {
+        // The proofs pass as they are, and so does the first word of TLS, whose change is noticed sooner.
+        if change && heard.len() > 600 {
+            piece[read - 1] ^= 1;
+        }
+        heard.extend_from_slice(&piece[..read]);
+        if to.write_all(&piece[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+    heard
+}
+
+#[test]
 fn ranks_meet_on_the_interface_that_is_chosen() {
     for chosen in ["lo", "127.0.0.2", "::1", "::1/128"] {
         let secret = Secret::random().unwrap();
@@ -1622,7 +1758,7 @@ fn ranks_meet_on_the_interface_that_is_chosen() {
         let mut fabrics = [0, 1].map(|rank| {
             let config = Config {
                 interface,
-                ..config(rank, Transport::Tcp, &secret)
+                ..config(rank, Way::Tcp, &secret)
             };
             Fabric::new(config, arena(1 << 20)).unwrap()
         });
@@ -1698,7 +1834,11 @@ fn no_wake_up_is_lost_whoever_fences() {
 #[test]
 fn a_rank_that_waits_uses_no_processor() {
     let secret = Secret::random().unwrap();
-    let mut fabric = fabric(0, 1 << 20, Transport::Auto, &secret);
+    let config = Config {
+        transport: Transport::Auto,
+        ..config(0, Way::Tcp, &secret)
+    };
+    let mut fabric = Fabric::new(config, arena(1 << 20)).unwrap();
     let cpu =
         || nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_THREAD).unwrap();
     let before = cpu().user_time() + cpu().system_time();

@@ -99,6 +99,10 @@ struct RunArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_milliseconds)]
     silence: Option<u64>,
 
+    /// Encrypt what goes over TCP, by TLS 1.3 with a certificate of the job
+    #[arg(long)]
+    tls: bool,
+
     /// How much memory each worker may use for messages and state, such as 512m or 4g
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
@@ -116,6 +120,7 @@ impl From<RunArguments> for local::Options {
             transport: arguments.transport,
             interface: arguments.interface,
             silence_ms_max: arguments.silence,
+            tls: arguments.tls,
             memory_bytes: arguments.memory,
             job: arguments.job,
         }

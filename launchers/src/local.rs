@@ -81,6 +81,8 @@ pub struct Options {
     pub interface: Option<String>,
     /// How long the machine of a worker may be silent, if not as long as the program says.
     pub silence_ms_max: Option<u64>,
+    /// Whether what goes over TCP is encrypted, whatever the program says.
+    pub tls: bool,
     /// How much memory each may use for messages and state, if not what it finds right.
     pub memory_bytes: Option<u64>,
     /// The program, and its arguments.
@@ -98,6 +100,7 @@ impl Options {
                 "UPDRAFT_SILENCE_MS",
                 self.silence_ms_max.map(|n| n.to_string()),
             ),
+            ("UPDRAFT_TLS", self.tls.then(|| "1".to_owned())),
             (
                 "UPDRAFT_TRANSPORT",
                 self.transport.map(|transport| transport.name().to_owned()),
@@ -121,6 +124,7 @@ impl Default for Options {
             transport: None,
             interface: None,
             silence_ms_max: None,
+            tls: false,
             memory_bytes: None,
             job: Vec::new(),
         }
@@ -651,6 +655,7 @@ mod tests {
             transport: Some(Transport::Tcp),
             interface: Some("::1".into()),
             silence_ms_max: Some(700),
+            tls: true,
             memory_bytes: Some(4096),
             ..Options::default()
         };
@@ -660,6 +665,7 @@ mod tests {
             ("UPDRAFT_MEMORY", "4096"),
             ("UPDRAFT_INTERFACE", "::1"),
             ("UPDRAFT_SILENCE_MS", "700"),
+            ("UPDRAFT_TLS", "1"),
             ("UPDRAFT_TRANSPORT", "tcp"),
         ];
         let expected = expected.map(|(name, value)| (name, value.to_owned()));

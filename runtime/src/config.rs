@@ -34,6 +34,9 @@ pub struct Config {
     pub silence_max: Duration,
     /// How RDMA is used where it may be.
     pub rdma: RdmaConfig,
+    /// Whether what goes over TCP between workers is encrypted, by TLS 1.3; what goes over RDMA is not. All
+    /// workers have to agree.
+    pub tls: bool,
     /// The most bytes that the data path of this worker may hold; by default three quarters of the memory
     /// that is there, shared among the workers of the node.
     pub memory_bytes: Option<u64>,
@@ -51,6 +54,7 @@ impl Default for Config {
             interface: None,
             silence_max: transport::Config::SILENCE_MAX,
             rdma: RdmaConfig::default(),
+            tls: false,
             memory_bytes: None,
             pin: true,
             progress: true,
@@ -67,6 +71,7 @@ pub(crate) struct Decided {
     pub(crate) interface: Option<Interface>,
     pub(crate) silence_max: Duration,
     pub(crate) rdma: RdmaConfig,
+    pub(crate) tls: bool,
     pub(crate) memory_bytes: u64,
     pub(crate) arena_bytes: u64,
     pub(crate) pin: bool,
@@ -111,6 +116,15 @@ impl Config {
             Some(milliseconds) => Duration::from_millis(milliseconds),
             None => self.silence_max,
         };
+        let tls = match env::var("UPDRAFT_TLS").as_deref() {
+            Err(_) => self.tls,
+            Ok("1") => true,
+            Ok("0") => false,
+            Ok(other) => {
+                let reason = format!("UPDRAFT_TLS is {other:?}, and not 1 or 0");
+                return Err(Error::Config { reason });
+            }
+        };
         if !SILENCES.contains(&silence_max) {
             let (least, most) = (SILENCES.start(), SILENCES.end());
             let reason = format!(
@@ -148,6 +162,7 @@ impl Config {
             interface,
             silence_max,
             rdma,
+            tls,
             memory_bytes,
             arena_bytes,
             pin: self.pin,

@@ -143,6 +143,7 @@ impl Env {
                 interface: self.interface(),
                 silence_max: self.decided.silence_max,
                 rdma: self.decided.rdma.clone(),
+                tls: self.decided.tls,
                 secret: secret.clone(),
                 spin: self.decided.spin,
             },

@@ -15,6 +15,7 @@ use crate::{
         ring::{ENTRY_WORDS, Note, Producer},
         shm::{RING_BYTES, RingAt, Shm},
         tcp::Tcp,
+        tls::Wire,
     },
 };
 
@@ -35,7 +36,7 @@ pub fn frames(bytes: &[u8]) -> Option<()> {
     drop(peer);
     let arena = Arena::new(&Ledger::new(ARENA_BYTES), ARENA_BYTES).ok()?;
     let stream = mio::net::TcpStream::from_std(stream);
-    let mut link = Tcp::new(1, arena, stream, Config::SILENCE_MAX);
+    let mut link = Tcp::new(1, arena, Wire::Plain(stream), Config::SILENCE_MAX);
     let mut kept = Vec::new();
     // Every turn takes a frame, or reads, or ends the link; a loan that is not there comes back with `kept`.
     for _ in 0..2 * bytes.len() + 16 {

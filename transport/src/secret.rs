@@ -15,6 +15,9 @@
 //!     |------------------------------------------>|
 //! ```
 //!
+//! The proofs also say whether their maker puts TLS on the connection next, so that two ends that differ in
+//! that learn it from each other and not from noise.
+//!
 //! The acceptor has read 64 bytes, and allocated nothing by them, when it knows the peer. This
 //! module is plain computation over those messages: who carries them is up to the caller.
 
@@ -28,6 +31,8 @@ use crate::{Error, Rank};
 const MAGIC: [u8; 8] = *b"updraft\x01";
 const CHALLENGE_BYTES: usize = 16;
 const PROOF_BYTES: usize = 32;
+/// The label of what only the two ends know.
+const SESSION: &[u8] = b"updraft session";
 
 /// What the connector sends first.
 pub const HELLO_BYTES: usize = MAGIC.len() + 8 + CHALLENGE_BYTES;
@@ -108,9 +113,69 @@ pub enum Refusal {
     /// The process belongs to another user of this node.
     #[error("it belongs to another user")]
     User,
+    /// It puts TLS on its connections.
+    #[error("it uses TLS, and we do not")]
+    Tls,
+    /// It puts no TLS on its connections.
+    #[error("it does not use TLS, as we do")]
+    NoTls,
     /// The proof is not one that the secret makes.
     #[error("it did not prove that it knows the job's secret")]
     Proof,
+}
+
+/// What only the two ends of one conversation know. It prints as dots.
+#[derive(Clone)]
+pub(crate) struct Session([u8; PROOF_BYTES]);
+
+impl Session {
+    pub(crate) fn as_bytes(&self) -> &[u8; PROOF_BYTES] {
+        &self.0
+    }
+}
+
+impl From<[u8; PROOF_BYTES]> for Session {
+    fn from(bytes: [u8; PROOF_BYTES]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Session(..)")
+    }
+}
+
+/// What a proof is made for: an end of the conversation, by whether it uses TLS.
+fn accept_label(tls: bool) -> &'static [u8] {
+    if tls {
+        b"updraft accept tls"
+    } else {
+        b"updraft accept"
+    }
+}
+
+fn connect_label(tls: bool) -> &'static [u8] {
+    if tls {
+        b"updraft connect tls"
+    } else {
+        b"updraft connect"
+    }
+}
+
+/// Compares a proof with what it should be for the way we use TLS, and for the other way.
+fn check(
+    tls: bool,
+    expected: &[u8; PROOF_BYTES],
+    otherwise: &[u8; PROOF_BYTES],
+    given: &[u8],
+) -> Result<(), Refusal> {
+    let differs = equal(otherwise, given);
+    equal(expected, given).map_err(|refusal| match (differs, tls) {
+        (Err(_), _) => refusal,
+        (Ok(()), true) => Refusal::NoTls,
+        (Ok(()), false) => Refusal::Tls,
+    })
 }
 
 /// The connecting side of a proof.
@@ -118,6 +183,7 @@ pub enum Refusal {
 pub struct Connector {
     secret: Secret,
     hello: [u8; HELLO_BYTES],
+    tls: bool,
 }
 
 impl Connector {
@@ -135,7 +201,13 @@ impl Connector {
         Ok(Self {
             secret: secret.clone(),
             hello,
+            tls: false,
         })
+    }
+
+    /// The same, of an end that puts `tls` on the connection next.
+    pub(crate) fn with_tls(self, tls: bool) -> Self {
+        Self { tls, ..self }
     }
 
     /// The first message.
@@ -147,13 +219,29 @@ impl Connector {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Proof`] when the acceptor does not know the secret.
+    /// [`Refusal::Proof`] when the acceptor does not know the secret, and [`Refusal::Tls`] or
+    /// [`Refusal::NoTls`] when it does but would go on differently.
     pub fn finish(&self, answer: &[u8; ANSWER_BYTES]) -> Result<[u8; FINISH_BYTES], Refusal> {
-        let (challenge, proof) = answer.split_at(CHALLENGE_BYTES);
-        let transcript = [&self.hello[..], challenge];
-        let expected = self.secret.prove(b"updraft accept", &transcript);
-        equal(&expected, proof)?;
-        Ok(self.secret.prove(b"updraft connect", &transcript))
+        let (_, proof) = answer.split_at(CHALLENGE_BYTES);
+        let [expected, otherwise] =
+            [self.tls, !self.tls].map(|tls| self.prove(accept_label(tls), answer));
+        check(self.tls, &expected, &otherwise, proof)?;
+        Ok(self.proof(answer))
+    }
+
+    /// The last message, whatever the answer: an acceptor that differs in TLS learns it from this.
+    pub(crate) fn proof(&self, answer: &[u8; ANSWER_BYTES]) -> [u8; FINISH_BYTES] {
+        self.prove(connect_label(self.tls), answer)
+    }
+
+    /// What both ends know and nobody else.
+    pub(crate) fn session(&self, answer: &[u8; ANSWER_BYTES]) -> Session {
+        Session(self.prove(SESSION, answer))
+    }
+
+    fn prove(&self, label: &[u8], answer: &[u8; ANSWER_BYTES]) -> [u8; PROOF_BYTES] {
+        let transcript = [&self.hello[..], &answer[..CHALLENGE_BYTES]];
+        self.secret.prove(label, &transcript)
     }
 }
 
@@ -161,8 +249,11 @@ impl Connector {
 #[derive(Debug, Clone)]
 pub struct Acceptor {
     from: Rank,
+    tls: bool,
     answer: [u8; ANSWER_BYTES],
     expected: [u8; PROOF_BYTES],
+    otherwise: [u8; PROOF_BYTES],
+    session: Session,
 }
 
 impl Acceptor {
@@ -175,6 +266,16 @@ impl Acceptor {
         secret: &Secret,
         here: Rank,
         hello: &[u8; HELLO_BYTES],
+    ) -> Result<Result<Self, Refusal>, Error> {
+        Self::with_tls(secret, here, hello, false)
+    }
+
+    /// The same, of an end that puts `tls` on the connection next.
+    pub(crate) fn with_tls(
+        secret: &Secret,
+        here: Rank,
+        hello: &[u8; HELLO_BYTES],
+        tls: bool,
     ) -> Result<Result<Self, Refusal>, Error> {
         if hello[..8] != MAGIC {
             return Ok(Err(Refusal::Protocol));
@@ -189,12 +290,16 @@ impl Acceptor {
         let transcript = [&hello[..], &challenge];
         let mut answer = [0; ANSWER_BYTES];
         answer[..CHALLENGE_BYTES].copy_from_slice(&challenge);
-        answer[CHALLENGE_BYTES..].copy_from_slice(&secret.prove(b"updraft accept", &transcript));
-        let expected = secret.prove(b"updraft connect", &transcript);
+        answer[CHALLENGE_BYTES..].copy_from_slice(&secret.prove(accept_label(tls), &transcript));
+        let [expected, otherwise] =
+            [tls, !tls].map(|tls| secret.prove(connect_label(tls), &transcript));
         Ok(Ok(Self {
             from: rank_at(8),
+            tls,
             answer,
             expected,
+            otherwise,
+            session: Session(secret.prove(SESSION, &transcript)),
         }))
     }
 
@@ -207,10 +312,16 @@ impl Acceptor {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Proof`] when the peer does not know the secret.
+    /// [`Refusal::Proof`] when the peer does not know the secret, and [`Refusal::Tls`] or
+    /// [`Refusal::NoTls`] when it does but would go on differently.
     pub fn check(&self, finish: &[u8; FINISH_BYTES]) -> Result<Rank, Refusal> {
-        equal(&self.expected, finish)?;
+        check(self.tls, &self.expected, &self.otherwise, finish)?;
         Ok(self.from)
+    }
+
+    /// What both ends know and nobody else.
+    pub(crate) fn session(&self) -> Session {
+        self.session.clone()
     }
 }
 
@@ -262,6 +373,26 @@ mod tests {
         let acceptor = answer_to(&secret(1), stranger.hello()).unwrap();
         assert_eq!(stranger.finish(acceptor.answer()), Err(Refusal::Proof));
         assert_eq!(acceptor.check(&[0; FINISH_BYTES]), Err(Refusal::Proof));
+    }
+
+    #[test]
+    fn ends_that_differ_in_tls_learn_it_and_those_that_agree_share_a_session() {
+        for [here, there] in [[false; 2], [false, true], [true, false], [true; 2]] {
+            let connector = Connector::new(&secret(1), 7, 2).unwrap().with_tls(here);
+            let acceptor = Acceptor::with_tls(&secret(1), 2, connector.hello(), there);
+            let acceptor = acceptor.unwrap().unwrap();
+            let refusal = |ours| if ours { Refusal::NoTls } else { Refusal::Tls };
+            let finish = connector.finish(acceptor.answer());
+            let checked = acceptor.check(&connector.proof(acceptor.answer()));
+            if here == there {
+                assert_eq!((finish.is_ok(), checked), (true, Ok(7)));
+                let sessions = [connector.session(acceptor.answer()), acceptor.session()];
+                assert_eq!(sessions[0].as_bytes(), sessions[1].as_bytes());
+            } else {
+                assert_eq!(finish, Err(refusal(here)));
+                assert_eq!(checked, Err(refusal(there)));
+            }
+        }
     }
 
     #[test]

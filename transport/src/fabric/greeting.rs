@@ -28,7 +28,9 @@ use crate::{
     link::{
         rdma::{Adapter, Connected, ENDPOINT_BYTES, Prepared, RdmaEndpoint},
         shm::{RING_BYTES, RingAt},
+        tls::Role,
     },
+    secret::Session,
 };
 
 /// The acceptor's word on a peer that proved itself.
@@ -117,6 +119,8 @@ pub(super) struct Greeting {
     stage: Stage,
     input: [u8; HELLO_BYTES + FINISH_BYTES],
     read: usize,
+    /// What TLS is put on the connection with, if it is, once both ends have proved themselves.
+    pub(super) tls: Option<(Role, Session)>,
 }
 
 /// How far a conversation got.
@@ -243,7 +247,13 @@ impl Greeting {
             stage,
             input: [0; HELLO_BYTES + FINISH_BYTES],
             read: 0,
+            tls: None,
         }
+    }
+
+    /// Whether TLS comes next: between machines only, for within one nothing travels.
+    fn uses_tls(&self, here: &Here) -> bool {
+        here.config.tls && matches!(self.stream, Stream::Tcp(_))
     }
 
     /// Goes on as far as the socket lets it.
@@ -268,8 +278,10 @@ impl Greeting {
                     return Ok(Some(Progress::Waiting));
                 };
                 self.check_credentials()?;
-                let acceptor = Acceptor::new(&here.config.secret, here.config.rank, &hello)
-                    .map_err(|error| Loss::Connection(error.to_string()))??;
+                let tls = self.uses_tls(here);
+                let acceptor =
+                    Acceptor::with_tls(&here.config.secret, here.config.rank, &hello, tls)
+                        .map_err(|error| Loss::Connection(error.to_string()))??;
                 self.stream.write(acceptor.answer())?;
                 self.stage = Stage::Finish(acceptor);
             }
@@ -283,6 +295,9 @@ impl Greeting {
                     return Err(Refusal::Address.into());
                 }
                 self.peer = Some(peer);
+                if self.uses_tls(here) {
+                    self.tls = Some((Role::Acceptor, acceptor.session()));
+                }
                 self.stage = Stage::Decision;
                 return Ok(Some(Progress::Proved(peer)));
             }
@@ -305,7 +320,7 @@ impl Greeting {
                 if let Some(error) = self.stream.connect_error().ok().flatten() {
                     return Err(Loss::Unreachable(error.to_string()));
                 }
-                let connector = connector.clone();
+                let connector = connector.clone().with_tls(self.uses_tls(here));
                 match self.stream.write(connector.hello()) {
                     Ok(()) => self.stage = Stage::Answer(connector),
                     Err(loss) => return Err(loss),
@@ -317,7 +332,14 @@ impl Greeting {
                     return Ok(Some(Progress::Waiting));
                 };
                 self.check_credentials()?;
-                self.stream.write(&connector.finish(&answer)?)?;
+                let finish = connector.finish(&answer);
+                if let Err(Refusal::Tls | Refusal::NoTls) = finish {
+                    self.stream.write(&connector.proof(&answer))?; // It shall know, too.
+                }
+                self.stream.write(&finish?)?;
+                if self.uses_tls(here) {
+                    self.tls = Some((Role::Connector, connector.session(&answer)));
+                }
                 self.stage = Stage::Verdict;
             }
             Stage::Verdict => return self.read_verdict(here),

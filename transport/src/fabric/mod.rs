@@ -67,6 +67,9 @@ pub struct Config {
     /// and processes that are stopped, are not silent: their machine answers. Less than a second
     /// makes a few lost packets look like a lost machine.
     pub silence_max: Duration,
+    /// Whether what goes over TCP is encrypted, by TLS 1.3; what goes over RDMA is not. All ranks have to
+    /// agree.
+    pub tls: bool,
     /// Whether to spin before sleeping; not worth it with more ranks than cores.
     pub spin: bool,
 }
@@ -86,6 +89,7 @@ impl Config {
             rdma: RdmaConfig::default(),
             secret: secret.clone(),
             silence_max: Self::SILENCE_MAX,
+            tls: false,
             spin: true,
         }
     }

@@ -32,6 +32,7 @@ use crate::{
         rdma::Rdma,
         shm::{RING_BYTES, Shm},
         tcp::Tcp,
+        tls::Wire,
     },
 };
 
@@ -438,11 +439,16 @@ impl Sockets {
         match (offered.0, greeting.stream) {
             (Offer::Tcp, Stream::Tcp(stream)) => {
                 stream.set_nodelay(true).map_err(unreachable)?;
+                let wire = match &greeting.tls {
+                    None => Wire::Plain(stream),
+                    Some((role, session)) => Wire::tls(stream, *role, session)
+                        .map_err(|error| Loss::Connection(error.to_string()))?,
+                };
                 self.registered.insert(id, Registered::Link(peer));
                 Ok(Link::Tcp(Box::new(Tcp::new(
                     peer,
                     self.here.arena.clone(),
-                    stream,
+                    wire,
                     self.here.config.silence_max,
                 ))))
             }

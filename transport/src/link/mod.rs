@@ -5,6 +5,7 @@ pub(crate) mod rdma;
 pub(crate) mod ring;
 pub(crate) mod shm;
 pub(crate) mod tcp;
+pub(crate) mod tls;
 
 use crate::{Arena, Buffer, Error, Loan, Loss, Rank, simulation};
 

@@ -11,18 +11,17 @@
 use std::{
     collections::VecDeque,
     fmt,
-    io::{self, IoSlice, IoSliceMut, Read, Write},
+    io::{self, IoSlice, IoSliceMut},
     net::Shutdown,
     rc::Rc,
     thread,
     time::Duration,
 };
 
-use mio::net::TcpStream;
-
 use super::{
     End, Endpoint,
     pulse::{self, Pulse, Signs, Verdict},
+    tls::Wire,
 };
 use crate::{
     Arena, Buffer, Error, Loan, Loss, Rank,
@@ -157,7 +156,7 @@ struct Partial {
 pub(crate) struct Tcp {
     peer: Rank,
     arena: Arena,
-    stream: TcpStream,
+    wire: Wire,
     outgoing: VecDeque<Outgoing>,
     /// Bytes of the first outgoing frame that were written.
     written: usize,
@@ -189,12 +188,12 @@ pub(crate) struct Tcp {
 
 impl Tcp {
     /// A link whose peer is taken for lost when its machine does not answer for `silence_max`.
-    pub(crate) fn new(peer: Rank, arena: Arena, stream: TcpStream, silence_max: Duration) -> Self {
-        pulse::ask_often(&stream, silence_max);
+    pub(crate) fn new(peer: Rank, arena: Arena, wire: Wire, silence_max: Duration) -> Self {
+        pulse::ask_often(&wire, silence_max);
         Self {
             peer,
             arena,
-            stream,
+            wire,
             outgoing: VecDeque::new(),
             written: 0,
             unreturned: VecDeque::new(),
@@ -260,7 +259,7 @@ impl Tcp {
             return;
         }
         // A socket that says nothing has failed, which reading tells.
-        let Ok(signs) = Signs::of(&self.stream) else {
+        let Ok(signs) = Signs::of(&self.wire) else {
             return;
         };
         match self.pulse.look(now, signs) {
@@ -279,7 +278,7 @@ impl Tcp {
     fn give_up(&mut self, loss: Loss) {
         self.given_up = Some(loss);
         // It fails only when the connection has ended already.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.wire.stream().shutdown(Shutdown::Both);
         self.forget_outgoing();
         self.unreturned.clear(); // The memory may be what the last messages wait for.
         self.readable = true;
@@ -292,14 +291,18 @@ impl Tcp {
         if !thread::panicking() && self.flush() {
             self.outgoing.push_back(Outgoing::new(CLOSE, 0, None));
             self.flush();
+            self.wire.say_end();
         }
         // Half a close: what the peer has still to read stays readable.
-        let _ = self.stream.shutdown(Shutdown::Write);
+        let _ = self.wire.stream().shutdown(Shutdown::Write);
     }
 
     /// Writes what the socket takes; true when nothing waits to be written any more.
     pub(crate) fn flush(&mut self) -> bool {
         self.acknowledge();
+        if self.readable && self.wire.is_shaking_hands() {
+            self.shake_hands();
+        }
         while self.writable && !self.outgoing.is_empty() {
             match self.write_some() {
                 Ok(written) => self.advance(written),
@@ -312,7 +315,21 @@ impl Tcp {
                 }
             }
         }
-        self.outgoing.is_empty()
+        if self.writable && self.wire.holds_back() {
+            match self.wire.flush() {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(_) => self.readable = true,
+            }
+        }
+        self.outgoing.is_empty() && !self.wire.holds_back()
+    }
+
+    /// Reads what the peer has to say before anything can be written.
+    fn shake_hands(&mut self) {
+        if let Err(End::Lost(loss)) = self.fill() {
+            self.give_up(loss);
+        }
     }
 
     fn forget_outgoing(&mut self) {
@@ -362,7 +379,7 @@ impl Tcp {
                 }
             }
         }
-        self.stream.write_vectored(&slices)
+        self.wire.write_vectored(&slices)
     }
 
     /// Moves on by `written` bytes; large messages that are out wait for their return.
@@ -477,21 +494,28 @@ impl Tcp {
 
     /// Reads once: the rest of a large message straight to its place, and what follows it.
     fn fill(&mut self) -> Result<(), End> {
+        let shaking_hands = self.wire.is_shaking_hands();
         let staging = self.staging.make_room();
         let result = match &mut self.partial {
             Some(Partial { loan, filled, .. }) => {
                 let rest = &mut loan[*filled..];
                 let rest_bytes = rest.len();
                 let mut slices = [IoSliceMut::new(rest), IoSliceMut::new(staging)];
-                self.stream.read_vectored(&mut slices).inspect(|read| {
+                self.wire.read_vectored(&mut slices).inspect(|read| {
                     *filled += read.min(&rest_bytes);
                     self.staging.end += read.saturating_sub(rest_bytes);
                 })
             }
-            None => self.stream.read(staging).inspect(|read| {
-                self.staging.end += read;
-            }),
+            None => self
+                .wire
+                .read_vectored(&mut [IoSliceMut::new(staging)])
+                .inspect(|read| {
+                    self.staging.end += read;
+                }),
         };
+        if shaking_hands {
+            self.writable = true; // What waited for the handshake may go on, and no socket tells so.
+        }
         match result {
             Ok(0) => Err(End::Lost(
                 self.given_up.take().unwrap_or(Loss::Disconnected),
