@@ -44,7 +44,7 @@ mod verbs;
 pub use address::Address;
 pub use arena::{Arena, Buffer, Loan, Window};
 pub use error::{Error, Loss, Unusable};
-pub use fabric::{Config, Event, Fabric, Peer, Transport, Waker};
+pub use fabric::{Config, Counters, Event, Fabric, Flow, Peer, Transport, Waker, Why};
 pub use handover::{Handover, Stores};
 pub use interface::Interface;
 pub use ledger::{Ledger, Reservation};

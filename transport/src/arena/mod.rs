@@ -63,6 +63,7 @@ struct Owned {
 struct Book {
     blocks: Blocks,
     lent: Vec<Lending>,
+    refusals: u64,
     _reservation: Reservation,
 }
 
@@ -216,6 +217,7 @@ impl Arena {
         let book = Book {
             blocks: Blocks::new(bytes, BLOCKS_MAX as usize),
             lent: Vec::new(),
+            refusals: 0,
             _reservation: reservation,
         };
         let mapping = Rc::new(Mapping::new(region, None));
@@ -310,8 +312,14 @@ impl Arena {
                 limit: self.capacity(),
             });
         }
+        self.0.book.borrow_mut().refusals += 1;
         self.want(true);
         Ok(None)
+    }
+
+    /// How often nothing was lent because there was no room.
+    pub fn refusals(&self) -> u64 {
+        self.0.book.borrow().refusals
     }
 
     /// Tells the peers whether we wait for blocks to come back. A hint, so any order will do.

@@ -1,5 +1,6 @@
 //! Every link of one rank behind one door.
 
+mod counters;
 mod greeting;
 mod onesided;
 mod peer;
@@ -7,8 +8,12 @@ mod sockets;
 
 use std::{collections::VecDeque, fmt, process, time::Duration};
 
-use self::sockets::Sockets;
-pub use self::{peer::Peer, sockets::Waker};
+use self::{counters::Traffic, sockets::Sockets};
+pub use self::{
+    counters::{Counters, Flow, Why},
+    peer::Peer,
+    sockets::Waker,
+};
 use crate::{
     Address, Arena, Buffer, Endpoint, Error, Interface, Loan, Loss, Path, Rank, RdmaConfig,
     Refusal, Secret, Unusable, bell,
@@ -166,6 +171,10 @@ pub struct Fabric {
     rank: Rank,
     arena: Arena,
     peers: Vec<Contact>,
+    /// What went to each of them and came from it.
+    traffic: Vec<Traffic>,
+    /// Strangers that were turned away.
+    refused: u64,
     /// The peers with an open link.
     open: Vec<Rank>,
     /// Where the next look at the links starts, so that none waits behind a busy one.
@@ -267,6 +276,8 @@ impl Fabric {
             rank,
             arena,
             onesided: Onesided::new(rank, peers.len()),
+            traffic: vec![Traffic::default(); peers.len()],
+            refused: 0,
             peers,
             open: Vec::new(),
             next: 0,
@@ -338,6 +349,47 @@ impl Fabric {
         }
     }
 
+    /// What the link to `peer` has done; none for a rank that is not one of the job's.
+    pub fn counters(&self, peer: Rank) -> Option<Counters> {
+        let (contact, traffic) = (
+            self.peers.get(peer as usize)?,
+            self.traffic.get(peer as usize)?,
+        );
+        let Traffic { sent, received, .. } = *traffic;
+        let (path, waits) = match contact {
+            Contact::Open(link) => (Some(link.path()), link.waits()),
+            _ => (traffic.path, traffic.waits),
+        };
+        Some(Counters {
+            path,
+            why: self.why(peer, path),
+            sent,
+            received,
+            waits,
+        })
+    }
+
+    /// How many strangers were turned away.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    fn why(&self, peer: Rank, path: Option<Path>) -> Why {
+        let Some(sockets) = &self.sockets else {
+            return path.map_or(Why::NoLink, |_| Why::Simulation);
+        };
+        match path {
+            None => Why::NoLink,
+            Some(_) if !sockets.may_choose() => Why::Chosen,
+            Some(Path::Tcp) if sockets.is_neighbour(peer) => Why::NoSharedMemory,
+            Some(Path::Tcp) => sockets
+                .why_not_rdma()
+                .map_or(Why::OtherNode, |reason| Why::NoRdma(reason.to_string())),
+            Some(_) if sockets.is_neighbour(peer) => Why::SameNode,
+            Some(_) => Why::OtherNode,
+        }
+    }
+
     /// Why RDMA, which may be used, is not, if that has shown: links that it would have carried go over TCP.
     pub fn why_not_rdma(&self) -> Option<Unusable> {
         self.sockets.as_ref().and_then(Sockets::why_not_rdma)
@@ -371,14 +423,22 @@ impl Fabric {
         }
         let size = self.size();
         match self.peers.get_mut(to as usize) {
-            Some(Contact::Open(Link::Shm(link))) => link.send(message),
-            Some(Contact::Open(link)) => link.send(message),
+            Some(Contact::Open(Link::Shm(link))) => {
+                self.traffic[to as usize].sent.add(message.len());
+                link.send(message)
+            }
+            Some(Contact::Open(link)) => {
+                self.traffic[to as usize].sent.add(message.len());
+                link.send(message)
+            }
             Some(Contact::Connecting { waiting, .. }) => {
+                self.traffic[to as usize].sent.add(message.len());
                 waiting.push_back(message);
                 Ok(())
             }
             Some(Contact::Ended(end)) => Err(end.error(to)),
             Some(Contact::Unknown) => {
+                self.traffic[to as usize].sent.add(message.len());
                 self.connect(to, VecDeque::from([message]));
                 Ok(())
             }
@@ -396,6 +456,7 @@ impl Fabric {
         if let Some(Contact::Open(Link::Shm(link))) = self.peers.get_mut(to as usize)
             && link.send_inline(tag, bytes)
         {
+            self.traffic[to as usize].sent.add(bytes.len());
             return Ok(true);
         }
         let message = match Buffer::inline(tag, bytes) {
@@ -724,8 +785,12 @@ impl Fabric {
     fn poll_peer(&mut self, peer: Rank) -> Option<Buffer> {
         if let Some(Contact::Open(Link::Shm(link))) = self.peers.get_mut(peer as usize) {
             let message = link.poll();
-            if message.is_some() || !(link.is_over() || link.has_aside()) {
-                return message;
+            if let Some(message) = message {
+                self.traffic[peer as usize].received.add(message.len());
+                return Some(message);
+            }
+            if !(link.is_over() || link.has_aside()) {
+                return None;
             }
         }
         self.poll_other(peer)
@@ -743,7 +808,8 @@ impl Fabric {
                 continue;
             }
             if self.onesided.is_blocked(peer) {
-                return self.poll_behind(peer);
+                let message = self.poll_behind(peer);
+                return self.count(peer, message);
             }
             if !matches!(link, Link::Rdma(_)) {
                 link.flush();
@@ -753,7 +819,7 @@ impl Fabric {
             }
             match link.receive() {
                 Ok(None) if link.has_aside() => {}
-                Ok(message) => return message,
+                Ok(message) => return self.count(peer, message),
                 Err(error) => {
                     self.ended(peer, error);
                     return None;
@@ -763,8 +829,19 @@ impl Fabric {
         None
     }
 
+    fn count(&mut self, peer: Rank, message: Option<Buffer>) -> Option<Buffer> {
+        if let Some(message) = &message {
+            self.traffic[peer as usize].received.add(message.len());
+        }
+        message
+    }
+
     #[cold]
     fn ended(&mut self, peer: Rank, error: Error) {
+        if let Contact::Open(link) = &self.peers[peer as usize] {
+            let traffic = &mut self.traffic[peer as usize];
+            (traffic.path, traffic.waits) = (Some(link.path()), link.waits());
+        }
         let end = match &error {
             Error::PeerLost { cause, .. } => End::Lost(cause.clone()),
             _ => End::Closed,
@@ -818,7 +895,10 @@ impl Fabric {
                 self.onesided.table().borrow_mut().forget(peer);
                 self.end(peer, End::Lost(Loss::ProcessEnded));
             }
-            sockets::Step::Refused { reason } => self.events.push_back(Event::Refused { reason }),
+            sockets::Step::Refused { reason } => {
+                self.refused += 1;
+                self.events.push_back(Event::Refused { reason });
+            }
             sockets::Step::Failed { id, peer, loss } => {
                 if matches!(&self.peers[peer as usize], Contact::Connecting { attempt, .. } if *attempt == Some(id))
                 {

@@ -228,6 +228,17 @@ impl Sockets {
         self.now
     }
 
+    /// Whether there is more than one path to choose from.
+    pub(super) fn may_choose(&self) -> bool {
+        self.here.config.transport == Transport::Auto
+    }
+
+    /// Whether a rank is on this node.
+    pub(super) fn is_neighbour(&self, rank: Rank) -> bool {
+        let address = self.addresses.get(rank as usize);
+        address.is_some_and(|address| address.node == self.address.node)
+    }
+
     /// Lets time pass: conversations that take too long end.
     pub(super) fn tick(&mut self, now: Duration) {
         self.now = now;

@@ -115,6 +115,16 @@ impl Link {
         }
     }
 
+    /// How often messages found no room on their way.
+    pub(crate) fn waits(&self) -> u64 {
+        match self {
+            Self::Shm(link) => link.waits(),
+            Self::Tcp(link) => link.waits(),
+            Self::Rdma(link) => link.waits(),
+            Self::Simulated(_) => 0,
+        }
+    }
+
     /// Whether [`flush`](Self::flush) would move something.
     pub(crate) fn can_flush(&mut self) -> bool {
         match self {

@@ -122,6 +122,8 @@ pub(crate) struct Shm {
     mapping: Rc<Mapping>,
     /// What found no room in the ring yet. Loans bound it.
     waiting: VecDeque<Buffer>,
+    /// How often that happened.
+    waits: u64,
     /// The same for what is beside the messages.
     asides_waiting: VecDeque<Buffer>,
     /// What came beside the messages.
@@ -152,6 +154,7 @@ impl Shm {
             waiting: VecDeque::new(),
             asides_waiting: VecDeque::new(),
             asides: VecDeque::new(),
+            waits: 0,
             expected: 0,
             idle_polls: 0,
             end: None,
@@ -172,6 +175,10 @@ impl Shm {
     /// Whether something waits here and the ring has room for it.
     pub(crate) fn can_flush(&mut self) -> bool {
         self.is_waiting() && self.outgoing.has_room(ROOM) != Ok(false)
+    }
+
+    pub(crate) fn waits(&self) -> u64 {
+        self.waits
     }
 
     /// Whether something waits for the ring to have room.
@@ -213,6 +220,12 @@ impl Shm {
             self.push_bytes(ASIDE, aside.tag(), &aside);
             self.mapping.ring(bell::MESSAGE);
         }
+    }
+
+    #[cold]
+    fn wait(&mut self, message: Buffer) {
+        self.waits += 1;
+        self.waiting.push_back(message);
     }
 
     #[inline]
@@ -515,9 +528,9 @@ impl Endpoint for Shm {
             return Err(end.error(self.peer));
         }
         if !self.waiting.is_empty() && !self.flush() {
-            self.waiting.push_back(message);
+            self.wait(message);
         } else if let Err(message) = self.push(message) {
-            self.waiting.push_back(message);
+            self.wait(message);
         }
         Ok(())
     }

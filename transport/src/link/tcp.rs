@@ -179,6 +179,8 @@ pub(crate) struct Tcp {
     /// would have waited.
     readable: bool,
     writable: bool,
+    /// How often the socket took no more.
+    waits: u64,
     pulse: Pulse,
     /// Why we ended the connection ourselves, as its end will be told.
     given_up: Option<Loss>,
@@ -207,11 +209,16 @@ impl Tcp {
             returns: Rc::default(),
             readable: true,
             writable: true,
+            waits: 0,
             pulse: Pulse::new(silence_max),
             given_up: None,
             end: None,
             closing: false,
         }
+    }
+
+    pub(crate) fn waits(&self) -> u64 {
+        self.waits
     }
 
     /// Takes note of what epoll said.
@@ -306,7 +313,10 @@ impl Tcp {
         while self.writable && !self.outgoing.is_empty() {
             match self.write_some() {
                 Ok(written) => self.advance(written),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.writable = false;
+                    self.waits += 1;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Why the connection broke, and what the peer still said, is told by reading.
                 Err(_) => {

@@ -133,6 +133,8 @@ pub(crate) struct Rdma {
     goodbye: Goodbye,
 
     outgoing: VecDeque<(Lane, Buffer)>,
+    /// How often some of them had to stay.
+    waits: u64,
     /// What came about exposed memory.
     asides: VecDeque<Buffer>,
     staging: Loan,
@@ -199,6 +201,7 @@ impl Rdma {
             goodbye: Goodbye::default(),
             outgoing: VecDeque::new(),
             asides: VecDeque::new(),
+            waits: 0,
             staging,
             free_stages: (0..STAGES).collect(),
             posted: VecDeque::new(),
@@ -371,9 +374,14 @@ impl Rdma {
                 break; // There is no room to make a message ours.
             }
         }
+        self.waits += u64::from(!self.outgoing.is_empty());
         while self.has_news_to_tell(all) && self.can_send(Class::Control) {
             self.push_news();
         }
+    }
+
+    pub(crate) fn waits(&self) -> u64 {
+        self.waits
     }
 
     /// Whether a packet of a class may go.
