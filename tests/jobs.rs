@@ -23,9 +23,12 @@ use support::{END_TIME_MAX, Folder, Launch, Running, all_end, command, example};
 /// Time for workers to join their job and be in the midst of it.
 const UNDER_WAY: Duration = Duration::from_millis(300);
 
-/// The ways to run a job: the arguments of `updraft run`, or none to start the program itself; and
+/// A way to run a job: the arguments of `updraft run`, or none to start the program itself; and
 /// those that are added to the program's.
-const WAYS: [(&[&str], &[&str]); 8] = [
+type Way<'a> = (&'a [&'a str], &'a [&'a str]);
+
+/// All of them.
+const WAYS: [Way<'_>; 8] = [
     (&[], &["--executors", "1"]),
     (&[], &["--executors", "2"]),
     (&[], &["--executors", "3"]),
@@ -40,7 +43,7 @@ const WAYS: [(&[&str], &[&str]); 8] = [
 ];
 
 /// A job, started as `way` says.
-fn job(name: &str, (launcher, arguments): (&[&str], &[&str])) -> Command {
+fn job(name: &str, (launcher, arguments): Way<'_>) -> Command {
     let mut job = if launcher.is_empty() {
         Command::new(example(name))
     } else {
@@ -185,6 +188,45 @@ fn the_most_frequent_words_are_the_same_in_every_way_to_run() {
             "{way:?}"
         );
     }
+}
+
+/// What a job that succeeds says of its links: how many of what kind, and how many messages went over them.
+fn links(way: Way<'_>) -> Option<(String, u64)> {
+    let mut count = job("wordcount", way);
+    count.args(["--top", "1"]);
+    let launch = Launch::of(count);
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+    let mut lines = launch.err.lines().filter(|line| line.contains("links"));
+    let line = lines.next()?;
+    assert_eq!(lines.next(), None, "{}", launch.err);
+    let (links, carried) = line.split_once(" · ").unwrap();
+    let (messages, _) = carried.split_once(" message").unwrap();
+    let messages = messages.replace(',', "").parse().unwrap();
+    Some((links.to_owned(), messages))
+}
+
+#[test]
+fn the_summary_tells_over_which_links_messages_went() {
+    let one = &["--executors", "1"][..];
+    let ways: [(Way<'_>, &str); 4] = [
+        ((&["-n", "2"], one), "links of worker 0: 1 shm"),
+        (
+            (&["-n", "2", "--transport", "tcp"], one),
+            "links of worker 0: 1 tcp (as chosen)",
+        ),
+        // Between its own two ranks, and from each of them to the four others.
+        (
+            (&["-n", "3"], &["--executors", "2"]),
+            "links of worker 0: 9 shm",
+        ),
+        ((&[], &["--executors", "2"]), "updraft: links: 1 shm"),
+    ];
+    for (way, expected) in ways {
+        let (links, messages) = links(way).unwrap();
+        assert_eq!(links, expected, "{way:?}");
+        assert!(messages > 1, "{way:?}");
+    }
+    assert_eq!(links((&[], one)), None);
 }
 
 #[test]

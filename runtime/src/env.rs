@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataflow::{Collection, Job, Lines, Pass, Record, Stream, Totals};
+use dataflow::{Collection, Job, Lines, Pass, Record, Stream};
 use transport::{Address, Fabric, Interface, Ledger, Rank, Secret, Waker};
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     config::Decided,
     coordinator::{Client, Membership},
     counters::{Counts, Snapshot},
-    executor::{self, Command, Report, Seat, Work},
+    executor::{self, Command, Done, Report, Seat, Work},
     progress::Progress,
     summary::Summary,
 };
@@ -277,11 +277,11 @@ impl Env {
         let number = self.runs;
         self.runs += 1;
         let graph = job.task_graph();
-        let totals = self.have_done(|| Command::Run {
+        let done = self.have_done(|| Command::Run {
             number,
             graph: graph.clone(),
         })?;
-        self.summary.add(&totals);
+        self.summary.add(done);
         Ok(job.take_result())
     }
 
@@ -319,7 +319,7 @@ impl Env {
     }
 
     /// Tells all executors of this worker the same, and waits until they have done it.
-    fn have_done(&mut self, command: impl Fn() -> Command) -> Result<Vec<Totals>, Error> {
+    fn have_done(&mut self, command: impl Fn() -> Command) -> Result<Done, Error> {
         if self.failed {
             let reason = "an earlier run of this program failed".to_owned();
             return Err(Error::Config { reason });
@@ -332,16 +332,17 @@ impl Env {
         done
     }
 
-    fn wait_for_executors(&self) -> Result<Vec<Totals>, Error> {
+    fn wait_for_executors(&self) -> Result<Done, Error> {
         let mut ended = 0;
-        let mut totals = Vec::new();
+        let mut done = Done::default();
         while ended < self.seats.len() {
             match self.reports.recv_timeout(PROGRESS_INTERVAL) {
                 Ok(Report::Ended {
-                    result: Ok(of_all), ..
+                    result: Ok(of_one), ..
                 }) => {
                     ended += 1;
-                    totals = of_all;
+                    done.totals = of_one.totals;
+                    done.links += of_one.links;
                 }
                 Ok(Report::Ended {
                     result: Err(error), ..
@@ -358,7 +359,7 @@ impl Env {
                 }
             }
         }
-        Ok(totals)
+        Ok(done)
     }
 
     fn first_rank(&self) -> Rank {
@@ -402,16 +403,18 @@ impl Env {
     /// Ends the executors, and tells how it went.
     fn close(&mut self, error: Option<&Error>) {
         self.progress.finish();
-        let line = self.summary.line(self.started.elapsed(), self.workers);
+        let text = self.summary.text(self.started.elapsed(), self.workers);
         match (&self.client, error) {
             // A coordinator that is gone needs not be told.
-            (Some(client), None) => drop(client.finished(&line)),
+            (Some(client), None) => drop(client.finished(&text)),
             (Some(client), Some(error)) if !error.is_consequence() => {
                 self.ending.store(true, Ordering::Relaxed);
                 drop(client.failed(&dataflow::one_line(error)));
             }
-            (None, None) if self.decided.progress && !line.is_empty() => {
-                eprintln!("updraft: {line}");
+            (None, None) if self.decided.progress => {
+                for line in text.lines() {
+                    eprintln!("updraft: {line}");
+                }
             }
             _ => {}
         }

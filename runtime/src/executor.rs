@@ -16,7 +16,7 @@ use std::{
 use dataflow::{Progress, Run, Site, TaskGraph, Totals, run_of};
 use transport::{Address, Arena, Buffer, Event, Fabric, Ledger, Rank, Waker};
 
-use crate::{Error, affinity, counters::Counts};
+use crate::{Error, affinity, counters::Counts, links::Links};
 
 /// The longest an executor sleeps without looking at the time.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
@@ -59,9 +59,18 @@ pub(crate) enum Report {
         waker: Waker,
     },
     /// Its run has ended.
-    Ended { result: Result<Vec<Totals>, Error> },
+    Ended { result: Result<Done, Error> },
     /// The coordinator told the worker to stop. (No executor says this.)
     Aborted { reason: String },
+}
+
+/// What was done.
+#[derive(Default)]
+pub(crate) struct Done {
+    /// By each rank in this run.
+    pub(crate) totals: Vec<Totals>,
+    /// On the links of this executor so far.
+    pub(crate) links: Links,
 }
 
 /// The thread of an executor, from its start to its end.
@@ -203,7 +212,11 @@ impl Executor {
         let fabric = &mut self.site.fabric.borrow_mut();
         match catch_unwind(AssertUnwindSafe(|| work(fabric))) {
             Ok(Ok(())) => {
-                let result = Ok(Vec::new());
+                let links = Links::of(fabric, self.site.executors);
+                let result = Ok(Done {
+                    totals: Vec::new(),
+                    links,
+                });
                 tell(&self.reports, Report::Ended { result });
                 Ok(())
             }
@@ -241,7 +254,9 @@ impl Executor {
             Progress::Done => {
                 let totals = run.totals();
                 self.run = None;
-                tell(&self.reports, Report::Ended { result: Ok(totals) });
+                let links = Links::of(&self.site.fabric.borrow(), self.site.executors);
+                let result = Ok(Done { totals, links });
+                tell(&self.reports, Report::Ended { result });
                 Ok(true)
             }
         }

@@ -32,6 +32,7 @@ mod counters;
 mod env;
 mod error;
 mod executor;
+mod links;
 mod memory;
 pub mod progress;
 mod summary;

@@ -1,24 +1,30 @@
-//! What a job did, in one line.
+//! What a job did, in one line or two.
 
 use std::time::Duration;
 
 use dataflow::Totals;
 use indicatif::{HumanBytes, HumanCount};
 
+use crate::{executor::Done, links::Links};
+
 /// What the runs of a job did, on all ranks.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     runs: u32,
     by_rank: Vec<Totals>,
+    /// Those of this worker.
+    links: Links,
 }
 
 impl Summary {
-    /// Adds what each rank did in one run.
-    pub(crate) fn add(&mut self, totals: &[Totals]) {
+    /// Adds what each rank did in one run, and notes what the links have carried up to its end.
+    pub(crate) fn add(&mut self, done: Done) {
+        let Done { totals, links } = done;
+        self.links = links;
         self.runs += 1;
         self.by_rank
             .resize(totals.len().max(self.by_rank.len()), Totals::default());
-        for (sum, one) in self.by_rank.iter_mut().zip(totals) {
+        for (sum, one) in self.by_rank.iter_mut().zip(&totals) {
             sum.records += one.records;
             sum.bytes += one.bytes;
             sum.received += one.received;
@@ -41,8 +47,9 @@ impl Summary {
         }
     }
 
-    /// Records, bytes, time, imbalance; nothing when no graph was run.
-    pub(crate) fn line(&self, elapsed: Duration, workers: u32) -> String {
+    /// Records, bytes, time, imbalance, and on a line of its own what went over links, if anything did;
+    /// nothing when no graph was run. It is worker 0's that the user sees, so they are its links.
+    pub(crate) fn text(&self, elapsed: Duration, workers: u32) -> String {
         if self.runs == 0 {
             return String::new();
         }
@@ -50,8 +57,13 @@ impl Summary {
             (records + rank.records, bytes + rank.bytes)
         });
         let seconds = elapsed.as_secs_f64();
+        let links = match (self.links.is_empty(), workers) {
+            (true, _) => String::new(),
+            (false, 1) => format!("\nlinks: {}", self.links),
+            (false, _) => format!("\nlinks of worker 0: {}", self.links),
+        };
         format!(
-            "{} records, {} in {seconds:.3} s ({}/s), {} on {workers} {} with {} executors, imbalance {:.2}",
+            "{} records, {} in {seconds:.3} s ({}/s), {} on {workers} {} with {} executors, imbalance {:.2}{links}",
             HumanCount(records),
             HumanBytes(bytes),
             HumanBytes((bytes as f64 / seconds.max(1e-9)) as u64),
@@ -79,10 +91,17 @@ mod tests {
             bytes: records * 512,
             received,
         };
-        summary.add(&[totals(1000, 0), totals(1000, 500)]);
-        summary.add(&[totals(0, 0), totals(0, 500)]);
+        for totals in [
+            [totals(1000, 0), totals(1000, 500)],
+            [totals(0, 0), totals(0, 500)],
+        ] {
+            summary.add(Done {
+                totals: totals.into(),
+                links: Links::default(),
+            });
+        }
         assert_eq!(
-            summary.line(Duration::from_millis(500), 1),
+            summary.text(Duration::from_millis(500), 1),
             "2,000 records, 1000.00 KiB in 0.500 s (1.95 MiB/s), 2 runs on 1 worker with 2 executors, \
              imbalance 1.33"
         );
