@@ -77,10 +77,11 @@ impl Bell {
     /// the caller who has to wake it.
     #[inline]
     pub(crate) fn must_ring(&self, reason: Reasons, fenced_by: FencedBy) -> bool {
-        match fenced_by {
-            FencedBy::Sender => fence(Ordering::SeqCst), // Between what we did and this look; pairs with `arm`.
+        if fenced_by == FencedBy::Sender {
+            fence(Ordering::SeqCst); // Between what we did and this look; pairs with `arm`.
+        } else {
             // The processor is fenced from outside, at the latest before the sleeper's last look.
-            FencedBy::Sleeper => compiler_fence(std::sync::atomic::Ordering::SeqCst),
+            compiler_fence(std::sync::atomic::Ordering::SeqCst);
         }
         let word = &self.sleeps_until;
         word.load(Ordering::Relaxed) & reason != 0 && word.swap(0, Ordering::Relaxed) != 0
