@@ -4,9 +4,11 @@
 //! The runs here are short. `UPDRAFT_LONG=1 cargo test --release --test failure` takes many times as many.
 
 use std::{
+    collections::BTreeSet,
     env,
     fs::{self, OpenOptions},
     io::{BufRead, BufReader, Write},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -298,6 +300,84 @@ fn nothing_is_left_of_jobs_whose_processes_are_killed_at_any_moment() {
         assert_eq!(left, 0, "round {round}: files are left behind");
     }
     assert_eq!(fs::read_dir("/dev/shm").unwrap().count(), shared);
+}
+
+/// The secret of a job, from the memory in which its launcher keeps it for the workers.
+fn secret_of(launcher: u32) -> Vec<u8> {
+    let started = Instant::now();
+    loop {
+        let descriptors = fs::read_dir(format!("/proc/{launcher}/fd")).unwrap();
+        let found = descriptors
+            .map(|descriptor| descriptor.unwrap().path())
+            .find(|path| {
+                let file = fs::read_link(path).unwrap_or_default();
+                file.to_string_lossy().contains("memfd:updraft-secret")
+            });
+        if let Some(secret) = found.and_then(|path| fs::read(path).ok())
+            && secret.len() == Secret::BYTES
+        {
+            return secret;
+        }
+        assert!(started.elapsed() < PATIENCE, "no secret is found");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether `secret` is somewhere in `told`: as it is, in hexadecimal digits, or in part.
+fn tells(told: &[u8], secret: &[u8]) -> bool {
+    let has = |part: &[u8]| told.windows(part.len()).any(|window| window == part);
+    secret.windows(8).any(|part| {
+        let hex: String = part.iter().map(|byte| format!("{byte:02x}")).collect();
+        has(part) || has(hex.as_bytes()) || has(hex.to_uppercase().as_bytes())
+    })
+}
+
+#[test]
+fn the_secret_of_a_job_is_in_no_command_line_no_environment_and_no_output() {
+    let secret: Vec<u8> = (0..32).map(|byte| byte * 7 + 3).collect();
+    assert!(tells(b"abc \x26\x2d\x34\x3b\x42\x49\x50\x57 d", &secret));
+    assert!(tells(b"key=262d343b42495057", &secret));
+    assert!(!tells(b"key=262d343b424950", &secret));
+
+    let program = example("kmeans");
+    for options in [&[][..], &["--transport", "tcp"]] {
+        let mark = format!("UPDRAFT_TEST_MARK=secret-{}", std::process::id());
+        let (name, value) = mark.split_once('=').unwrap();
+        let mut job = command();
+        job.args(["run", "-n", "2"])
+            .args(options)
+            .arg("--")
+            .arg(&program)
+            .args(["--iterations", "1000000", "--generate", "2000"])
+            .env(name, value)
+            .env("RUST_LOG", "trace")
+            .stdin(Stdio::null());
+        let running = Running::start(&mut job);
+        let secret = secret_of(running.launcher.id());
+        assert_ne!(secret, [0; Secret::BYTES]);
+        // From before the workers are there to well into the job.
+        let mut workers = BTreeSet::new();
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(500) {
+            for process in marked(&mark) {
+                for place in ["cmdline", "environ"] {
+                    let told = fs::read(format!("/proc/{process}/{place}")).unwrap_or_default();
+                    assert!(!tells(&told, &secret), "{place} of {process} tells it");
+                    if place == "cmdline" && told.starts_with(program.as_os_str().as_bytes()) {
+                        workers.insert(process);
+                    }
+                }
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(workers.len() >= 2, "{workers:?}");
+        running.signal(Signal::SIGINT);
+        let launch = running.end();
+        assert!(launch.err.contains("stopped by SIGINT"), "{}", launch.err);
+        for told in [&launch.out, &launch.err] {
+            assert!(!tells(told.as_bytes(), &secret), "{told}");
+        }
+    }
 }
 
 /// A small job whose workers exchange words, in a shell that has done `before`.
