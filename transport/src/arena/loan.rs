@@ -1,7 +1,7 @@
 //! Bytes to write, and bytes to read.
 //!
 //! What a buffer holds on to, a block of an arena or a small payload by value, is in a record that stays where
-//! it is while the buffer is moved about: a handle of two words then goes through the layers in registers,
+//! it is while the buffer is moved about: a handle of one word then goes through the layers in a register,
 //! where the payload itself would be stored and loaded again at each of them. The records are kept and
 //! used again, because a call of the allocator would cost as much as the rest.
 
@@ -51,9 +51,7 @@ impl Block {
     pub(crate) fn offset(&self) -> u64 {
         self.region().offset_of(self.start)
     }
-}
 
-impl Block {
     /// Gives up the reference; the last one gives the block back.
     #[inline]
     fn give_up(&self) {

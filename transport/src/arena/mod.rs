@@ -32,9 +32,6 @@ use crate::{
 
 /// Blocks that are given back together.
 const GIVEN_BACK_AT_ONCE: usize = 64;
-/// Bytes that are given back at once: an owner that soon has them again writes to memory that is still in a cache,
-/// and to few blocks, whose lines do not push each other out of it.
-const LARGE: u64 = 32 << 20;
 /// Blocks an arena can have lent at one time.
 const BLOCKS_MAX: u32 = 1 << 16;
 
@@ -144,11 +141,11 @@ impl Mapping {
         }
     }
 
-    /// Whether so many blocks, or large ones, were dropped and not yet given back.
+    /// Whether so many blocks, or a good part of the arena, were dropped and not yet given back.
     #[inline]
     pub(crate) fn dropped_enough(&self, blocks: usize) -> bool {
         let dropped = self.dropped.borrow();
-        dropped.indices.len() >= blocks || dropped.bytes >= LARGE
+        dropped.indices.len() >= blocks || dropped.bytes >= self.region.geometry().data_bytes / 8
     }
 
     /// Takes up to `most` of them, to give them back in another way: hands each to `give` with its place.

@@ -1,14 +1,16 @@
 //! Every link of one rank behind one door.
 
+mod contacts;
 mod counters;
 mod greeting;
 mod onesided;
 mod peer;
 mod sockets;
+mod waiting;
 
 use std::{collections::VecDeque, fmt, process, time::Duration};
 
-use self::{counters::Traffic, sockets::Sockets};
+use self::{contacts::Contact, counters::Traffic, sockets::Sockets, waiting::SPINS_MAX};
 pub use self::{
     counters::{Counters, Flow, Why},
     peer::Peer,
@@ -16,7 +18,7 @@ pub use self::{
 };
 use crate::{
     Address, Arena, Buffer, Endpoint, Error, Interface, Loan, Loss, Path, Rank, RdmaConfig,
-    Refusal, Secret, Unusable, bell,
+    Refusal, Secret, Unusable,
     link::{End, Link, pulse},
     remote::{Completion, Onesided},
     simulation,
@@ -30,12 +32,6 @@ const POLLS_A_LOOK: u32 = 16;
 const POLLS_A_GLANCE: u32 = 1024;
 /// Steps in what a peer asks for beside its messages that are taken in one poll.
 const ASIDES_A_POLL: usize = 64;
-/// The longest a waiting rank spins before it sleeps, in polls.
-const SPINS_MAX: u32 = 4096;
-const SPINS_MIN: u32 = 32;
-/// The same for a rank that shares its core, in turns given away.
-const YIELDS_MAX: u32 = 32;
-const YIELDS_MIN: u32 = 1;
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -197,20 +193,6 @@ pub struct Fabric {
     /// Time between two looks whether peers on TCP are there, and the time of the next.
     look_interval: Duration,
     next_look: Duration,
-}
-
-/// What a fabric knows of a peer.
-enum Contact {
-    /// No message has gone either way.
-    Unknown,
-    /// A link is being made; the messages wait for it.
-    Connecting {
-        attempt: Option<sockets::Id>,
-        waiting: VecDeque<Buffer>,
-        deadline: Duration,
-    },
-    Open(Link),
-    Ended(End),
 }
 
 impl Fabric {
@@ -422,28 +404,18 @@ impl Fabric {
             return Ok(());
         }
         let size = self.size();
-        match self.peers.get_mut(to as usize) {
-            Some(Contact::Open(Link::Shm(link))) => {
-                self.traffic[to as usize].sent.add(message.len());
-                link.send(message)
-            }
-            Some(Contact::Open(link)) => {
-                self.traffic[to as usize].sent.add(message.len());
-                link.send(message)
-            }
-            Some(Contact::Connecting { waiting, .. }) => {
-                self.traffic[to as usize].sent.add(message.len());
-                waiting.push_back(message);
-                Ok(())
-            }
-            Some(Contact::Ended(end)) => Err(end.error(to)),
-            Some(Contact::Unknown) => {
-                self.traffic[to as usize].sent.add(message.len());
-                self.connect(to, VecDeque::from([message]));
-                Ok(())
-            }
-            None => Err(Error::UnknownRank { rank: to, size }),
+        let bytes = message.len();
+        let Some(contact) = self.peers.get_mut(to as usize) else {
+            return Err(Error::UnknownRank { rank: to, size });
+        };
+        match contact {
+            Contact::Open(link) => link.send(message)?,
+            Contact::Connecting { waiting, .. } => waiting.push_back(message),
+            Contact::Unknown => self.connect(to, VecDeque::from([message])),
+            Contact::Ended(end) => return Err(end.error(to)),
         }
+        self.traffic[to as usize].sent.add(bytes);
+        Ok(())
     }
 
     /// Sends a copy of `bytes` under `tag`; false while there is no room for it.
@@ -485,24 +457,31 @@ impl Fabric {
         if self.until_look > 0
             && let Some((from, buffer)) = self.poll()
         {
-            self.idle_polls = 0;
-            self.until_look -= 1;
+            self.polled_well();
             return Ok(Some(Event::Message { from, buffer }));
         }
-        self.idle_polls = self.idle_polls.wrapping_add(1);
-        self.until_look -= self.empty_poll_costs;
-        if self.until_look > 0 && self.idle_polls != POLLS_TO_IDLE && self.events.is_empty() {
+        if !self.polled_in_vain() && self.events.is_empty() {
             return Ok(None);
         }
         self.receive_rarer()
     }
 
-    /// Nothing has arrived, or much without a look at anything else. Now and then there is more to do.
-    #[cold]
-    fn receive_rarer(&mut self) -> Result<Option<Event>, Box<Error>> {
-        if let Some(event) = self.events.pop_front() {
-            return Ok(Some(event));
-        }
+    #[inline(always)]
+    fn polled_well(&mut self) {
+        self.idle_polls = 0;
+        self.until_look -= 1;
+    }
+
+    /// Counts a poll that found nothing; true when it is time for what is done rarely.
+    #[inline(always)]
+    fn polled_in_vain(&mut self) -> bool {
+        self.idle_polls = self.idle_polls.wrapping_add(1);
+        self.until_look -= self.empty_poll_costs;
+        self.until_look <= 0 || self.idle_polls == POLLS_TO_IDLE
+    }
+
+    /// Nothing has arrived, or much without a look at anything else: does what is done now and then.
+    fn do_what_is_rare(&mut self) -> Result<(), Error> {
         if self.idle_polls >= POLLS_TO_IDLE {
             self.tell_about_memory();
             self.idle();
@@ -510,6 +489,15 @@ impl Fabric {
         if self.until_look <= 0 {
             self.look(Some(Duration::ZERO))?;
         }
+        Ok(())
+    }
+
+    #[cold]
+    fn receive_rarer(&mut self) -> Result<Option<Event>, Box<Error>> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Some(event));
+        }
+        self.do_what_is_rare()?;
         let message = self.poll();
         Ok(match message {
             Some((from, buffer)) => Some(Event::Message { from, buffer }),
@@ -526,18 +514,9 @@ impl Fabric {
     /// What there is to do and to say when [`Peer`] finds nothing.
     #[cold]
     fn receive_rarer_from(&mut self, peer: Rank) -> Result<Option<Buffer>, Box<Error>> {
-        if self.until_look <= 0 {
-            self.look(Some(Duration::ZERO))?;
-            self.flush_links();
-        }
-        if self.idle_polls == POLLS_TO_IDLE {
-            self.tell_about_memory();
-            self.idle();
-        }
-        let message = match self.peers.get(peer as usize) {
-            Some(Contact::Open(_)) => self.poll_peer(peer),
-            _ => None,
-        };
+        self.do_what_is_rare()?;
+        self.flush_links();
+        let message = self.poll_peer(peer);
         match self.peers.get(peer as usize) {
             Some(Contact::Ended(end)) if message.is_none() => Err(end.error(peer).into()),
             None => Err(Error::UnknownRank {
@@ -629,128 +608,6 @@ impl Fabric {
         }
     }
 
-    /// Waits until there may be something to receive, room to lend, it is time for a
-    /// [`tick`](Self::tick), or `timeout` is over: it spins while that has paid lately, and then sleeps.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`] when the system's event queue fails.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
-        self.tell_about_memory();
-        self.idle();
-        let waited = self.wait_for_news(self.until_tick(timeout));
-        if let Some(sockets) = &mut self.sockets {
-            sockets.forget_waking();
-        }
-        waited
-    }
-
-    /// The time to sleep at most: with connections to watch, not past the next look at them.
-    fn until_tick(&self, timeout: Option<Duration>) -> Option<Duration> {
-        if self.sockets.as_ref().is_none_or(Sockets::is_quiet) {
-            return timeout;
-        }
-        Some(timeout.map_or(self.look_interval, |timeout| {
-            timeout.min(self.look_interval)
-        }))
-    }
-
-    fn wait_for_news(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
-        if self.spin_for_news()? || self.sockets.is_none() {
-            return Ok(());
-        }
-        let armed = self.arena.region().bell().arm(self.reasons());
-        if let Some(sockets) = &self.sockets {
-            sockets.arm_rdma();
-        }
-        let waited = if !armed || self.has_news() {
-            Ok(())
-        } else {
-            self.look(timeout)
-        };
-        self.arena.region().bell().disarm();
-        waited
-    }
-
-    /// Spins as long as it has been worth it; whether there is news. Without a core of its own a rank gives its
-    /// turn away instead: what it waits for may be another rank's, and that is quicker than to sleep and be woken.
-    fn spin_for_news(&mut self) -> Result<bool, Error> {
-        let polls_a_look = self.polls_a_look();
-        let (least, most) = if self.spin {
-            (SPINS_MIN, SPINS_MAX)
-        } else {
-            (YIELDS_MIN, YIELDS_MAX)
-        };
-        for spin in 0..self.spins.clamp(least, most) {
-            if self.has_news() {
-                self.spins = (self.spins + spin).clamp(least, most);
-                return Ok(true);
-            }
-            if spin % polls_a_look == polls_a_look - 1 {
-                self.look(Some(Duration::ZERO))?;
-            }
-            if self.spin {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
-        }
-        self.spins = (self.spins / 2).max(least);
-        Ok(self.has_news())
-    }
-
-    /// Nothing arrives: there is time for what could wait.
-    fn idle(&mut self) {
-        for &peer in &self.open {
-            if let Contact::Open(link) = &mut self.peers[peer as usize] {
-                link.idle();
-            }
-        }
-    }
-
-    #[inline]
-    fn polls_a_look(&self) -> u32 {
-        let quiet = self.sockets.as_ref().is_some_and(Sockets::is_quiet);
-        if quiet { POLLS_A_GLANCE } else { POLLS_A_LOOK }
-    }
-
-    fn has_news(&mut self) -> bool {
-        if !self.events.is_empty() || !self.own.is_empty() {
-            return true;
-        }
-        if self.sockets.as_ref().is_some_and(Sockets::was_woken) {
-            return true; // A look that was not a wait may have taken the wake-up in.
-        }
-        if self.arena.is_wanted() && self.arena.has_returns() {
-            return true;
-        }
-        let peers = &mut self.peers;
-        let ready = self
-            .open
-            .iter()
-            .any(|&peer| match &mut peers[peer as usize] {
-                Contact::Open(link) => link.is_ready() || link.can_flush() || link.has_aside(),
-                _ => false,
-            });
-        ready || (self.onesided.is_any_blocked() && self.can_any_go_on())
-    }
-
-    /// What to be woken for.
-    fn reasons(&self) -> bell::Reasons {
-        let waiting = self
-            .open
-            .iter()
-            .any(|&peer| match &self.peers[peer as usize] {
-                Contact::Open(link) => link.is_waiting(),
-                _ => false,
-            });
-        if waiting || self.arena.is_wanted() {
-            bell::MESSAGE | bell::ROOM
-        } else {
-            bell::MESSAGE
-        }
-    }
-
     /// Looks at the links, and at nothing that takes a system call when they are all shared memory. The end
     /// of a link becomes an event.
     #[inline(always)]
@@ -836,26 +693,6 @@ impl Fabric {
         message
     }
 
-    #[cold]
-    fn ended(&mut self, peer: Rank, error: Error) {
-        if let Contact::Open(link) = &self.peers[peer as usize] {
-            let traffic = &mut self.traffic[peer as usize];
-            (traffic.path, traffic.waits) = (Some(link.path()), link.waits());
-        }
-        let end = match &error {
-            Error::PeerLost { cause, .. } => End::Lost(cause.clone()),
-            _ => End::Closed,
-        };
-        self.peers[peer as usize] = Contact::Ended(end.clone());
-        self.open.retain(|&open| open != peer);
-        self.next = 0;
-        self.events.push_back(Event::Ended {
-            peer,
-            error: Box::new(error),
-        });
-        self.onesided.ended(peer, &end, &mut self.events);
-    }
-
     #[inline]
     fn flush_links(&mut self) -> bool {
         let mut flushed = true;
@@ -878,145 +715,6 @@ impl Fabric {
         }
         self.empty_poll_costs = (POLLS_A_GLANCE / self.polls_a_look()) as i32;
         Ok(())
-    }
-
-    fn take(&mut self, step: sockets::Step) {
-        match step {
-            sockets::Step::Ready {
-                peer,
-                readable,
-                writable,
-            } => match &mut self.peers[peer as usize] {
-                Contact::Open(Link::Tcp(link)) => link.notify(readable, writable),
-                Contact::Open(Link::Rdma(link)) => link.notify(),
-                _ => {}
-            },
-            sockets::Step::Died { peer } => {
-                self.onesided.table().borrow_mut().forget(peer);
-                self.end(peer, End::Lost(Loss::ProcessEnded));
-            }
-            sockets::Step::Refused { reason } => {
-                self.refused += 1;
-                self.events.push_back(Event::Refused { reason });
-            }
-            sockets::Step::Failed { id, peer, loss } => {
-                if matches!(&self.peers[peer as usize], Contact::Connecting { attempt, .. } if *attempt == Some(id))
-                {
-                    self.end(peer, End::Lost(loss));
-                }
-            }
-            sockets::Step::Proved { id, peer } => self.admit(id, peer),
-            sockets::Step::Crossed { id, peer } => {
-                if let Contact::Connecting { attempt, .. } = &mut self.peers[peer as usize]
-                    && *attempt == Some(id)
-                {
-                    *attempt = None;
-                }
-            }
-            sockets::Step::Linked { id, peer, link } => self.open(id, peer, link),
-        }
-    }
-
-    /// Starts to make a link, for which messages wait.
-    fn connect(&mut self, to: Rank, waiting: VecDeque<Buffer>) {
-        let Some(sockets) = &mut self.sockets else {
-            return;
-        };
-        let deadline = sockets.now() + CONNECT_TIMEOUT;
-        match sockets.connect(to) {
-            Ok(id) => {
-                self.peers[to as usize] = Contact::Connecting {
-                    attempt: Some(id),
-                    waiting,
-                    deadline,
-                };
-            }
-            Err(loss) => self.end(to, End::Lost(loss)),
-        }
-    }
-
-    /// Decides about a peer that connected and proved itself. When two ranks connect to each other at
-    /// the same time, the connection of the lower rank is the one that counts.
-    fn admit(&mut self, id: sockets::Id, peer: Rank) {
-        let ours_counts = self.rank < peer;
-        let (welcome, abandoned) = match &self.peers[peer as usize] {
-            Contact::Unknown => (true, None),
-            Contact::Connecting { attempt, .. } => (attempt.is_none() || !ours_counts, *attempt),
-            Contact::Open(_) | Contact::Ended(_) => (false, None),
-        };
-        let Some(sockets) = &mut self.sockets else {
-            return;
-        };
-        if !welcome {
-            sockets.refuse_crossed(id);
-            return;
-        }
-        let deadline = sockets.now() + CONNECT_TIMEOUT;
-        let waiting = match &mut self.peers[peer as usize] {
-            Contact::Connecting { waiting, .. } => std::mem::take(waiting),
-            _ => VecDeque::new(),
-        };
-        self.peers[peer as usize] = Contact::Connecting {
-            attempt: Some(id),
-            waiting,
-            deadline,
-        };
-        self.abandon(abandoned);
-        if let Some(sockets) = &mut self.sockets
-            && let Some(step) = sockets.welcome(id, peer)
-        {
-            self.take(step);
-        }
-    }
-
-    fn abandon(&mut self, attempt: Option<sockets::Id>) {
-        if let (Some(sockets), Some(id)) = (&mut self.sockets, attempt) {
-            sockets.forget(id);
-        }
-    }
-
-    fn open(&mut self, id: sockets::Id, peer: Rank, offer: sockets::Offered) {
-        let Contact::Connecting {
-            attempt, waiting, ..
-        } = &mut self.peers[peer as usize]
-        else {
-            return;
-        };
-        if *attempt != Some(id) {
-            return;
-        }
-        let waiting = std::mem::take(waiting);
-        let Some(sockets) = &mut self.sockets else {
-            return;
-        };
-        let mut link = match sockets.link(id, peer, offer) {
-            Ok(link) => link,
-            Err(loss) => return self.end(peer, End::Lost(loss)),
-        };
-        for message in waiting {
-            // A link that fails at once says so when it is received from.
-            let _ = link.send(message);
-        }
-        self.onesided.opened(peer, &mut link);
-        link.flush();
-        self.peers[peer as usize] = Contact::Open(link);
-        self.open.push(peer);
-    }
-
-    /// Takes note that a peer is gone. An open link tells it once everything has been received.
-    fn end(&mut self, peer: Rank, end: End) {
-        match &mut self.peers[peer as usize] {
-            Contact::Open(link) => link.end(end),
-            Contact::Ended(_) => {}
-            other => {
-                self.events.push_back(Event::Ended {
-                    peer,
-                    error: Box::new(end.error(peer)),
-                });
-                self.onesided.ended(peer, &end, &mut self.events);
-                *other = Contact::Ended(end);
-            }
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One peer of a fabric by itself.
 
-use super::{Fabric, POLLS_TO_IDLE};
+use super::Fabric;
 use crate::{Buffer, Endpoint, Error, Loan, Rank};
 
 /// One peer of a fabric, as an [`Endpoint`].
@@ -29,14 +29,10 @@ impl Endpoint for Peer<'_> {
         if fabric.until_look > 0
             && let Some(buffer) = fabric.poll_peer(self.peer)
         {
-            fabric.idle_polls = 0;
-            fabric.until_look -= 1;
+            fabric.polled_well();
             return Ok(Some(buffer));
         }
-        fabric.idle_polls = fabric.idle_polls.wrapping_add(1);
-        fabric.until_look -= fabric.empty_poll_costs;
-        if fabric.until_look > 0 && fabric.idle_polls != POLLS_TO_IDLE && fabric.is_open(self.peer)
-        {
+        if !fabric.polled_in_vain() && fabric.is_open(self.peer) {
             return Ok(None);
         }
         fabric.receive_rarer_from(self.peer).map_err(Error::from)

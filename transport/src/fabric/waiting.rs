@@ -1,0 +1,137 @@
+//! How a rank waits that has nothing to do: it spins while that pays, gives its core away where others need it,
+//! and then sleeps.
+
+use std::time::Duration;
+
+use super::{Contact, Fabric, POLLS_A_GLANCE, POLLS_A_LOOK, sockets::Sockets};
+use crate::{Error, bell};
+
+/// The longest a waiting rank spins before it sleeps, in polls.
+pub(super) const SPINS_MAX: u32 = 4096;
+const SPINS_MIN: u32 = 32;
+/// The same for a rank that shares its core, in turns given away.
+const YIELDS_MAX: u32 = 32;
+const YIELDS_MIN: u32 = 1;
+impl Fabric {
+    /// Waits until there may be something to receive, room to lend, it is time for a
+    /// [`tick`](Self::tick), or `timeout` is over: it spins while that has paid lately, and then sleeps.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the system's event queue fails.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.tell_about_memory();
+        self.idle();
+        let waited = self.wait_for_news(self.until_tick(timeout));
+        if let Some(sockets) = &mut self.sockets {
+            sockets.forget_waking();
+        }
+        waited
+    }
+
+    /// The time to sleep at most: with connections to watch, not past the next look at them.
+    fn until_tick(&self, timeout: Option<Duration>) -> Option<Duration> {
+        if self.sockets.as_ref().is_none_or(Sockets::is_quiet) {
+            return timeout;
+        }
+        Some(timeout.map_or(self.look_interval, |timeout| {
+            timeout.min(self.look_interval)
+        }))
+    }
+
+    fn wait_for_news(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        if self.spin_for_news()? || self.sockets.is_none() {
+            return Ok(());
+        }
+        let armed = self.arena.region().bell().arm(self.reasons());
+        if let Some(sockets) = &self.sockets {
+            sockets.arm_rdma();
+        }
+        let waited = if !armed || self.has_news() {
+            Ok(())
+        } else {
+            self.look(timeout)
+        };
+        self.arena.region().bell().disarm();
+        waited
+    }
+
+    /// Spins as long as it has been worth it; whether there is news. Without a core of its own a rank gives its
+    /// turn away instead: what it waits for may be another rank's, and that is quicker than to sleep and be woken.
+    fn spin_for_news(&mut self) -> Result<bool, Error> {
+        let polls_a_look = self.polls_a_look();
+        let (least, most) = if self.spin {
+            (SPINS_MIN, SPINS_MAX)
+        } else {
+            (YIELDS_MIN, YIELDS_MAX)
+        };
+        for spin in 0..self.spins.clamp(least, most) {
+            if self.has_news() {
+                self.spins = (self.spins + spin).clamp(least, most);
+                return Ok(true);
+            }
+            if spin % polls_a_look == polls_a_look - 1 {
+                self.look(Some(Duration::ZERO))?;
+            }
+            if self.spin {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        self.spins = (self.spins / 2).max(least);
+        Ok(self.has_news())
+    }
+
+    /// Nothing arrives: there is time for what could wait.
+    pub(super) fn idle(&mut self) {
+        for &peer in &self.open {
+            if let Contact::Open(link) = &mut self.peers[peer as usize] {
+                link.idle();
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn polls_a_look(&self) -> u32 {
+        let quiet = self.sockets.as_ref().is_some_and(Sockets::is_quiet);
+        if quiet { POLLS_A_GLANCE } else { POLLS_A_LOOK }
+    }
+
+    fn has_news(&mut self) -> bool {
+        if !self.events.is_empty() || !self.own.is_empty() {
+            return true;
+        }
+        if self.sockets.as_ref().is_some_and(Sockets::was_woken) {
+            return true; // A look that was not a wait may have taken the wake-up in.
+        }
+        if self.arena.is_wanted() && self.arena.has_returns() {
+            return true;
+        }
+        let peers = &mut self.peers;
+        let ready = self
+            .open
+            .iter()
+            .any(|&peer| match &mut peers[peer as usize] {
+                Contact::Open(link) => link.is_ready() || link.can_flush() || link.has_aside(),
+                _ => false,
+            });
+        ready || (self.onesided.is_any_blocked() && self.can_any_go_on())
+    }
+
+    /// What to be woken for.
+    fn reasons(&self) -> bell::Reasons {
+        let waiting = self
+            .open
+            .iter()
+            .any(|&peer| match &self.peers[peer as usize] {
+                Contact::Open(link) => link.is_waiting(),
+                _ => false,
+            });
+        if waiting || self.arena.is_wanted() {
+            bell::MESSAGE | bell::ROOM
+        } else {
+            bell::MESSAGE
+        }
+    }
+}
