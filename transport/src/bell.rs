@@ -7,8 +7,8 @@
 //! consistent fence between the two steps on either side, at least one sees the other (Dekker's
 //! argument), so no wake-up is lost; and the one who rings clears the word, so it rings once.
 //!
-//! A fence waits until every store before it has arrived, and a message a microsecond would be sent at the pace
-//! of the line's way to and fro. So where the kernel can, the sleeper pays for both: `membarrier` has every
+//! A fence waits until every store before it has arrived, so messages would be sent no faster than a line
+//! travels to and fro. So where the kernel can, the sleeper pays for both: `membarrier` has every
 //! processor that runs a thread of a registered process fence itself, and a sender needs none of its own. Who
 //! sleeps promises that beforehand, and who sends has registered itself; the models know only fences.
 
@@ -43,12 +43,13 @@ pub(crate) enum FencedBy {
 }
 
 impl Bell {
-    /// Promises to fence all who ring, if the system can; before anyone else has seen the bell. It makes sleeping
-    /// dearer, so it is for ranks that seldom sleep.
-    pub(crate) fn promise(&self) {
-        if is_registered() {
-            self.fences_all.store(1, Ordering::Relaxed);
-        }
+    /// Promises to fence all who ring, if the system can, before anyone else has seen the bell; whether it was
+    /// promised. It makes sleeping dearer, so it is for ranks that seldom sleep.
+    pub(crate) fn promise(&self) -> bool {
+        let promised = is_registered();
+        self.fences_all
+            .store(u32::from(promised), Ordering::Relaxed);
+        promised
     }
 
     /// Who is to fence us when we ring.
@@ -60,12 +61,13 @@ impl Bell {
         }
     }
 
-    /// Says that we are about to sleep until one of `reasons`. Look for them once more after this. False when the
-    /// promise cannot be kept: then there is no sleeping now.
-    pub(crate) fn arm(&self, reasons: Reasons) -> bool {
+    /// Says that we are about to sleep until one of `reasons`. Look for them once more after this. `promised` is
+    /// what [`promise`](Self::promise) said; what stands in the bell itself, others may have written. False when
+    /// the promise cannot be kept: then there is no sleeping now.
+    pub(crate) fn arm(&self, reasons: Reasons, promised: bool) -> bool {
         self.sleeps_until.store(reasons, Ordering::Relaxed);
         fence(Ordering::SeqCst); // Between our word and our last look; pairs with `must_ring`.
-        self.fences_all.load(Ordering::Relaxed) == 0 || fence_all()
+        !promised || fence_all()
     }
 
     /// Says that we are awake.
@@ -139,7 +141,7 @@ mod tests {
             sleeps_until: AtomicU32::new(0),
             fences_all: AtomicU32::new(0),
         };
-        bell.promise();
+        let promised = bell.promise();
         let fenced_by = bell.fenced_by();
         let [round, message, rung] = [0; 3].map(|start| Word(AtomicU32::new(start)));
         let mut lost = 0;
@@ -160,7 +162,7 @@ mod tests {
                 round.0.store(number, Ordering::Release);
                 // Until the other has seen it, more or less.
                 (0..number % 16).for_each(|_| spin_loop());
-                let armed = bell.arm(MESSAGE);
+                let armed = bell.arm(MESSAGE, promised);
                 let seen = message.0.load(Ordering::Acquire) == number;
                 let rang = loop {
                     match rung.0.load(Ordering::Acquire) {
@@ -199,7 +201,7 @@ mod loom_tests {
                     shared.0.must_ring(MESSAGE, FencedBy::Sender)
                 })
             };
-            shared.0.arm(MESSAGE);
+            shared.0.arm(MESSAGE, false);
             let seen = shared.1.load(Ordering::Acquire) == 1;
             let rung = sender.join().unwrap();
             assert!(seen || rung, "the wake-up was lost");
@@ -210,7 +212,7 @@ mod loom_tests {
     fn of_two_who_have_news_one_rings() {
         loom::model(|| {
             let bell = Arc::new(bell());
-            bell.arm(MESSAGE | ROOM);
+            bell.arm(MESSAGE | ROOM, false);
             let ringers = [MESSAGE, ROOM].map(|reason| {
                 let bell = bell.clone();
                 thread::spawn(move || bell.must_ring(reason, FencedBy::Sender))

@@ -190,6 +190,8 @@ pub struct Fabric {
     /// How long to spin, by how it went before.
     spins: u32,
     spin: bool,
+    /// Whether it promised to fence those who ring before it sleeps.
+    fences_all: bool,
     /// Time between two looks whether peers on TCP are there, and the time of the next.
     look_interval: Duration,
     next_look: Duration,
@@ -204,15 +206,15 @@ impl Fabric {
     /// cannot be.
     pub fn new(config: Config, arena: Arena) -> Result<Self, Error> {
         let spin = config.spin;
-        if spin {
-            arena.region().bell().promise(); // Else it sleeps often, and others have little to send.
-        }
+        // A rank that shares its core sleeps often, and others have little to send meanwhile.
+        let fences_all = spin && arena.region().bell().promise();
         let look_interval = pulse::interval(config.silence_max);
         let (rank, size) = (config.rank, config.size);
         let sockets = Sockets::new(config, arena.clone())?;
         let peers = (0..size).map(|_| Contact::Unknown).collect();
         let mut fabric = Self::with(rank, arena, peers, Some(sockets), spin);
         fabric.look_interval = look_interval;
+        fabric.fences_all = fences_all;
         Ok(fabric)
     }
 
@@ -271,6 +273,7 @@ impl Fabric {
             empty_poll_costs: 1,
             spins: SPINS_MAX / 8,
             spin,
+            fences_all: false,
             look_interval: pulse::interval(Config::SILENCE_MAX),
             next_look: Duration::ZERO,
         }

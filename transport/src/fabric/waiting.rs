@@ -43,7 +43,11 @@ impl Fabric {
         if self.spin_for_news()? || self.sockets.is_none() {
             return Ok(());
         }
-        let armed = self.arena.region().bell().arm(self.reasons());
+        let armed = self
+            .arena
+            .region()
+            .bell()
+            .arm(self.reasons(), self.fences_all);
         if let Some(sockets) = &self.sockets {
             sockets.arm_rdma();
         }
