@@ -20,8 +20,8 @@ use std::{
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use self::sys::{
-    Verbs, ibv_async_event, ibv_comp_channel, ibv_context, ibv_cq, ibv_device, ibv_device_attr,
-    ibv_gid_entry, ibv_mr, ibv_pd, ibv_port_attr, ibv_qp, ibv_qp_attr, ibv_qp_cap,
+    Verbs, ibv_async_element, ibv_async_event, ibv_comp_channel, ibv_context, ibv_cq, ibv_device,
+    ibv_device_attr, ibv_gid_entry, ibv_mr, ibv_pd, ibv_port_attr, ibv_qp, ibv_qp_attr, ibv_qp_cap,
     ibv_qp_init_attr, ibv_recv_wr, ibv_send_wr, ibv_srq, ibv_srq_attr, ibv_srq_init_attr, ibv_wc,
 };
 
@@ -80,7 +80,7 @@ impl Devices {
     /// All of them. Without RDMA in the kernel the error is `ENOSYS`.
     pub(crate) fn list(verbs: &'static Verbs) -> Result<Self, VerbError> {
         let mut count = 0;
-        // SAFETY: `count` is ours for the call.
+        // SAFETY: the function writes the number of devices to `count`, which is ours for the call.
         let list = unsafe { (verbs.get_device_list)(&raw mut count) };
         Ok(Self {
             verbs,
@@ -104,7 +104,7 @@ impl Devices {
     pub(crate) fn name(&self, index: usize) -> String {
         // SAFETY: the device is in the list, which keeps it.
         let name = unsafe { (self.verbs.get_device_name)(self.device(index)) };
-        // SAFETY: the name is a string inside the device.
+        // SAFETY: the name is a string inside the device, which lives until the list is freed.
         let name = unsafe { CStr::from_ptr(name) };
         name.to_string_lossy().into_owned()
     }
@@ -133,8 +133,8 @@ impl Drop for Devices {
 pub(crate) enum AsyncEvent {
     /// A queue pair failed.
     QueuePair(u32),
-    /// The port went down, or came back.
-    Port { active: bool },
+    /// A port went down, or came back.
+    Port { number: c_int, active: bool },
     /// The device, or a queue that all links share, failed.
     Device,
     /// Something that does not concern us.
@@ -148,22 +148,24 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// What the device can do.
     pub(crate) fn device(&self) -> Result<ibv_device_attr, VerbError> {
         let mut attributes = std::mem::MaybeUninit::<ibv_device_attr>::zeroed();
-        // SAFETY: the context is open, and the library fills in a struct of this size.
-        let status =
-            unsafe { (self.verbs.query_device)(self.raw.as_ptr(), attributes.as_mut_ptr()) };
+        let (context, into) = (self.raw.as_ptr(), attributes.as_mut_ptr());
+        // SAFETY: the context is open, and the library fills in a struct of this size, which is ours for the call.
+        let status = unsafe { (self.verbs.query_device)(context, into) };
         done(status, "query an RDMA device")?;
-        // SAFETY: it consists of numbers, for which zero is a value, whatever was filled in.
+        // SAFETY: it was zeroed, and consists of numbers, for which every bit pattern is a value.
         Ok(unsafe { attributes.assume_init() })
     }
 
+    /// The state of a port, counted from one.
     pub(crate) fn port(&self, port: u8) -> Result<ibv_port_attr, VerbError> {
         let mut attributes = ibv_port_attr::default();
+        let context = self.raw.as_ptr();
         // SAFETY: the context is open. This function fills in the fields up to `link_layer`, as in the
-        // first version of the struct; the others stay zero.
-        let status =
-            unsafe { (self.verbs.query_port)(self.raw.as_ptr(), port, &raw mut attributes) };
+        // first version of the struct, so it stays inside ours; the others stay zero.
+        let status = unsafe { (self.verbs.query_port)(context, port, &raw mut attributes) };
         done(status, "query a port of an RDMA device")?;
         Ok(attributes)
     }
@@ -194,23 +196,29 @@ impl Context {
     /// What the device has to say, without waiting.
     pub(crate) fn async_event(&self) -> Option<AsyncEvent> {
         let mut event = ibv_async_event {
-            element: ptr::null_mut(),
+            element: ibv_async_element {
+                qp: ptr::null_mut(),
+            },
             event_type: 0,
         };
-        // SAFETY: the context is open, and its descriptor does not wait.
+        // SAFETY: the context is open, its descriptor does not wait, and the event is ours for the call.
         let status = unsafe { (self.verbs.get_async_event)(self.raw.as_ptr(), &raw mut event) };
         if status != 0 {
             return None;
         }
         let what = match event.event_type {
             sys::IBV_EVENT_QP_FATAL | sys::IBV_EVENT_QP_REQ_ERR | sys::IBV_EVENT_QP_ACCESS_ERR => {
-                let qp: *mut ibv_qp = event.element.cast();
-                // SAFETY: for these events the element is a queue pair, which is not destroyed before
-                // the event is acknowledged.
+                // SAFETY: for these events the element is a queue pair.
+                let qp = unsafe { event.element.qp };
+                // SAFETY: it is not destroyed before the event is acknowledged, which happens below; and
+                // destroying one takes back those of its events that were not read.
                 AsyncEvent::QueuePair(unsafe { (*qp).qp_num })
             }
-            sys::IBV_EVENT_PORT_ACTIVE => AsyncEvent::Port { active: true },
-            sys::IBV_EVENT_PORT_ERR => AsyncEvent::Port { active: false },
+            sys::IBV_EVENT_PORT_ACTIVE | sys::IBV_EVENT_PORT_ERR => AsyncEvent::Port {
+                // SAFETY: for these events the element is a number, and any bits are one.
+                number: unsafe { event.element.port_num },
+                active: event.event_type == sys::IBV_EVENT_PORT_ACTIVE,
+            },
             sys::IBV_EVENT_DEVICE_FATAL | sys::IBV_EVENT_CQ_ERR | sys::IBV_EVENT_SRQ_ERR => {
                 AsyncEvent::Device
             }
@@ -223,12 +231,12 @@ impl Context {
 
     /// What the library calls the status of a completion.
     pub(crate) fn status_text(&self, status: c_int) -> String {
-        // SAFETY: any number will do, and the text is a constant.
+        // SAFETY: the function takes any number, and touches nothing of ours.
         let text = unsafe { (self.verbs.wc_status_str)(status) };
         if text.is_null() {
             return format!("status {status}");
         }
-        // SAFETY: it is a constant string.
+        // SAFETY: it is not null, and a string constant of the library, which stays loaded.
         let text = unsafe { CStr::from_ptr(text) };
         text.to_string_lossy().into_owned()
     }
@@ -262,7 +270,7 @@ pub(crate) struct Pd {
 
 impl Pd {
     pub(crate) fn new(context: &Rc<Context>) -> Result<Rc<Self>, VerbError> {
-        // SAFETY: the context is open.
+        // SAFETY: the context is open, and the domain will hold it.
         let raw = unsafe { (context.verbs.alloc_pd)(context.raw.as_ptr()) };
         Ok(Rc::new(Self {
             context: context.clone(),
@@ -312,6 +320,13 @@ impl Mr {
         unsafe { (*self.raw.as_ptr()).lkey }
     }
 
+    /// Where it starts, as the device knows it, and its bytes.
+    pub(crate) fn extent(&self) -> (u64, u64) {
+        // SAFETY: it lives, and its fields are set once.
+        let region = unsafe { self.raw.as_ref() };
+        (region.addr as u64, region.length as u64)
+    }
+
     /// The key by which those of peers name it.
     pub(crate) fn remote_key(&self) -> u32 {
         // SAFETY: it lives, and the field is set once.
@@ -321,7 +336,7 @@ impl Mr {
 
 impl Drop for Mr {
     fn drop(&mut self) {
-        // SAFETY: it was registered once.
+        // SAFETY: it was registered once, and no queue names it any more: its owner ends those first.
         unsafe { (self.pd.context.verbs.dereg_mr)(self.raw.as_ptr()) };
     }
 }
@@ -334,7 +349,7 @@ pub(crate) struct Channel {
 
 impl Channel {
     pub(crate) fn new(context: &Rc<Context>) -> Result<Rc<Self>, VerbError> {
-        // SAFETY: the context is open.
+        // SAFETY: the context is open, and the channel will hold it.
         let raw = unsafe { (context.verbs.create_comp_channel)(context.raw.as_ptr()) };
         let channel = Self {
             context: context.clone(),
@@ -351,12 +366,11 @@ impl Channel {
 
     /// Takes in everything it says, without waiting.
     pub(crate) fn drain(&self) {
-        let verbs = self.context.verbs;
+        let (verbs, channel) = (self.context.verbs, self.raw.as_ptr());
         loop {
             let (mut cq, mut about) = (ptr::null_mut(), ptr::null_mut());
-            // SAFETY: the channel lives, and its descriptor does not wait.
-            let status =
-                unsafe { (verbs.get_cq_event)(self.raw.as_ptr(), &raw mut cq, &raw mut about) };
+            // SAFETY: the channel lives, its descriptor does not wait, and the places to write to are ours for the call.
+            let status = unsafe { (verbs.get_cq_event)(channel, &raw mut cq, &raw mut about) };
             if status != 0 {
                 return;
             }
@@ -416,9 +430,9 @@ impl Cq {
     /// Takes the next completions, and returns those of `into` that were filled in.
     #[inline]
     pub(crate) fn poll<'a>(&self, into: &'a mut [ibv_wc]) -> Result<&'a [ibv_wc], VerbError> {
-        // SAFETY: the queue lives, and there is room for as many completions as are asked for.
-        let count =
-            unsafe { (self.poll)(self.raw.as_ptr(), into.len() as c_int, into.as_mut_ptr()) };
+        let room = c_int::try_from(into.len()).unwrap_or(c_int::MAX);
+        // SAFETY: the queue lives, and `into` has room for as many completions as are asked for.
+        let count = unsafe { (self.poll)(self.raw.as_ptr(), room, into.as_mut_ptr()) };
         match usize::try_from(count) {
             Ok(count) => Ok(&into[..count]),
             Err(_) => done(count, "poll a completion queue").map(|()| &into[..0]),
@@ -427,11 +441,9 @@ impl Cq {
 
     /// Has the channel tell of the next completion.
     pub(crate) fn arm(&self) -> Result<(), VerbError> {
-        // SAFETY: the queue lives.
-        done(
-            unsafe { (self.notify)(self.raw.as_ptr(), 0) },
-            "arm a completion queue",
-        )
+        // SAFETY: the queue lives; the function takes nothing else by reference.
+        let status = unsafe { (self.notify)(self.raw.as_ptr(), 0) };
+        done(status, "arm a completion queue")
     }
 }
 

@@ -166,7 +166,7 @@ pub(crate) struct ibv_qp {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct ibv_wc {
     pub(crate) wr_id: u64,
     pub(crate) status: c_int,
@@ -385,10 +385,17 @@ pub(crate) struct ibv_device_attr {
     pub(crate) phys_port_cnt: u8,
 }
 
+/// The union in an event, which has no name in C. Its other members are pointers, too.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) union ibv_async_element {
+    pub(crate) qp: *mut ibv_qp,
+    pub(crate) port_num: c_int,
+}
+
 #[repr(C)]
 pub(crate) struct ibv_async_event {
-    /// A union: a pointer to a queue, or the number of a port.
-    pub(crate) element: *mut c_void,
+    pub(crate) element: ibv_async_element,
     pub(crate) event_type: c_int,
 }
 

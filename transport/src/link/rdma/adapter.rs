@@ -18,6 +18,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::endpoint::{Endpoint, Wire};
 use crate::{
     Arena, Loan, Loss, Rank, Unusable,
+    secret::random,
     verbs::{
         AsyncEvent, Channel, Context, Cq, Devices, Mr, Pd, Qp, Srq, VerbError,
         sys::{self, ibv_ah_attr, ibv_global_route, ibv_qp_attr, ibv_recv_wr, ibv_sge, ibv_wc},
@@ -48,7 +49,7 @@ const RECEIVE: u64 = 1 << 63;
 /// How long a peer without a posted receive may take, as the verbs code it: 0.64 ms. It never happens.
 const RNR_TIMER: u8 = 12;
 const RNR_RETRIES: u8 = 3;
-/// How often a device sends again before it reports a failure. (7 would be for ever on some devices.)
+/// How often a device sends again before it reports a failure. (7, the most, is for ever on Soft-RoCE.)
 const RETRIES: u8 = 6;
 /// Hops that a packet may take.
 const HOP_LIMIT: u8 = 64;
@@ -106,7 +107,8 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    fn fail(&self, loss: Loss) {
+    /// Notes why the queue pair failed, unless that is known.
+    pub(super) fn fail(&self, loss: Loss) {
         self.failed.borrow_mut().get_or_insert(loss);
         self.news.set(true);
     }
@@ -165,8 +167,8 @@ impl Adapter {
         let pd = Pd::new(&context)?;
         let region = register(&pd, &name, arena)?;
         let links_max = links
-            .min(device.max_srq_wr as u32 / LINK_SLOTS)
-            .min(device.max_cqe as u32 / (LINK_SLOTS + REQUESTS));
+            .min(u32::try_from(device.max_srq_wr).unwrap_or(0) / LINK_SLOTS)
+            .min(u32::try_from(device.max_cqe).unwrap_or(0) / (LINK_SLOTS + REQUESTS));
         let channel = Channel::new(&context)?;
         let cq = Cq::new(
             &context,
@@ -186,7 +188,7 @@ impl Adapter {
             links_max,
             inboxes: RefCell::default(),
             last: RefCell::default(),
-            completions: RefCell::new([EMPTY; COMPLETIONS]),
+            completions: RefCell::new([ibv_wc::default(); COMPLETIONS]),
             port_down: Cell::new(false),
             srq,
             cq,
@@ -223,7 +225,6 @@ impl Adapter {
             return Err(Unusable::Links(self.links_max));
         }
         let qp = Qp::new(&self.pd, &self.cq, &self.srq, REQUESTS, STAGED_BYTES as u32)?;
-        let staging = self.take_memory()?;
         let init = ibv_qp_attr {
             qp_state: sys::IBV_QPS_INIT,
             port_num: self.port.number,
@@ -235,11 +236,11 @@ impl Adapter {
             | sys::IBV_QP_PORT
             | sys::IBV_QP_ACCESS_FLAGS;
         qp.modify(init, mask, "initialise a queue pair")?;
+        // Last of what can fail: slots that were posted for a link stay posted.
+        let staging = self.take_memory()?;
         let inbox = Rc::new(Inbox::default());
         self.inboxes.borrow_mut().insert(qp.number(), inbox.clone());
-        let region = self.arena.region();
-        let bytes = region.geometry().data_bytes;
-        let start = region.data(0, 0).map_or(0, |start| start.as_ptr() as u64);
+        let (start, bytes) = self.region.extent();
         let local = Endpoint {
             wire: self.port.wire,
             mtu: self.port.mtu,
@@ -467,9 +468,11 @@ impl Adapter {
                     }
                 }
                 // What is on its way is sent again, and fails in time if the port stays down.
-                AsyncEvent::Port { active } => self.port_down.set(!active),
+                AsyncEvent::Port { number, active } if number == c_int::from(self.port.number) => {
+                    self.port_down.set(!active);
+                }
                 AsyncEvent::Device => self.fail_all("it failed or was removed"),
-                AsyncEvent::Other => {}
+                AsyncEvent::Port { .. } | AsyncEvent::Other => {}
             }
         }
     }
@@ -484,22 +487,6 @@ impl Adapter {
         self.last.borrow_mut().take();
     }
 }
-
-const EMPTY: ibv_wc = ibv_wc {
-    wr_id: 0,
-    status: 0,
-    opcode: 0,
-    vendor_err: 0,
-    byte_len: 0,
-    imm_data: 0,
-    qp_num: 0,
-    src_qp: 0,
-    wc_flags: 0,
-    pkey_index: 0,
-    slid: 0,
-    sl: 0,
-    dlid_path_bits: 0,
-};
 
 /// Finds the device and the port.
 fn find(
@@ -524,31 +511,24 @@ fn find(
                 inactive.push(format!("{name} port {number}"));
                 continue;
             }
-            let mtu = attributes.active_mtu as u8;
-            if attributes.link_layer == sys::IBV_LINK_LAYER_INFINIBAND {
-                let port = Port {
-                    number,
-                    wire: Wire::InfiniBand,
-                    lid: attributes.lid,
-                    gid: sys::ibv_gid::default(),
-                    gid_index: 0,
-                    mtu,
-                };
-                return Ok((name, context, port));
-            }
-            let entries = attributes.gid_tbl_len as u32;
-            if let Some((gid_index, wire, gid)) = find_gid(config, &context, number, entries) {
-                let port = Port {
-                    number,
-                    wire,
-                    lid: 0,
-                    gid,
-                    gid_index,
-                    mtu,
-                };
-                return Ok((name, context, port));
-            }
-            inactive.push(format!("{name} port {number} (it has no such address)"));
+            let address = if attributes.link_layer == sys::IBV_LINK_LAYER_INFINIBAND {
+                Some((0, Wire::InfiniBand, sys::ibv_gid::default()))
+            } else {
+                find_gid(config, &context, number, attributes.gid_tbl_len)
+            };
+            let Some((gid_index, wire, gid)) = address else {
+                inactive.push(format!("{name} port {number} (it has no such address)"));
+                continue;
+            };
+            let port = Port {
+                number,
+                wire,
+                lid: attributes.lid,
+                gid,
+                gid_index,
+                mtu: attributes.active_mtu as u8,
+            };
+            return Ok((name, context, port));
         }
     }
     Err(Unusable::Device {
@@ -562,12 +542,13 @@ fn find_gid(
     config: &RdmaConfig,
     context: &Context,
     port: u8,
-    entries: u32,
+    entries: c_int,
 ) -> Option<(u8, Wire, sys::ibv_gid)> {
-    (0..entries.min(u8::MAX.into()))
-        .filter(|index| config.gid.is_none_or(|wanted| wanted == *index))
+    (0..=u8::MAX)
+        .take_while(|index| c_int::from(*index) < entries)
+        .filter(|index| config.gid.is_none_or(|wanted| wanted == u32::from(*index)))
         .filter_map(|index| {
-            let entry = context.gid(port, index).ok()?;
+            let entry = context.gid(port, index.into()).ok()?;
             let wire = match entry.gid_type {
                 sys::IBV_GID_TYPE_ROCE_V1 | sys::IBV_GID_TYPE_IB => Wire::RoceV1,
                 sys::IBV_GID_TYPE_ROCE_V2 => Wire::RoceV2,
@@ -581,7 +562,7 @@ fn find_gid(
                 Wire::RoceV2 => 2,
                 _ => 3,
             };
-            Some((preference, index as u8, wire, entry.gid))
+            Some((preference, index, wire, entry.gid))
         })
         .min_by_key(|(preference, index, ..)| (*preference, *index))
         .map(|(_, index, wire, gid)| (index, wire, gid))
@@ -608,12 +589,9 @@ fn register(pd: &Rc<Pd>, device: &str, arena: &Arena) -> Result<Mr, Unusable> {
 
 /// The number of a link's first packet: 24 bits that an earlier link of the same number did not use.
 fn first_packet() -> u32 {
-    let mut bytes = [0; 3];
-    match crate::Secret::random() {
-        Ok(random) => bytes.copy_from_slice(&random.as_bytes()[..3]),
-        Err(_) => bytes = [0x5a, 0x5a, 0x5a], // It guards against strays only.
-    }
-    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0])
+    // It guards against strays only, so without randomness any number will do.
+    let [low, middle, high] = random().unwrap_or_default();
+    u32::from_le_bytes([low, middle, high, 0])
 }
 
 /// What a link is made of on our side.

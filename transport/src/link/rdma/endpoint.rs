@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Bytes of an endpoint as it travels.
-pub(crate) const ENDPOINT_BYTES: usize = 60;
+pub(crate) const ENDPOINT_BYTES: usize = 52;
 
 /// The format of packets on the wire, which both ends have to share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,10 +27,11 @@ impl fmt::Display for Wire {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub(super) wire: Wire,
-    /// The largest packet, as the verbs code it.
+    /// The largest packet, as the verbs code it: from 1 for 256 bytes to 5 for 4096.
     pub(super) mtu: u8,
     /// Reads of its memory that it serves at a time.
     pub(super) reads: u8,
+    /// The number of its queue pair, and that of the first packet it sends: 24 bits each.
     pub(super) queue_pair: u32,
     pub(super) first_packet: u32,
     /// Its address on InfiniBand.
@@ -39,7 +40,7 @@ pub(crate) struct Endpoint {
     pub(super) gid: [u64; 2],
     /// Opens its arena to reads.
     pub(super) key: u32,
-    /// Where its arena starts, as its device knows it, and how long it is.
+    /// Where its arena starts, as its device knows it, and its bytes.
     pub(super) start: u64,
     pub(super) bytes: u64,
 }
@@ -62,7 +63,7 @@ impl Endpoint {
         bytes[20..28].copy_from_slice(&self.gid[0].to_ne_bytes());
         bytes[28..36].copy_from_slice(&self.gid[1].to_ne_bytes());
         bytes[36..44].copy_from_slice(&self.start.to_le_bytes());
-        bytes[44..52].copy_from_slice(&self.bytes.to_le_bytes());
+        bytes[44..].copy_from_slice(&self.bytes.to_le_bytes());
         bytes
     }
 

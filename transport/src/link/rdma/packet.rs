@@ -200,16 +200,14 @@ pub(super) struct Writer<'s> {
 }
 
 impl<'s> Writer<'s> {
-    /// A packet that starts with the head, whose count is set here, and `numbers`.
-    pub(super) fn new(
-        bytes: &'s mut [u8],
-        head: Head,
-        numbers: impl ExactSizeIterator<Item = u64>,
-    ) -> Self {
+    /// A packet that starts with the head, whose count is set here, and `numbers`: at most [`NUMBERS_MAX`].
+    pub(super) fn new(bytes: &'s mut [u8], head: Head, numbers: &[u64]) -> Self {
         let mut writer = Self { bytes, len: 0 };
         let returned = numbers.len() as u8;
         writer.write(&Head { returned, ..head }.to_bytes());
-        numbers.for_each(|number| writer.write(&number.to_le_bytes()));
+        for number in numbers {
+            writer.write(&number.to_le_bytes());
+        }
         writer
     }
 
@@ -275,7 +273,7 @@ mod tests {
     #[test]
     fn a_packet_is_read_as_it_was_written() {
         let mut bytes = [0; STAGED_BYTES];
-        let mut writer = Writer::new(&mut bytes, HEAD, [7, 9].into_iter());
+        let mut writer = Writer::new(&mut bytes, HEAD, &[7, 9]);
         writer.message(Lane::Messages, 1, b"hello");
         writer.offer(Lane::Memory, 2, 100_000, 4096);
         writer.message(Lane::Memory, 3, b"");
