@@ -10,8 +10,9 @@ pub(crate) fn allowed_cores() -> usize {
 
 /// Keeps this thread on the allowed core that executor `index` of this node is due. Where the system
 /// does not let us, the thread goes where the scheduler puts it.
-pub(crate) fn pin(index: usize) -> bool {
+pub(crate) fn pin(index: usize) {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let core = cores.get(index % cores.len().max(1));
-    core.is_some_and(|&core| core_affinity::set_for_current(core))
+    if let Some(&core) = cores.get(index % cores.len().max(1)) {
+        core_affinity::set_for_current(core);
+    }
 }

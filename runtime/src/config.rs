@@ -1,6 +1,10 @@
 //! What a program asks of the runtime, and what its launcher says.
 
-use std::{env, ops::RangeInclusive, time::Duration};
+use std::{
+    env::{self, VarError},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use transport::{Interface, RdmaConfig, Transport};
 
@@ -84,7 +88,7 @@ impl Config {
     /// Decides what is left open, for one of `workers` on this node.
     pub(crate) fn decide(&self, workers: u32) -> Result<Decided, Error> {
         let cores = affinity::allowed_cores() as u32;
-        let executors = match variable("UPDRAFT_EXECUTORS")? {
+        let executors = match number("UPDRAFT_EXECUTORS")? {
             Some(executors) => executors,
             None => self.executors.unwrap_or((cores / workers).max(1)),
         };
@@ -93,34 +97,38 @@ impl Config {
                 reason: "a worker needs at least one executor".into(),
             });
         }
-        let transport = match env::var("UPDRAFT_TRANSPORT").as_deref() {
-            Err(_) => self.transport,
-            Ok("auto") => Transport::Auto,
-            Ok("shm") => Transport::Shm,
-            Ok("tcp") => Transport::Tcp,
-            Ok("rdma") => Transport::Rdma,
-            Ok(other) => {
+        let Some(ranks) = workers.checked_mul(executors) else {
+            let reason = format!("{workers} workers with {executors} executors each are too many");
+            return Err(Error::Config { reason });
+        };
+        let transport = match variable("UPDRAFT_TRANSPORT")?.as_deref() {
+            None => self.transport,
+            Some("auto") => Transport::Auto,
+            Some("shm") => Transport::Shm,
+            Some("tcp") => Transport::Tcp,
+            Some("rdma") => Transport::Rdma,
+            Some(other) => {
                 let reason =
                     format!("UPDRAFT_TRANSPORT is {other:?}, and not auto, shm, tcp or rdma");
                 return Err(Error::Config { reason });
             }
         };
-        let interface = match env::var("UPDRAFT_INTERFACE") {
-            Ok(text) => Some(find("UPDRAFT_INTERFACE", &text)?),
-            Err(_) => match &self.interface {
+        let interface = match variable("UPDRAFT_INTERFACE")? {
+            Some(text) => Some(find("UPDRAFT_INTERFACE", &text)?),
+            None => match &self.interface {
                 Some(text) => Some(find("the interface", text)?),
                 None => None,
             },
         };
-        let silence_max = match variable("UPDRAFT_SILENCE_MS")? {
+        let silence_max = match number("UPDRAFT_SILENCE_MS")? {
             Some(milliseconds) => Duration::from_millis(milliseconds),
             None => self.silence_max,
         };
-        let tls = match env::var("UPDRAFT_TLS").as_deref() {
-            Err(_) => self.tls,
-            Ok("1") => true,
-            Ok("0") => false,
-            Ok(other) => {
+        let tls = match variable("UPDRAFT_TLS")?.as_deref() {
+            None => self.tls,
+            Some("1") => true,
+            Some("0") => false,
+            Some(other) => {
                 let reason = format!("UPDRAFT_TLS is {other:?}, and not 1 or 0");
                 return Err(Error::Config { reason });
             }
@@ -133,17 +141,14 @@ impl Config {
             return Err(Error::Config { reason });
         }
         let rdma = RdmaConfig {
-            devices: match env::var("UPDRAFT_RDMA_DEVICES") {
-                Ok(names) => names.split(',').map(str::to_owned).collect(),
-                Err(_) => self.rdma.devices.clone(),
+            devices: match variable("UPDRAFT_RDMA_DEVICES")? {
+                Some(names) => names.split(',').map(str::to_owned).collect(),
+                None => self.rdma.devices.clone(),
             },
-            port: variable("UPDRAFT_RDMA_PORT")?.or(self.rdma.port),
-            gid: variable("UPDRAFT_RDMA_GID")?.or(self.rdma.gid),
+            port: number("UPDRAFT_RDMA_PORT")?.or(self.rdma.port),
+            gid: number("UPDRAFT_RDMA_GID")?.or(self.rdma.gid),
         };
-        let memory_bytes = match variable("UPDRAFT_MEMORY")? {
-            Some(bytes) => Some(bytes),
-            None => self.memory_bytes,
-        };
+        let memory_bytes = number("UPDRAFT_MEMORY")?.or(self.memory_bytes);
         if let Some(bytes) = memory_bytes {
             memory::check(bytes, workers)?;
         }
@@ -166,7 +171,7 @@ impl Config {
             memory_bytes,
             arena_bytes,
             pin: self.pin,
-            spin: workers * executors <= cores,
+            spin: ranks <= cores,
             progress: self.progress,
         })
     }
@@ -179,9 +184,20 @@ fn find(setting: &str, text: &str) -> Result<Interface, Error> {
     })
 }
 
+/// What the environment says, if it says something.
+fn variable(name: &str) -> Result<Option<String>, Error> {
+    match env::var(name) {
+        Ok(text) => Ok(Some(text)),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(text)) => Err(Error::Config {
+            reason: format!("{name} is {text:?}, which is not UTF-8"),
+        }),
+    }
+}
+
 /// A number in the environment.
-fn variable<N: std::str::FromStr>(name: &str) -> Result<Option<N>, Error> {
-    let Ok(text) = env::var(name) else {
+fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, Error> {
+    let Some(text) = variable(name)? else {
         return Ok(None);
     };
     match text.parse() {

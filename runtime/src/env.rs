@@ -450,8 +450,9 @@ fn watch(client: &Client, reporter: Sender<Report>, ending: Arc<AtomicBool>) -> 
         });
         thread::sleep(ABORT_GRACE);
         if !ending.load(Ordering::Relaxed) {
-            eprintln!("error: told to stop: {reason}");
-            process::exit(6);
+            let error = Error::Aborted { reason };
+            eprintln!("error: {error}");
+            process::exit(error.exit_code().into());
         }
     })?;
     Ok(())

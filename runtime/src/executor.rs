@@ -78,8 +78,8 @@ pub(crate) fn main(seat: Seat) {
     if let Some(core) = seat.core {
         affinity::pin(core);
     }
-    let reports = seat.reports.clone();
-    match Executor::new(seat) {
+    let (rank, reports) = (seat.links.rank, seat.reports.clone());
+    match catching(rank, || Executor::new(seat)) {
         Ok(mut executor) => executor.serve(),
         Err(error) => tell(&reports, Report::Ended { result: Err(error) }),
     }
@@ -101,8 +101,8 @@ struct Executor {
     early: Vec<(Rank, Buffer)>,
     /// Whether the last turn was spent on the run, so that the sockets have not been looked at since.
     worked: bool,
-    /// Peers that are gone. What needs them fails.
-    gone: Vec<(Rank, transport::Error)>,
+    /// How the first peer went that is gone. Runs that begin after that fail.
+    gone: Option<transport::Error>,
     /// Whether it has been said why RDMA is not used. The first rank says it for all.
     said_why_not_rdma: bool,
     started: Instant,
@@ -137,7 +137,7 @@ impl Executor {
             run: None,
             early: Vec::new(),
             worked: false,
-            gone: Vec::new(),
+            gone: None,
             said_why_not_rdma: false,
             started: Instant::now(),
         })
@@ -146,43 +146,26 @@ impl Executor {
     /// Serves until the worker lets go of the command channel.
     fn serve(&mut self) {
         loop {
-            match self.commands.try_recv() {
-                Ok(command) => {
-                    self.obey(command);
-                    continue; // One wake-up may stand for several commands.
-                }
+            let done = match self.commands.try_recv() {
+                // One wake-up may stand for several commands.
+                Ok(command) => catching(self.rank, || self.obey(command).map(|()| true)),
+                Err(TryRecvError::Empty) => catching(self.rank, || self.turn()),
                 Err(TryRecvError::Disconnected) => break,
-                Err(TryRecvError::Empty) => {}
-            }
-            match catch_unwind(AssertUnwindSafe(|| self.turn())) {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => self.rest(),
-                Ok(Err(error)) => self.fail(error),
-                Err(panic) => {
-                    let message = panic_message(&*panic);
-                    self.fail(Error::Panicked {
-                        rank: self.rank,
-                        message,
-                    });
-                }
+            };
+            match done {
+                Ok(true) => {}
+                Ok(false) => self.rest(),
+                Err(error) => self.fail(error),
             }
         }
         self.flush();
     }
 
-    fn obey(&mut self, command: Command) {
-        let obeyed = match command {
-            Command::Join(book) => self
-                .site
-                .fabric
-                .borrow_mut()
-                .join(&book)
-                .map_err(Error::from),
+    fn obey(&mut self, command: Command) -> Result<(), Error> {
+        match command {
+            Command::Join(book) => Ok(self.site.fabric.borrow_mut().join(&book)?),
             Command::Run { number, graph } => self.start(number, &graph),
             Command::Work(work) => self.work(&work),
-        };
-        if let Err(error) = obeyed {
-            self.fail(error);
         }
     }
 
@@ -195,7 +178,7 @@ impl Executor {
             }
         };
         let run = self.run.insert(run);
-        if let Some((_, error)) = self.gone.first() {
+        if let Some(error) = &self.gone {
             return Err(copy_of(error).into());
         }
         let (mine, others) = std::mem::take(&mut self.early)
@@ -210,22 +193,13 @@ impl Executor {
 
     fn work(&mut self, work: &Work) -> Result<(), Error> {
         let fabric = &mut self.site.fabric.borrow_mut();
-        match catch_unwind(AssertUnwindSafe(|| work(fabric))) {
-            Ok(Ok(())) => {
-                let links = Links::of(fabric, self.site.executors);
-                let result = Ok(Done {
-                    totals: Vec::new(),
-                    links,
-                });
-                tell(&self.reports, Report::Ended { result });
-                Ok(())
-            }
-            Ok(Err(error)) => Err(error),
-            Err(panic) => Err(Error::Panicked {
-                rank: self.rank,
-                message: panic_message(&*panic),
-            }),
-        }
+        work(fabric)?;
+        let result = Ok(Done {
+            totals: Vec::new(),
+            links: Links::of(fabric, self.site.executors),
+        });
+        tell(&self.reports, Report::Ended { result });
+        Ok(())
     }
 
     /// Takes in what has happened and goes on; whether anything was done.
@@ -275,11 +249,11 @@ impl Executor {
             }
             (Event::Ended { peer, error }, Some(run)) => {
                 let needed = run.ended(peer, copy_of(&error));
-                self.gone.push((peer, *error));
+                self.gone.get_or_insert(*error);
                 Ok(needed?)
             }
-            (Event::Ended { peer, error }, None) => {
-                self.gone.push((peer, *error));
+            (Event::Ended { error, .. }, None) => {
+                self.gone.get_or_insert(*error);
                 Ok(())
             }
             // Strangers at the door are no concern of the job.
@@ -343,6 +317,16 @@ fn copy_of(error: &transport::Error) -> transport::Error {
         transport::Error::Closed { peer } => transport::Error::Closed { peer: *peer },
         _ => unreachable!("a peer ends closed or lost"),
     }
+}
+
+/// What `call` gives; a panic in it is an error of `rank`.
+fn catching<T>(rank: Rank, call: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        Err(Error::Panicked {
+            rank,
+            message: panic_message(&*panic),
+        })
+    })
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

@@ -1,5 +1,5 @@
 //! Runs dataflow jobs on pinned executors: one thread a core, one event loop each, over shared memory
-//! inside a node and TCP between nodes.
+//! inside a node, and RDMA or TCP between nodes.
 //!
 //! A job is an ordinary program. Started by itself it is one *worker* with an *executor* on every core;
 //! started by `updraft run -n 4 -- ./job` it is four of them, which all run the same `main`, build the

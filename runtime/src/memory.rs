@@ -4,7 +4,8 @@ use std::{fs, path::Path};
 
 use crate::Error;
 
-/// The memory that processes here can have: what is available, or the limit of the control group if that is less.
+/// The memory that processes here can have, in bytes: what is available (1 GiB where the system does not tell),
+/// or the limit of the control group if that is less.
 pub(crate) fn there() -> u64 {
     let available = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text

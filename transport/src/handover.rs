@@ -90,8 +90,11 @@ impl Handover {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let fd = memfd_create(c"updraft-handover", flags)
             .map_err(Error::os("create memory to hand over"))?;
-        let payload = bytes_max.max(1).next_multiple_of(4096);
-        let bytes = (PAYLOADS_AT + 2 * payload).try_into().unwrap_or(i64::MAX);
+        let bytes = (bytes_max.max(1))
+            .checked_next_multiple_of(4096)
+            .and_then(|payload| payload.checked_mul(2)?.checked_add(PAYLOADS_AT))
+            .and_then(|bytes| bytes.try_into().ok())
+            .unwrap_or(i64::MAX);
         ftruncate(&fd, bytes).map_err(Error::os("size memory to hand over"))?;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(SEALS)).map_err(Error::os("seal memory to hand over"))?;
         Self::claim(fd, 0)

@@ -13,7 +13,7 @@ use std::{
 use transport::{ANSWER_BYTES, Connector};
 
 use super::{
-    Book, COORDINATOR, Error, Membership,
+    Book, COORDINATOR, Error, Malformed, Membership,
     protocol::{Message, Order, ReadError, Report},
     stream::{Address, Link, PROOF_TIME_MAX, Stream},
 };
@@ -58,7 +58,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`Error::Aborted`] or [`Error::Gone`] when the job ends before it starts.
+    /// [`Error::Aborted`] or [`Error::Gone`] when the job ends before it starts; [`Error::Malformed`] for more
+    /// addresses than a frame of 1 MiB holds; [`Error::Connection`] when the connection has failed.
     pub fn register(&self, addresses: &[String]) -> Result<Book, Error> {
         let addresses = addresses.to_vec();
         self.send(&Report::Register { addresses })?;
@@ -96,12 +97,7 @@ impl Client {
             .name("coordinator".to_owned())
             .spawn(watch)
             .map(drop)
-            .map_err(|source| Error::Connection {
-                worker: self.worker,
-                address: self.address.clone(),
-                action: "watch",
-                source,
-            })
+            .map_err(|source| self.connection_error("watch", source))
     }
 
     /// Tells how far this worker is. `bytes_total` is 0 when nobody knows.
@@ -117,7 +113,7 @@ impl Client {
             bytes,
             bytes_total,
         };
-        let frame = report.frame().expect("a few numbers fit in a frame");
+        let frame = self.frame(&report)?;
         self.link
             .send_now(&frame)
             .map(drop)
@@ -150,14 +146,14 @@ impl Client {
     }
 
     fn send(&self, report: &Report) -> Result<(), Error> {
-        let frame = report.frame().map_err(|source| Error::Malformed {
-            worker: self.worker,
-            address: self.address.clone(),
-            source,
-        })?;
+        let frame = self.frame(report)?;
         self.link
             .send(&frame)
             .map_err(|source| self.connection_error("report to", source))
+    }
+
+    fn frame(&self, report: &Report) -> Result<Vec<u8>, Error> {
+        report.frame().map_err(|source| self.malformed(source))
     }
 
     fn next_order(&self) -> Result<Order, Error> {
@@ -168,11 +164,15 @@ impl Client {
                 address: self.address.clone(),
             }),
             Err(ReadError::Stream(source)) => Err(self.connection_error("hear", source)),
-            Err(ReadError::Malformed(source)) => Err(Error::Malformed {
-                worker: self.worker,
-                address: self.address.clone(),
-                source,
-            }),
+            Err(ReadError::Malformed(source)) => Err(self.malformed(source)),
+        }
+    }
+
+    fn malformed(&self, source: Malformed) -> Error {
+        Error::Malformed {
+            worker: self.worker,
+            address: self.address.clone(),
+            source,
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
     io::{self, Read},
     os::{fd::RawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
 };
 
 use nix::unistd::{self, Uid};
@@ -82,7 +82,7 @@ fn secret(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<Secret,
 }
 
 fn secret_of_descriptor(descriptor: RawFd) -> Result<Secret, Error> {
-    let mut inherited = INHERITED.lock().expect("reading a secret does not panic");
+    let mut inherited = INHERITED.lock().unwrap_or_else(PoisonError::into_inner);
     match &*inherited {
         Some((known, secret)) if *known == descriptor => Ok(secret.clone()),
         _ => {
@@ -201,27 +201,12 @@ mod tests {
         ])
     }
 
-    /// A file of this test alone, removed with it.
-    struct SecretFile(PathBuf);
-
-    impl SecretFile {
-        fn new(name: &str, bytes: &[u8], mode: u32) -> Self {
-            let name = format!("updraft-test-{}-{name}", std::process::id());
-            let path = env::temp_dir().join(name);
-            fs::write(&path, bytes).unwrap();
-            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-            Self(path)
-        }
-
-        fn read(&self) -> Result<Option<Membership>, Error> {
-            with_secret_at("UPDRAFT_SECRET_FILE", self.0.to_str().unwrap())
-        }
-    }
-
-    impl Drop for SecretFile {
-        fn drop(&mut self) {
-            let _ = fs::remove_file(&self.0);
-        }
+    /// What comes of a file with these bytes and this mode.
+    fn with_secret_file(bytes: &[u8], mode: u32) -> Result<Option<Membership>, Error> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, bytes).unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+        with_secret_at("UPDRAFT_SECRET_FILE", file.path().to_str().unwrap())
     }
 
     #[test]
@@ -246,18 +231,17 @@ mod tests {
 
     #[test]
     fn a_secret_file_must_be_ours_alone() {
-        let own = SecretFile::new("own", &[1; Secret::BYTES], 0o600);
-        assert!(own.read().unwrap().is_some());
-        let shared = SecretFile::new("shared", &[1; Secret::BYTES], 0o640);
-        let error = shared.read().unwrap_err();
+        let own = with_secret_file(&[1; Secret::BYTES], 0o600);
+        assert!(own.unwrap().is_some());
+        let shared = with_secret_file(&[1; Secret::BYTES], 0o640);
+        let error = shared.unwrap_err();
         assert!(error.to_string().contains("640"), "{error}");
     }
 
     #[test]
     fn a_secret_must_be_as_long_as_one() {
         for length in [0, Secret::BYTES - 1, Secret::BYTES + 1] {
-            let file = SecretFile::new(&format!("long-{length}"), &vec![1; length], 0o600);
-            let error = file.read().unwrap_err();
+            let error = with_secret_file(&vec![1; length], 0o600).unwrap_err();
             assert!(
                 matches!(error, Error::UnreadableSecret { .. }),
                 "{length} bytes: {error}"

@@ -321,10 +321,8 @@ impl Greeting {
                     return Err(Loss::Unreachable(error.to_string()));
                 }
                 let connector = connector.clone().with_tls(self.uses_tls(here));
-                match self.stream.write(connector.hello()) {
-                    Ok(()) => self.stage = Stage::Answer(connector),
-                    Err(loss) => return Err(loss),
-                }
+                self.stream.write(connector.hello())?;
+                self.stage = Stage::Answer(connector);
             }
             Stage::Answer(connector) => {
                 let connector = connector.clone();

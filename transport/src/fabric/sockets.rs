@@ -26,7 +26,7 @@ use super::{
     greeting::{Greeting, Here, Offer, Progress, Stream},
 };
 use crate::{
-    Address, Arena, Connector, Error, Loss, Rank, Refusal, Secret, Unusable, address, bell,
+    Address, Arena, Connector, Error, Loss, Rank, Refusal, Unusable, address, bell,
     link::{
         Link,
         rdma::Rdma,
@@ -34,6 +34,7 @@ use crate::{
         tcp::Tcp,
         tls::Wire,
     },
+    secret,
 };
 
 const UNIX_LISTENER: Token = Token(0);
@@ -109,10 +110,7 @@ pub(super) struct Sockets {
 
 impl Sockets {
     pub(super) fn new(config: Config, arena: Arena) -> Result<Self, Error> {
-        let mut name = String::from("updraft-");
-        for byte in &Secret::random()?.as_bytes()[..12] {
-            name.push_str(&format!("{byte:02x}"));
-        }
+        let name = format!("updraft-{:032x}", u128::from_ne_bytes(secret::random()?));
         let io = Error::io;
         let unix_address =
             UnixAddress::from_abstract_name(&name).map_err(io("name a Unix socket"))?;
@@ -195,20 +193,18 @@ impl Sockets {
 
     pub(super) fn join(&mut self, addresses: &[Address]) {
         self.addresses = addresses.to_vec();
-        let node = &self.address.node;
-        let neighbours = addresses
-            .iter()
-            .filter(|address| address.node == *node)
-            .count()
-            - 1;
+        let others = self.here.config.size.saturating_sub(1) as usize;
+        let neighbours = (0..self.here.config.size)
+            .filter(|&rank| rank != self.here.config.rank && self.is_neighbour(rank))
+            .count();
         if matches!(self.here.config.transport, Transport::Auto | Transport::Shm) {
             let rings =
                 (0..neighbours).map_while(|_| self.here.arena.loan(RING_BYTES).ok().flatten());
             self.here.rings.borrow_mut().extend(rings);
         }
         let by_rdma = match self.here.config.transport {
-            Transport::Auto => addresses.len() - 1 - neighbours,
-            Transport::Rdma => addresses.len() - 1,
+            Transport::Auto => others - neighbours,
+            Transport::Rdma => others,
             Transport::Shm | Transport::Tcp => 0,
         };
         // Without a device, the connections that it would have carried say so.

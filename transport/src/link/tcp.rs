@@ -411,6 +411,9 @@ impl Tcp {
 
     /// Lets go of the message that the peer has dropped.
     fn returned(&mut self, sequence: u64) -> Result<(), End> {
+        if self.given_up.is_some() {
+            return Ok(()); // We have let go of all of them.
+        }
         let index = sequence.wrapping_sub(self.unreturned_from) as usize;
         let message = self.unreturned.get_mut(index).and_then(Option::take);
         message.ok_or(End::protocol("it returned a message that it was not sent"))?;
@@ -630,9 +633,41 @@ impl fmt::Debug for Tcp {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::{
+        io::Write,
+        net::{Ipv4Addr, TcpListener, TcpStream},
+    };
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Ledger;
+
+    #[test]
+    fn what_arrived_before_a_silence_is_received_and_then_the_silence_told() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let arena = Arena::new(&Ledger::new(1 << 20), 1 << 20).unwrap();
+        let wire = Wire::Plain(mio::net::TcpStream::from_std(stream));
+        let mut link = Tcp::new(1, arena, wire, Duration::from_secs(2));
+        let message = link.loan(1000).unwrap().unwrap();
+        link.send(message.freeze()).unwrap();
+        assert!(link.flush());
+        for (kind, tag) in [(RETURNED, 0), (MESSAGE, 7)] {
+            let header = Header { kind, len: 0, tag };
+            peer.write_all(&header.to_bytes()).unwrap();
+        }
+        let silence = Duration::from_secs(3);
+        link.give_up(Loss::Silent(silence));
+        assert_eq!(link.receive().unwrap().unwrap().tag(), 7);
+        let lost = link.receive().unwrap_err();
+        assert!(
+            matches!(lost, Error::PeerLost { peer: 1, cause: Loss::Silent(told) } if told == silence),
+            "{lost}"
+        );
+    }
 
     proptest! {
         #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     fmt,
     rc::Rc,
 };
@@ -211,8 +212,8 @@ struct Entry {
     bytes: u64,
     /// Keeps the memory from being lent again.
     buffer: Option<Buffer>,
-    /// The ranks that have it mapped, once for each time they attached.
-    holders: Vec<Rank>,
+    /// The ranks that have it mapped, and how often each has attached.
+    holders: BTreeMap<Rank, u64>,
 }
 
 impl Table {
@@ -246,7 +247,7 @@ impl Table {
             offset,
             bytes,
             buffer: Some(buffer),
-            holders: Vec::new(),
+            holders: BTreeMap::new(),
         };
         let mut book = table.borrow_mut();
         let name = Name {
@@ -286,9 +287,7 @@ impl Table {
     fn close(&mut self, name: Name) {
         if let Some(entry) = self.entry(name) {
             entry.open = false;
-            let mut holders = entry.holders.clone();
-            holders.sort_unstable();
-            holders.dedup();
+            let holders: Vec<Rank> = entry.holders.keys().copied().collect();
             let notices = holders
                 .into_iter()
                 .map(|holder| (holder, Frame::Revoked(name)));
@@ -311,7 +310,7 @@ impl Table {
     pub(crate) fn attach(&mut self, name: Name, holder: Rank, maps: bool) -> Option<(u64, u64)> {
         let entry = self.entry(name).filter(|entry| entry.open)?;
         if maps {
-            entry.holders.push(holder);
+            *entry.holders.entry(holder).or_default() += 1;
         }
         Some((entry.offset, entry.bytes))
     }
@@ -334,10 +333,13 @@ impl Table {
     /// Takes note that `holder` has let go of memory once. What it never held is its invention.
     pub(crate) fn detach(&mut self, name: Name, holder: Rank) {
         if let Some(entry) = self.entry(name)
-            && let Some(at) = entry.holders.iter().position(|&other| other == holder)
+            && let Some(times) = entry.holders.get_mut(&holder)
         {
-            entry.holders.swap_remove(at);
-            self.release(name);
+            *times -= 1;
+            if *times == 0 {
+                entry.holders.remove(&holder);
+                self.release(name);
+            }
         }
     }
 
@@ -345,7 +347,7 @@ impl Table {
     pub(crate) fn forget(&mut self, holder: Rank) {
         for entry in &mut self.entries {
             if let Some(held) = entry {
-                held.holders.retain(|&other| other != holder);
+                held.holders.remove(&holder);
                 if !held.open && held.holders.is_empty() {
                     *entry = None;
                 }

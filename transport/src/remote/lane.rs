@@ -266,8 +266,21 @@ impl Onesided {
                 .is_some_and(|lane| lane.is_blocked())
     }
 
-    /// Takes in what came from `peer` beside its messages.
-    pub(crate) fn take(
+    /// Takes in all that came from `peer` beside its messages.
+    pub(crate) fn take_asides(
+        &mut self,
+        peer: Rank,
+        link: &mut Link,
+        arena: &Arena,
+        events: &mut VecDeque<Event>,
+    ) -> Result<(), End> {
+        while let Some(aside) = link.take_aside() {
+            self.take(peer, link, arena, aside, events)?;
+        }
+        Ok(())
+    }
+
+    fn take(
         &mut self,
         peer: Rank,
         link: &mut Link,
@@ -586,7 +599,7 @@ fn put_piece(putting: &mut Option<Putting>, piece: &Buffer, table: &mut Table, l
             Err(reason) => put.refused = Some(reason),
         }
     }
-    // Cannot wrap: no more pieces come than were announced, and those were checked to be in the region.
+    // It wraps only for what was refused, because it is not in the region, and is not written.
     put.offset = put.offset.wrapping_add(bytes);
     put.rest = put.rest.saturating_sub(bytes);
     if put.rest == 0 {

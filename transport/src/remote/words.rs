@@ -187,81 +187,56 @@ mod loom_tests {
     // SAFETY: `copied` is only touched by the protocol under test; loom checks every access.
     unsafe impl Sync for Memory {}
 
-    impl Memory {
-        fn new() -> Arc<Self> {
-            Arc::new(Self {
+    /// One thread puts and then does `publish`; another, whose look at the word `sees` that, has to see what was put.
+    fn publishes(publish: fn(&AtomicU64), sees: fn(&AtomicU64) -> bool) {
+        loom::model(move || {
+            let memory = Arc::new(Memory {
                 word: AtomicU64::new(0),
                 copied: UnsafeCell::new(0),
-            })
-        }
-
-        fn write(&self, value: u32) {
-            self.copied.with_mut(|copied| {
-                // SAFETY: whose turn it is writes; loom checks exactly that.
-                unsafe { *copied = value };
             });
-        }
-
-        fn read(&self) -> u32 {
-            self.copied.with(|copied| {
-                // SAFETY: as in `write`.
-                unsafe { *copied }
-            })
-        }
+            let putter = {
+                let memory = memory.clone();
+                thread::spawn(move || {
+                    memory.copied.with_mut(|copied| {
+                        // SAFETY: loom fails the model if another thread touches it now.
+                        unsafe { *copied = 7 };
+                    });
+                    publish(&memory.word);
+                })
+            };
+            if sees(&memory.word) {
+                let copied = memory.copied.with(|copied| {
+                    // SAFETY: as above.
+                    unsafe { *copied }
+                });
+                assert_eq!(copied, 7);
+            }
+            putter.join().unwrap();
+        });
     }
 
     #[test]
     fn whoever_sees_an_addition_sees_what_was_put_before_it() {
-        loom::model(|| {
-            let memory = Memory::new();
-            let putter = {
-                let memory = memory.clone();
-                thread::spawn(move || {
-                    memory.write(7);
-                    fetch_add(&memory.word, 1);
-                })
-            };
-            if fetch_add(&memory.word, 0) == 1 {
-                assert_eq!(memory.read(), 7);
-            }
-            putter.join().unwrap();
-        });
+        publishes(
+            |word| assert_eq!(fetch_add(word, 1), 0),
+            |word| fetch_add(word, 0) == 1,
+        );
     }
 
     #[test]
     fn whoever_swaps_after_another_sees_what_it_put() {
-        loom::model(|| {
-            let memory = Memory::new();
-            let putter = {
-                let memory = memory.clone();
-                thread::spawn(move || {
-                    memory.write(7);
-                    assert_eq!(compare_swap(&memory.word, 0, 1), 0);
-                })
-            };
-            if compare_swap(&memory.word, 1, 2) == 1 {
-                assert_eq!(memory.read(), 7);
-            }
-            putter.join().unwrap();
-        });
+        publishes(
+            |word| assert_eq!(compare_swap(word, 0, 1), 0),
+            |word| compare_swap(word, 1, 2) == 1,
+        );
     }
 
     #[test]
     fn whoever_fails_to_swap_sees_what_was_put_before_the_word_changed() {
-        loom::model(|| {
-            let memory = Memory::new();
-            let putter = {
-                let memory = memory.clone();
-                thread::spawn(move || {
-                    memory.write(7);
-                    fetch_add(&memory.word, 1);
-                })
-            };
-            if compare_swap(&memory.word, 9, 9) == 1 {
-                assert_eq!(memory.read(), 7);
-            }
-            putter.join().unwrap();
-        });
+        publishes(
+            |word| assert_eq!(fetch_add(word, 1), 0),
+            |word| compare_swap(word, 9, 9) == 1,
+        );
     }
 
     #[test]
