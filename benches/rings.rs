@@ -16,7 +16,7 @@ use std::{
     path::PathBuf,
     process,
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -77,36 +77,22 @@ struct Group {
     point: &'static str,
 }
 
-const SINGLE: [Group; 2] = [
-    Group {
-        target: "P5",
-        part: "single",
-        point: "8 B single",
-    },
-    Group {
-        target: "P5",
-        part: "single",
-        point: "64 B single",
-    },
-];
-const BATCHED: [Group; 2] = [
-    Group {
-        target: "P5",
-        part: "batched",
-        point: "8 B batched",
-    },
-    Group {
-        target: "P5",
-        part: "batched",
-        point: "64 B batched",
-    },
-];
+const SINGLE: [Group; 2] = [p5("single", "8 B single"), p5("single", "64 B single")];
+const BATCHED: [Group; 2] = [p5("batched", "8 B batched"), p5("batched", "64 B batched")];
 const LOAN: Group = Group {
     target: "P3",
     part: "iceoryx2",
     point: "4 MiB loan",
 };
 const OURS: &str = "updraft";
+
+const fn p5(part: &'static str, point: &'static str) -> Group {
+    Group {
+        target: "P5",
+        part,
+        point,
+    }
+}
 
 fn main() {
     let words: Vec<String> = env::args().collect();
@@ -605,8 +591,10 @@ impl Ports {
             .publisher
             .loan_slice_uninit(LOAN_BYTES)
             .expect("there is memory");
-        // SAFETY: the memory is shared memory, which the system gives zeroed and only bytes are written
-        // to: every byte of it has a value.
+        // The safe ways to such a sample, `loan_slice` and `write_from_fn`, write all 4 MiB of it: what is compared
+        // here is a loan of which 64 bytes are written, as ours.
+        // SAFETY: the payload is memory mapped from a file, which the system gives zeroed, and all that is ever
+        // written to it are the bytes below: every byte of it has a value, and any value is a `u8`.
         let mut sample = unsafe { sample.assume_init() };
         sample.payload_mut()[..TOUCHED].fill(byte);
         sample.send().expect("the subscriber is there");
@@ -623,24 +611,14 @@ impl Ports {
 }
 
 fn iceoryx2_loans() -> [End; 2] {
-    // The first round waits until both are connected: what nobody subscribes to is lost.
-    let here = Arc::new(AtomicU64::new(0));
+    // Both wait until the other is connected: what nobody subscribes to is lost.
+    let here = Arc::new(Barrier::new(2));
     let there = here.clone();
-    let meet = |here: &AtomicU64| {
-        here.fetch_add(1, Ordering::AcqRel);
-        while here.load(Ordering::Acquire) < 2 {
-            spin_loop();
-        }
-    };
     [
         Box::new(move |_: &Links| {
             let ports = Ports::new(0);
-            let mut met = false;
+            here.wait();
             Box::new(move || {
-                if !met {
-                    meet(&here);
-                    met = true;
-                }
                 for trip in 0..TRIPS {
                     ports.send(trip as u8);
                     assert_eq!(ports.take(), trip as u8);
@@ -649,12 +627,8 @@ fn iceoryx2_loans() -> [End; 2] {
         }),
         Box::new(move |_: &Links| {
             let ports = Ports::new(1);
-            let mut met = false;
+            there.wait();
             Box::new(move || {
-                if !met {
-                    meet(&there);
-                    met = true;
-                }
                 for _ in 0..TRIPS {
                     let byte = ports.take();
                     ports.send(byte);

@@ -96,8 +96,8 @@ fn each_measurement_prints_a_table_and_writes_its_files() {
     ] {
         let words = format!("{name} --sizes 8,100Ki --repeats 3 --warmup 0 --memory 64m");
         let (folder, launch) = measure(&words, &["8", "102400"]);
-        assert!(launch.out.contains("100 KiB"), "{}", launch.out);
-        assert!(launch.out.contains("2 ranks in 2 processes over shm"));
+        launch.assert_out("100 KiB");
+        launch.assert_out("2 ranks in 2 processes over shm");
         assert_eq!(launch.err, "");
         let csv = read(&folder, "csv");
         for row in rows(&csv) {
@@ -136,7 +136,7 @@ fn threads_tcp_and_more_ranks_than_cores_are_measured_alike() {
     ] {
         let words = format!("latency --sizes 64 --repeats 2 --warmup 0 --memory 64m {words}");
         let (_, launch) = measure(&words, &["64"]);
-        assert!(launch.out.contains(said), "{}", launch.out);
+        launch.assert_out(said);
     }
 }
 
@@ -145,7 +145,7 @@ fn the_machine_has_limits() {
     let (folder, launch) = measure("limits --sizes 64,8Ki --repeats 3", &["0", "64", "8192"]);
     let csv = read(&folder, "csv");
     for what in ["cache line", "memcpy", "futex wake", "TCP", "Unix socket"] {
-        assert!(launch.out.contains(what), "{what} in {}", launch.out);
+        launch.assert_out(what);
         assert!(csv.contains(what), "{what} in {csv}");
     }
     let json: Value = serde_json::from_str(&read(&folder, "json")).unwrap();
@@ -192,11 +192,7 @@ fn memory_too_small_for_a_message_is_the_failure_of_the_job() {
     command.args(["bench", "latency", "--sizes", "16Mi", "--memory", "8m"]);
     let launch = Launch::of(command);
     assert_eq!(launch.code(), Some(10), "{}", launch.err);
-    assert!(
-        launch.err.contains("cannot fit in an arena"),
-        "{}",
-        launch.err
-    );
+    launch.assert_err("cannot fit in an arena");
 }
 
 /// `updraft bench compare WORDS` where no peer is installed.
@@ -262,7 +258,7 @@ fn without_peers_the_packages_that_bring_them_are_named_and_nothing_is_met() {
         "P4 1 KiB no peer (",
         "0 of 2 met",
     ] {
-        assert!(launch.out.contains(said), "{said} in {}", launch.out);
+        launch.assert_out(said);
     }
 }
 
@@ -350,21 +346,9 @@ fn a_library_in_a_folder_takes_part_and_one_that_fails_is_left_out() {
         .find(|launch| !launch.out.contains("no pair at equal distance"))
         .unwrap();
     assert_eq!(launch.code(), Some(0), "{}", launch.err);
-    assert!(
-        launch.out.contains("peers: MPICH 9.1, Intel MPI 2099\n"),
-        "{}",
-        launch.out
-    );
-    assert!(
-        launch.out.contains("Intel MPI 2099 is left out of rate:"),
-        "{}",
-        launch.out
-    );
-    assert!(
-        launch.out.contains("(exit status: 7): no such fabric"),
-        "{}",
-        launch.out
-    );
+    launch.assert_out("peers: MPICH 9.1, Intel MPI 2099\n");
+    launch.assert_out("Intel MPI 2099 is left out of rate:");
+    launch.assert_out("(exit status: 7): no such fabric");
     let points: Vec<&str> = launch
         .out
         .lines()
@@ -380,18 +364,8 @@ fn a_library_in_a_folder_takes_part_and_one_that_fails_is_left_out() {
 fn a_comparison_of_what_does_not_exist_is_refused() {
     let launch = compare("--only P2,P99");
     assert_eq!(launch.code(), Some(2));
-    assert!(
-        launch.err.contains("the targets are P1, P2, P3,"),
-        "{}",
-        launch.err
-    );
+    launch.assert_err("the targets are P1, P2, P3,");
     let launch = compare("--only P5 --crates /nowhere/at/all");
     assert_eq!(launch.code(), Some(0));
-    assert!(
-        launch
-            .out
-            .contains("P5 single no peer (/nowhere/at/all: No such file"),
-        "{}",
-        launch.out
-    );
+    launch.assert_out("P5 single no peer (/nowhere/at/all: No such file");
 }

@@ -7,10 +7,10 @@ use std::{
     collections::BTreeSet,
     env,
     fs::{self, OpenOptions},
-    io::{BufRead, BufReader, Write},
+    io::Write,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ use transport::{Arena, Config, Error, Event, Fabric, Ledger, Loss, Rank, Secret,
 
 mod support;
 
-use support::{Folder, Launch, PATIENCE, Running, command, example};
+use support::{Folder, Launch, PATIENCE, Running, command, echo::Echo, example};
 
 const ARENA: u64 = 2 << 20;
 /// Within which the death of a process of this machine is told.
@@ -48,42 +48,21 @@ fn fabric(rank: Rank, secret: &Secret) -> Fabric {
 }
 
 /// Another process of this machine, which sends back every message, and the rank here that talks to it.
-struct Echo {
-    process: Child,
+struct Talk {
+    echo: Echo,
     here: Fabric,
 }
 
-impl Echo {
+impl Talk {
     fn start() -> Self {
-        let mut process = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "the_echo", "--ignored", "--nocapture", "-q"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut echo = Echo::start();
         let secret = Secret::random().unwrap();
         let mut here = fabric(0, &secret);
-        let hex: String = secret
-            .as_bytes()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let input = process.stdin.as_mut().unwrap();
-        writeln!(input, "{hex} {}", here.address().unwrap()).unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let there = lines
-            .find_map(|line| {
-                line.unwrap()
-                    .split_once("ADDRESS=")
-                    .map(|(_, there)| there.parse())
-            })
-            .unwrap()
-            .unwrap();
-        here.join(&[here.address().unwrap(), there]).unwrap();
-        let mut echo = Self { process, here };
-        echo.say(b"there?");
-        assert!(matches!(echo.next(PATIENCE), Some(Event::Message { .. })));
-        echo
+        echo.meet(&mut here, &secret);
+        let mut talk = Self { echo, here };
+        talk.say(b"there?");
+        assert!(matches!(talk.next(PATIENCE), Some(Event::Message { .. })));
+        talk
     }
 
     fn say(&mut self, bytes: &[u8]) {
@@ -99,10 +78,6 @@ impl Echo {
             self.here.wait(Some(Duration::from_millis(1))).unwrap();
         }
         None
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
     }
 
     /// How long it takes until the loss of the peer is told.
@@ -128,27 +103,10 @@ impl Echo {
     }
 }
 
-impl Drop for Echo {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 #[test]
 #[ignore = "the other process of the tests here"]
 fn the_echo() {
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).unwrap();
-    let (hex, there) = line.trim().split_once(' ').unwrap();
-    let mut secret = [0; Secret::BYTES];
-    for (at, byte) in secret.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap();
-    }
-    let mut here = fabric(1, &Secret::from(secret));
-    println!("ADDRESS={}", here.address().unwrap());
-    here.join(&[there.parse().unwrap(), here.address().unwrap()])
-        .unwrap();
+    let mut here = Echo::met(|secret| fabric(1, secret));
     loop {
         match here.receive().unwrap() {
             Some(Event::Message { buffer, .. }) => here.send(0, buffer).unwrap(),
@@ -168,15 +126,15 @@ fn p99(mut times: Vec<Duration>) -> Duration {
 fn the_death_of_a_process_is_told_within_50_ms_though_nobody_has_reaped_it() {
     let times: Vec<Duration> = (0..often(20, 1000))
         .map(|round| {
-            let mut echo = Echo::start();
+            let mut talk = Talk::start();
             if round % 2 == 0 {
-                echo.say(b"on its way"); // In the midst of work, and in peace.
+                talk.say(b"on its way"); // In the midst of work, and in peace.
             }
             if round % 4 == 3 {
-                echo.signal(Signal::SIGSTOP);
+                talk.echo.signal(Signal::SIGSTOP);
             }
-            echo.signal(Signal::SIGKILL); // It stays a zombie until `echo` is dropped.
-            echo.loss()
+            talk.echo.signal(Signal::SIGKILL); // It stays a zombie until `talk` is dropped.
+            talk.loss()
         })
         .collect();
     let p99 = p99(times);
@@ -186,18 +144,18 @@ fn the_death_of_a_process_is_told_within_50_ms_though_nobody_has_reaped_it() {
 
 #[test]
 fn a_process_that_is_stopped_is_not_lost_and_costs_its_sender_no_more_than_the_arena() {
-    let mut echo = Echo::start();
-    echo.signal(Signal::SIGSTOP);
-    let stat = format!("/proc/{}/stat", echo.process.id());
+    let mut talk = Talk::start();
+    talk.echo.signal(Signal::SIGSTOP);
+    let stat = format!("/proc/{}/stat", talk.echo.process());
     while !fs::read_to_string(&stat).unwrap().contains(") T ") {
         thread::sleep(Duration::from_millis(1)); // It may be in the midst of a step.
     }
     let mut sent = 0;
     let refused = loop {
-        match echo.here.loan(4096).unwrap() {
+        match talk.here.loan(4096).unwrap() {
             Some(mut loan) => {
                 loan.fill(sent as u8);
-                echo.here.send(1, loan).unwrap();
+                talk.here.send(1, loan).unwrap();
                 sent += 1;
             }
             None => break true,
@@ -206,12 +164,12 @@ fn a_process_that_is_stopped_is_not_lost_and_costs_its_sender_no_more_than_the_a
     };
     assert!(refused && sent as u64 * 4096 <= ARENA, "{sent}");
     assert!(
-        echo.next(Duration::from_secs(1)).is_none(),
+        talk.next(Duration::from_secs(1)).is_none(),
         "it is not lost"
     );
-    echo.signal(Signal::SIGCONT);
+    talk.echo.signal(Signal::SIGCONT);
     for number in 0..sent {
-        match echo.next(PATIENCE) {
+        match talk.next(PATIENCE) {
             Some(Event::Message { buffer, .. }) => {
                 assert!(buffer.len() == 4096 && buffer.iter().all(|&byte| byte == number as u8));
             }
@@ -222,13 +180,13 @@ fn a_process_that_is_stopped_is_not_lost_and_costs_its_sender_no_more_than_the_a
 
 #[test]
 fn calls_that_signals_interrupt_lose_no_message() {
-    let mut echo = Echo::start();
+    let mut talk = Talk::start();
     for number in 0..often(200, 5000) {
-        echo.say(&number.to_ne_bytes());
+        talk.say(&number.to_ne_bytes());
         // A wait for the sockets is interrupted by a stop, even if it goes on.
-        echo.signal(Signal::SIGSTOP);
-        echo.signal(Signal::SIGCONT);
-        match echo.next(PATIENCE) {
+        talk.echo.signal(Signal::SIGSTOP);
+        talk.echo.signal(Signal::SIGCONT);
+        match talk.next(PATIENCE) {
             Some(Event::Message { buffer, .. }) => {
                 assert_eq!(buffer.as_slice(), number.to_ne_bytes());
             }
@@ -264,7 +222,7 @@ fn nothing_is_left_of_jobs_whose_processes_are_killed_at_any_moment() {
             .env("TMPDIR", &temporary.0)
             .stdin(Stdio::null());
         let mut running = Running::start(&mut job);
-        // From before the workers are there to well into the job.
+        // Nothing is waited for: the moments go from before the workers are there to well into the job.
         thread::sleep(Duration::from_millis((round as u64 * 37) % 240));
         let launcher = running.launcher.id();
         let victim = match marked(&mark)
@@ -277,7 +235,8 @@ fn nothing_is_left_of_jobs_whose_processes_are_killed_at_any_moment() {
         };
         let killed = Instant::now();
         let _ = kill(Pid::from_raw(victim.cast_signed()), Signal::SIGKILL);
-        // The death of the watchdog is no failure of the job, which is ended here.
+        // The death of the watchdog is no failure of the job, so the launcher is killed as well, here: after a death
+        // that ends the job, in the midst of ending it or later. All the same, nothing may be left.
         thread::sleep(Duration::from_millis(50));
         let _ = running.launcher.kill();
         running.wait();
@@ -368,12 +327,12 @@ fn the_secret_of_a_job_is_in_no_command_line_no_environment_and_no_output() {
                     }
                 }
             }
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20)); // Between two looks, of which each is at all there is.
         }
         assert!(workers.len() >= 2, "{workers:?}");
         running.signal(Signal::SIGINT);
         let launch = running.end();
-        assert!(launch.err.contains("stopped by SIGINT"), "{}", launch.err);
+        launch.assert_err("stopped by SIGINT");
         for told in [&launch.out, &launch.err] {
             assert!(!tells(told.as_bytes(), &secret), "{told}");
         }
@@ -485,6 +444,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
+        // A group can be removed once the last process in it is gone.
         let started = Instant::now();
         while fs::remove_dir(&self.0).is_err() && started.elapsed() < Duration::from_secs(2) {
             thread::sleep(Duration::from_millis(10));

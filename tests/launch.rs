@@ -146,7 +146,7 @@ fn the_exit_code_is_that_of_the_worker_that_failed() {
     let launch = Launch::of(shell(3, "test $UPDRAFT_WORKER != 1 || exit 42"));
     assert_eq!(launch.code(), Some(42));
     let report = "worker 1 of 3 failed first: it exited with code 42";
-    assert!(launch.err.contains(report), "{}", launch.err);
+    launch.assert_err(report);
 }
 
 #[test]
@@ -155,12 +155,8 @@ fn a_worker_killed_by_a_signal_is_named_with_the_signal() {
     let launch = Launch::of(shell(4, script));
     assert_eq!(launch.code(), Some(128 + 9));
     let report = "worker 2 of 4 failed first: it was killed by SIGKILL";
-    assert!(launch.err.contains(report), "{}", launch.err);
-    assert!(
-        launch
-            .err
-            .contains("3 other workers were stopped because of it")
-    );
+    launch.assert_err(report);
+    launch.assert_err("3 other workers were stopped because of it");
     assert!(launch.elapsed < END_TIME_MAX, "{:?}", launch.elapsed);
 }
 
@@ -168,7 +164,7 @@ fn a_worker_killed_by_a_signal_is_named_with_the_signal() {
 fn a_signal_without_a_name_is_told_by_its_number() {
     let launch = Launch::of(shell(1, "kill -40 $$"));
     assert_eq!(launch.code(), Some(128 + 40));
-    assert!(launch.err.contains("killed by signal 40"), "{}", launch.err);
+    launch.assert_err("killed by signal 40");
 }
 
 #[test]
@@ -190,11 +186,7 @@ fn a_worker_that_was_lost_is_to_blame_and_not_the_one_that_lost_it() {
     let script = "test $UPDRAFT_WORKER = 0 && exit 6; sleep 0.1; kill -9 $$";
     let launch = Launch::of(shell(2, script));
     assert_eq!(launch.code(), Some(128 + 9));
-    assert!(
-        launch.err.contains("worker 1 of 2 failed first"),
-        "{}",
-        launch.err
-    );
+    launch.assert_err("worker 1 of 2 failed first");
 }
 
 #[test]
@@ -266,6 +258,7 @@ fn a_second_interrupt_kills() {
     let running = Running::start(&mut shell(2, &script));
     let processes = folder.wait_for_processes(2);
     running.signal(Signal::SIGINT);
+    // The workers ignore the first, and nobody is to kill them for it: no condition tells when that would be.
     thread::sleep(Duration::from_millis(100));
     assert!(processes.iter().all(|&process| is_alive(process)));
     running.signal(Signal::SIGINT);
@@ -290,7 +283,7 @@ fn what_the_launcher_is_to_ignore_stays_ignored() {
     folder.wait_for(1);
     for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGINT] {
         running.signal(signal);
-        thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50)); // What is ignored leaves no trace to wait for.
     }
     fs::write(folder.0.join("end"), "now\n").unwrap();
     assert_eq!(running.end().code(), Some(0));
@@ -322,7 +315,7 @@ fn a_job_that_is_not_there_is_refused_before_anything_starts() {
         command.args(["run", "-n", "2", job]);
         let launch = Launch::of(command);
         assert_eq!(launch.code(), Some(4), "{job}");
-        assert!(launch.err.contains(named), "{}", launch.err);
+        launch.assert_err(named);
         assert_eq!(launch.err.lines().count(), 1, "{}", launch.err);
     }
 }
@@ -338,7 +331,7 @@ fn what_the_system_cannot_run_is_named() {
     command.arg("run").arg(&job);
     let launch = Launch::of(command);
     assert_eq!(launch.code(), Some(4));
-    assert!(launch.err.contains("cannot run"), "{}", launch.err);
+    launch.assert_err("cannot run");
 }
 
 #[test]
@@ -426,7 +419,7 @@ fn member() {
                     std::process::exit(6);
                 })
                 .unwrap();
-            thread::sleep(PATIENCE);
+            thread::sleep(PATIENCE); // The word to stop ends it long before.
         }
         "absent" => {
             println!("{}", book.unwrap_err());
@@ -447,18 +440,11 @@ fn workers_meet_and_the_summary_of_the_first_is_shown() {
 fn a_worker_that_reports_its_failure_is_quoted_and_the_others_are_told() {
     let launch = Launch::of(members(3, "fails"));
     assert_eq!(launch.code(), Some(7), "{} {}", launch.out, launch.err);
-    assert!(
-        launch
-            .err
-            .contains("worker 1 of 3 failed first: it exited with code 7")
-    );
-    assert!(
-        launch.err.contains("it said: the disk is full"),
-        "{}",
-        launch.err
-    );
-    let told = launch.out.matches("told to stop: worker 1 ");
-    assert_eq!(told.count(), 2, "{}", launch.out);
+    launch.assert_err("worker 1 of 3 failed first: it exited with code 7");
+    launch.assert_err("it said: the disk is full");
+    // The last to be told, on a machine with much else to do, may be asked by a signal first.
+    let told = launch.out.matches("told to stop: worker 1 ").count();
+    assert!((1..=2).contains(&told), "{}", launch.out);
     assert!(launch.elapsed < END_TIME_MAX, "{:?}", launch.elapsed);
 }
 
@@ -466,14 +452,6 @@ fn a_worker_that_reports_its_failure_is_quoted_and_the_others_are_told() {
 fn nobody_waits_for_a_worker_that_ended_before_it_joined() {
     let launch = Launch::of(members(2, "absent"));
     assert_eq!(launch.code(), Some(1), "{} {}", launch.out, launch.err);
-    assert!(
-        launch.err.contains("worker 1 of 2 failed first"),
-        "{}",
-        launch.err
-    );
-    assert!(
-        launch.err.contains("before it joined the job"),
-        "{}",
-        launch.err
-    );
+    launch.assert_err("worker 1 of 2 failed first");
+    launch.assert_err("before it joined the job");
 }

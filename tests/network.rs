@@ -4,8 +4,6 @@
 mod support;
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    process::{Child, Command, Stdio},
     sync::{
         Barrier,
         mpsc::{Receiver, Sender, channel},
@@ -14,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+use nix::sys::signal::Signal;
+use support::{
+    echo::Echo,
+    machines::{CABLE, Machines},
 };
-use support::machines::{CABLE, Machines};
 use transport::{
     Address, Arena, Config, Error, Event, Fabric, Interface, Ledger, Loss, Path, Secret, Transport,
 };
@@ -27,6 +25,10 @@ const ARENA: u64 = 16 << 20;
 /// Longer than anything here should take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+fn fabric(config: Config) -> Fabric {
+    Fabric::new(config, Arena::new(&Ledger::new(ARENA), ARENA).unwrap()).unwrap()
+}
+
 /// A rank on a machine of its own, with a clock.
 struct Machine {
     fabric: Fabric,
@@ -34,10 +36,9 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(config: Config) -> Self {
-        let arena = Arena::new(&Ledger::new(ARENA), ARENA).unwrap();
+    fn of(fabric: Fabric) -> Self {
         Self {
-            fabric: Fabric::new(config, arena).unwrap(),
+            fabric,
             started: Instant::now(),
         }
     }
@@ -84,6 +85,14 @@ impl Machine {
         }
     }
 
+    /// Waits until the peer, which has all that it was sent, ends in order.
+    fn ends(&mut self) {
+        match self.next(PATIENCE) {
+            Some(Event::Ended { error, .. }) => assert!(matches!(*error, Error::Closed { .. })),
+            other => panic!("{other:?} is no end"),
+        }
+    }
+
     fn send(&mut self, bytes: &[u8]) {
         let peer = self.peer();
         while !self.fabric.send_copy(peer, 0, bytes).unwrap() {
@@ -105,6 +114,8 @@ impl Machine {
         }
         for _ in 0..100 {
             self.fabric.flush().unwrap();
+            // No condition tells that the sockets of both ends are full: that takes a few round trips over the
+            // cable, of microseconds each. Should less have left, the arena is as full.
             thread::sleep(Duration::from_millis(1));
         }
         sent
@@ -125,10 +136,10 @@ fn on_two_machines(interface: &str, programs: [Program<'_>; 2]) -> bool {
     let (to_first, from_second) = channel();
     let run = |rank: usize, to: Sender<Address>, from: Receiver<Address>| {
         machines.enter(rank);
-        let mut machine = Machine::new(Config {
+        let mut machine = Machine::of(fabric(Config {
             interface: Interface::find(interface).unwrap(),
             ..Config::new(rank as u32, 2, &secret)
-        });
+        }));
         let ours = machine.fabric.address().unwrap();
         to.send(ours.clone()).unwrap();
         let mut book = [ours, from.recv().unwrap()];
@@ -216,7 +227,7 @@ fn a_peer_cut_off_in_the_midst_of_a_stream_is_lost_and_its_memory_comes_back() {
     let sleep = |machine: &mut Machine, _: &Machines| {
         cut.wait();
         cut.wait();
-        // It is busy, and its buffers are full, when the cable is cut.
+        // It is busy, and its buffers are full, when the cable is cut: for longer than the other end may take.
         thread::sleep(Duration::from_secs(5));
         while let Some(Event::Message { .. }) = machine.next(PATIENCE) {}
     };
@@ -250,7 +261,7 @@ fn a_rank_that_is_busy_for_long_is_not_lost_whether_its_buffers_are_full_or_empt
             messages += 1;
         }
         machine.send(b"all");
-        thread::sleep(Duration::from_millis(100));
+        machine.ends();
     };
     on_two_machines(CABLE, [&full, &busy]);
     let idle = |machine: &mut Machine, _: &Machines| {
@@ -259,7 +270,7 @@ fn a_rank_that_is_busy_for_long_is_not_lost_whether_its_buffers_are_full_or_empt
     let busy = |machine: &mut Machine, _: &Machines| {
         thread::sleep(BUSY);
         machine.send(b"back");
-        thread::sleep(Duration::from_millis(100));
+        machine.ends();
     };
     on_two_machines(CABLE, [&idle, &busy]);
 }
@@ -291,11 +302,11 @@ fn a_cable_that_is_mended_within_a_second_loses_nobody_and_no_message() {
 fn a_stopped_process_is_not_lost() {
     let mut child = Echo::start();
     let secret = Secret::random().unwrap();
-    let mut here = Machine::new(Config {
+    let mut here = Machine::of(fabric(Config {
         transport: Transport::Tcp,
         ..Config::new(0, 2, &secret)
-    });
-    child.meet(&mut here, &secret);
+    }));
+    child.meet(&mut here.fabric, &secret);
     for stopped in [1, 1, 1, 4] {
         here.send(b"before");
         assert_eq!(here.message(), b"before");
@@ -315,64 +326,15 @@ fn a_stopped_process_is_not_lost() {
     }
 }
 
-/// A process whose rank 1 sends back what it gets.
-struct Echo(Child);
-
-impl Echo {
-    fn start() -> Self {
-        let arguments = ["--exact", "the_echo", "--ignored", "--nocapture", "-q"];
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn();
-        Self(child.unwrap())
-    }
-
-    /// Tells the two ranks of each other.
-    fn meet(&mut self, here: &mut Machine, secret: &Secret) {
-        let ours = here.fabric.address().unwrap();
-        let mut input = self.0.stdin.take().unwrap();
-        input.write_all(secret.as_bytes()).unwrap();
-        writeln!(input, "{ours}").unwrap();
-        let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
-        let theirs = lines
-            .map_while(Result::ok)
-            .find_map(|line| line.split_once("ADDRESS=").map(|(_, text)| text.to_owned()));
-        let theirs = theirs.unwrap().parse().unwrap();
-        here.fabric.join(&[ours, theirs]).unwrap();
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
-    }
-}
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 #[ignore = "the process that `a_stopped_process_is_not_lost` stops"]
 fn the_echo() {
-    let mut input = std::io::stdin().lock();
-    let mut secret = [0; Secret::BYTES];
-    std::io::Read::read_exact(&mut input, &mut secret).unwrap();
-    let mut peer = String::new();
-    input.read_line(&mut peer).unwrap();
-    let mut there = Machine::new(Config {
-        transport: Transport::Tcp,
-        ..Config::new(1, 2, &Secret::from(secret))
-    });
-    let ours = there.fabric.address().unwrap();
-    println!("ADDRESS={ours}");
-    there
-        .fabric
-        .join(&[peer.trim().parse().unwrap(), ours])
-        .unwrap();
+    let mut there = Machine::of(Echo::met(|secret| {
+        fabric(Config {
+            transport: Transport::Tcp,
+            ..Config::new(1, 2, secret)
+        })
+    }));
     while let Some(Event::Message { buffer, .. }) = there.next(PATIENCE) {
         there.send(&buffer);
     }

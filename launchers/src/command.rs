@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{Error, bench, doctor, local, topology, watchdog, worker};
+use crate::{Error, bench, doctor, kernel, local, topology, watchdog, worker};
 
 /// Runs jobs of the Updraft dataflow engine.
 #[derive(Debug, Parser)]
@@ -24,8 +24,11 @@ impl Command {
         match self.action {
             Action::Run(arguments) => local::run(&arguments.into()),
             Action::Bench { action } => action.run(),
-            Action::Doctor(arguments) => doctor::run(&arguments),
-            Action::Topology(arguments) => topology::run(&arguments),
+            Action::Doctor(arguments) => Ok(doctor::run(&arguments)),
+            Action::Topology(arguments) => {
+                topology::run(&arguments);
+                Ok(0)
+            }
             Action::Worker(arguments) => Err(worker::become_job(&arguments)),
             Action::Watchdog => watchdog::watch().map(|()| 0),
         }
@@ -62,10 +65,10 @@ enum Action {
     /// One line for each thing: whether it is well, how it is, what that costs, and the command that
     /// mends it.
     #[command(after_help = "Exit codes: 0 ok; 1 something fails; 2 wrong usage.")]
-    Doctor(doctor::Arguments),
+    Doctor(kernel::Arguments),
 
     /// Show the cores, caches, memory and networks of this machine
-    Topology(topology::Arguments),
+    Topology(kernel::Arguments),
 
     /// What a worker is until it becomes the job's program.
     #[command(name = "__worker", hide = true)]
@@ -143,21 +146,25 @@ pub struct WorkerArguments {
     pub(crate) job: Vec<OsString>,
 }
 
-/// Reads `4096`, `64k`, `512m`, `4g` or `1t`.
+/// Reads an amount of memory, in bytes: `4096`, `64k`, `512m`, `4g` or `1t`.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.as_bytes().last().map(u8::to_ascii_lowercase) {
-        Some(b'k') => (&text[..text.len() - 1], 10),
-        Some(b'm') => (&text[..text.len() - 1], 20),
-        Some(b'g') => (&text[..text.len() - 1], 30),
-        Some(b't') => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    digits
-        .parse::<u64>()
-        .ok()
+    bytes_of(text)
         .filter(|&number| number > 0)
-        .and_then(|number| number.checked_mul(1 << shift))
         .ok_or_else(|| "a number of bytes is 4096, 64k, 512m or 4g".to_owned())
+}
+
+/// The bytes that a number and its unit stand for: `8`, `8B`, `64k`, `64Ki` or `64KiB`. Units are powers of 1024.
+pub(crate) fn bytes_of(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let shift = match &text[digits.len()..] {
+        "" | "B" => 0,
+        "k" | "K" | "Ki" | "KiB" => 10,
+        "m" | "M" | "Mi" | "MiB" => 20,
+        "g" | "G" | "Gi" | "GiB" => 30,
+        "t" | "T" | "Ti" | "TiB" => 40,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// Reads `700ms`, `2s` or `1m`.
@@ -224,6 +231,7 @@ mod tests {
         assert_eq!(parse_bytes("4096"), Ok(4096));
         assert_eq!(parse_bytes("64K"), Ok(64 << 10));
         assert_eq!(parse_bytes("2g"), Ok(2 << 30));
+        assert_eq!(parse_bytes("3MiB"), Ok(3 << 20));
         for text in ["", "g", "0", "-1", "1kb", "99999999999t", "é"] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }

@@ -9,6 +9,39 @@ use std::{
     str::FromStr,
 };
 
+use clap::Args;
+use serde_json::Value;
+
+use crate::output::say;
+
+/// What `doctor` and `topology` are told.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Where `sys` and `proc` are; nothing is tried elsewhere than at home
+    #[arg(long, value_name = "FOLDER", default_value = "/", hide = true)]
+    root: PathBuf,
+}
+
+impl Arguments {
+    /// The machine to look at.
+    pub(crate) fn kernel(&self) -> Kernel {
+        Kernel::at(&self.root)
+    }
+
+    /// Prints what was found there, for people or for programs.
+    pub(crate) fn tell(&self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) {
+        if self.json {
+            say(&format!("{:#}\n", json()));
+        } else {
+            say(&text());
+        }
+    }
+}
+
 /// The files of one machine.
 #[derive(Debug)]
 pub(crate) struct Kernel {

@@ -23,7 +23,7 @@
 
 pub mod bench;
 pub mod command;
-pub mod doctor;
+mod doctor;
 mod error;
 mod input;
 mod kernel;
@@ -31,7 +31,7 @@ pub mod local;
 mod output;
 mod program;
 mod signals;
-pub mod topology;
+mod topology;
 mod verdict;
 pub mod watchdog;
 pub mod worker;

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{self, IsTerminal, PipeReader, Read},
+    io::{self, IsTerminal, PipeReader, Read, Write as _},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
@@ -305,6 +305,11 @@ fn printer<'a>(page: &'a mut Vec<u8>, tag: &'a str, tail: &'a mut Tail) -> impl 
 fn tag(worker: u32, workers: u32) -> String {
     let width = workers.saturating_sub(1).to_string().len() + "[w] ".len();
     format!("{:<width$}", format!("[w{worker}] "))
+}
+
+/// Prints on the standard output. Where nobody reads there is nobody to tell.
+pub(crate) fn say(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 /// Writes all of `bytes`, and waits where the stream has no room.

@@ -1,42 +1,15 @@
 //! `updraft topology`: what the machine is made of, and what is near to what.
 
-use std::{
-    fmt::Write as _,
-    io::{self, Write as _},
-    path::PathBuf,
-};
+use std::fmt::Write as _;
 
-use clap::Args;
 use serde_json::{Value, json};
 
-use crate::{
-    Error,
-    kernel::{Cgroup, Kernel, bytes, list, numbers},
-};
-
-/// Of `topology`.
-#[derive(Debug, Args)]
-pub struct Arguments {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-
-    /// Where `sys` and `proc` are
-    #[arg(long, value_name = "FOLDER", default_value = "/", hide = true)]
-    root: PathBuf,
-}
+use crate::kernel::{Arguments, Cgroup, Kernel, bytes, list, numbers};
 
 /// Prints the machine.
-pub(crate) fn run(arguments: &Arguments) -> Result<u8, Error> {
-    let topology = Topology::of(&Kernel::at(&arguments.root));
-    let text = if arguments.json {
-        format!("{:#}\n", topology.json())
-    } else {
-        topology.text()
-    };
-    // Where nobody reads there is nobody to tell.
-    let _ = io::stdout().write_all(text.as_bytes());
-    Ok(0)
+pub(crate) fn run(arguments: &Arguments) {
+    let topology = Topology::of(&arguments.kernel());
+    arguments.tell(|| topology.text(), || topology.json());
 }
 
 /// What a machine is made of, by the kernel's files. A *processor* is what the kernel schedules on: a core, or

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses the part it needs")]
 
+pub(crate) mod echo;
 pub(crate) mod machines;
 
 use std::{
@@ -72,6 +73,18 @@ impl Launch {
 
     pub(crate) fn code(&self) -> Option<i32> {
         self.status.code()
+    }
+
+    /// It said this among its errors.
+    #[track_caller]
+    pub(crate) fn assert_err(&self, words: &str) {
+        assert!(self.err.contains(words), "{words:?} is not in {}", self.err);
+    }
+
+    /// It said this in its output.
+    #[track_caller]
+    pub(crate) fn assert_out(&self, words: &str) {
+        assert!(self.out.contains(words), "{words:?} is not in {}", self.out);
     }
 
     /// The lines of the output, in an order that does not depend on the workers' speed.

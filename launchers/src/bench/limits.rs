@@ -20,17 +20,13 @@ use updraft::transport::{Handover, Stores};
 use super::{
     machine::{self, Machine},
     plot::{Curve, Plot},
-    rank::{clock_ns, trips_of},
-    report::{Outputs, align, digits, machine_json, say, spread_json},
+    rank::{HOP_TRIPS, STREAMED_FROM, clock_ns, trips_of},
+    report::{Outputs, Unit, align, digits, machine_json, spread_json},
     samples::{Batch, Cores, Samples, Spread},
     sizes::{Sizes, label},
 };
-use crate::Error;
+use crate::{Error, output::say};
 
-/// Round trips by which the distance between two cores is taken.
-const HOP_TRIPS: u32 = 100;
-/// Sizes from which streaming stores are worth a try.
-const STREAMED_FROM: usize = 4096;
 /// Round trips of a batch of wake-ups, each a change of threads.
 const WAKE_TRIPS: u32 = 50;
 /// How long a bare socket may say nothing.
@@ -128,19 +124,11 @@ impl Kind {
         matches!(self, Self::Copy | Self::TcpStream | Self::UnixStream)
     }
 
-    fn unit(self) -> &'static str {
+    fn unit(self) -> Unit {
         if self.is_speed() {
-            "MB/s"
+            Unit::Bandwidth
         } else {
-            "us one way"
-        }
-    }
-
-    fn figure(self, bytes: usize, ns: f64) -> f64 {
-        if self.is_speed() {
-            bytes as f64 / ns * 1e3
-        } else {
-            ns / 1e3
+            Unit::OneWay
         }
     }
 
@@ -238,7 +226,7 @@ impl Limits {
                 digits(median),
                 digits(min),
                 digits(max),
-                row.kind.unit().to_owned(),
+                row.kind.unit().name().to_owned(),
                 row.kind.name().to_owned(),
             ]
         });
@@ -252,7 +240,7 @@ impl Limits {
             text += &format!(
                 "{},{},{},{},{},{median:.6},{min:.6},{max:.6}\n",
                 row.kind.name(),
-                row.kind.unit(),
+                row.kind.unit().name(),
                 row.bytes,
                 row.cores.name(),
                 row.batches.len(),
@@ -266,7 +254,7 @@ impl Limits {
             let [median, min, max] = row.figures();
             json!({
                 "limit": row.kind.name(),
-                "unit": row.kind.unit(),
+                "unit": row.kind.unit().name(),
                 "bytes": row.bytes,
                 "cores": row.cores.name(),
                 "batches": row.batches.len(),
@@ -305,7 +293,7 @@ impl Limits {
             title: "What the machine itself takes, one way".to_owned(),
             subtitle: machine.line(),
             across: "size",
-            up: "us one way",
+            up: Unit::OneWay.name(),
             curves,
         }
     }
@@ -315,7 +303,7 @@ impl Row<'_> {
     /// Median, least and greatest.
     fn figures(&self) -> [f64; 3] {
         let Spread { median, min, max } = self.spread;
-        let figure = |ns| self.kind.figure(self.bytes, ns);
+        let figure = |ns| self.kind.unit().figure(self.bytes, ns);
         if self.kind.is_speed() {
             [median, max, min].map(figure)
         } else {

@@ -1,11 +1,13 @@
 //! The machine that measures, in a few words.
 
-use std::{fs, thread};
+use std::{path::Path, thread};
 
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
+
+use crate::kernel::Kernel;
 
 /// What a report says about the machine.
 #[derive(Debug, Clone)]
@@ -19,14 +21,13 @@ pub(crate) struct Machine {
 impl Machine {
     /// This machine. Asked from a thread that is not pinned, it tells all cores.
     pub(crate) fn here() -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let memory = value(&read("/proc/meminfo"), "MemTotal");
-        let kibibytes = memory.trim_end_matches(" kB").parse().unwrap_or(0);
+        let kernel = Kernel::at(Path::new("/"));
+        let known = |found: Option<String>| found.unwrap_or_else(|| "unknown".to_owned());
         Self {
-            processor: value(&read("/proc/cpuinfo"), "model name"),
+            processor: known(kernel.value("proc/cpuinfo", "model name")),
             cores: thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: u64::saturating_mul(kibibytes, 1024),
-            kernel: read("/proc/sys/kernel/osrelease").trim_end().to_owned(),
+            memory_bytes: kernel.kilobytes("proc/meminfo", "MemTotal").unwrap_or(0),
+            kernel: known(kernel.text("proc/sys/kernel/osrelease")),
         }
     }
 
@@ -41,15 +42,6 @@ impl Machine {
         let gibibytes = *memory_bytes as f64 / f64::from(1 << 30);
         format!("{processor}, {cores} cores, {gibibytes:.1} GiB, Linux {kernel}")
     }
-}
-
-/// What a text of `key: value` lines says about `key` first.
-fn value(text: &str, key: &str) -> String {
-    let found = text.lines().find_map(|line| {
-        let (found, value) = line.split_once(':')?;
-        (found.trim_end() == key).then(|| value.trim().to_owned())
-    });
-    found.unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// The cores this process may use.

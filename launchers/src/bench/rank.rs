@@ -43,14 +43,14 @@ const LOOKS_MAX: u32 = 20_000;
 const STALL_TIME_MAX: Duration = Duration::from_secs(30);
 const WAIT: Duration = Duration::from_millis(100);
 /// Round trips by which the distance between two cores is taken.
-const HOP_TRIPS: u32 = 100;
+pub(crate) const HOP_TRIPS: u32 = 100;
 /// Round trips before them, which wait for the other rank.
 const HOP_WARM: u32 = 10;
-/// Sizes from which streaming stores may be the better ones.
-const STREAMED_FROM: usize = 4096;
+/// Bytes from which streaming stores may be the better ones.
+pub(crate) const STREAMED_FROM: usize = 4096;
 /// Bytes of a payload that a loan handed over untouched carries all the same: enough to tell it by.
 const MARKED: usize = 64;
-/// How long an executor is watched doing nothing.
+/// How long an executor is watched doing nothing: what it uses in that time is the figure.
 const IDLE_TIME: Duration = Duration::from_secs(2);
 
 /// What is measured.

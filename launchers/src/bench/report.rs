@@ -3,7 +3,6 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -16,7 +15,7 @@ use super::{
     samples::{Cores, Samples, Series, Spread},
     sizes::label,
 };
-use crate::Error;
+use crate::{Error, output::say};
 
 /// Where results go besides the standard output.
 #[derive(Debug, Clone, Default, Args)]
@@ -76,11 +75,6 @@ pub(crate) fn write_file(path: &Path, text: &str) -> Result<(), Error> {
         path: path.to_owned(),
         source,
     })
-}
-
-/// Prints on the standard output. Where nobody reads there is nobody to tell.
-pub(crate) fn say(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 /// What a figure is.

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::command::bytes_of;
+
 /// The largest message there can be: what half of the largest arena holds.
 const BYTES_MAX: usize = 64 << 20;
 
@@ -45,17 +47,7 @@ impl fmt::Display for Sizes {
 
 fn parse(text: &str) -> Result<usize, String> {
     let text = text.trim();
-    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
-    let shift = match &text[digits.len()..] {
-        "" | "B" => 0,
-        "k" | "K" | "Ki" | "KiB" => 10,
-        "m" | "M" | "Mi" | "MiB" => 20,
-        "g" | "G" | "Gi" | "GiB" => 30,
-        _ => usize::BITS,
-    };
-    let size = digits.parse::<usize>().ok();
-    let size = size.and_then(|size| size.checked_mul(1usize.checked_shl(shift)?));
-    match size {
+    match bytes_of(text).and_then(|bytes| usize::try_from(bytes).ok()) {
         None => Err(format!("{text:?} is not a size such as 8, 64, 1Ki or 4Mi")),
         Some(0) => Err("a message has at least one byte".to_owned()),
         Some(size) if size > BYTES_MAX => Err(format!("{text} is more than {}", label(BYTES_MAX))),

@@ -5,44 +5,19 @@
 mod files;
 mod trials;
 
-use std::{
-    io::{self, Write as _},
-    path::PathBuf,
-};
-
-use clap::Args;
 use serde_json::{Value, json};
 
-use crate::{Error, kernel::Kernel};
-
-/// Of `doctor`.
-#[derive(Debug, Args)]
-pub struct Arguments {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-
-    /// Where `sys` and `proc` are; nothing is tried elsewhere than at home
-    #[arg(long, value_name = "FOLDER", default_value = "/", hide = true)]
-    root: PathBuf,
-}
+use crate::kernel::Arguments;
 
 /// Examines and prints. The code is 1 when something fails.
-pub(crate) fn run(arguments: &Arguments) -> Result<u8, Error> {
-    let kernel = Kernel::at(&arguments.root);
+pub(crate) fn run(arguments: &Arguments) -> u8 {
+    let kernel = arguments.kernel();
     let mut checks = files::examine(&kernel);
     if kernel.is_real() {
         checks.extend(trials::examine());
     }
-    let text = if arguments.json {
-        format!("{:#}\n", json(&checks))
-    } else {
-        text(&checks)
-    };
-    // Where nobody reads there is nobody to tell.
-    let _ = io::stdout().write_all(text.as_bytes());
-    let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
-    Ok(u8::from(failed))
+    arguments.tell(|| text(&checks), || json(&checks));
+    u8::from(number(&checks, Verdict::Fail) > 0)
 }
 
 /// What was found about one thing.

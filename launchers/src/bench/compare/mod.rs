@@ -32,11 +32,11 @@ use super::{
     machine::{Machine, allowed_cores},
     plot::{Curve, Plot},
     rank::{self, Measure},
-    report::{Unit, check_writable, machine_json, say, write_file},
+    report::{Unit, check_writable, machine_json, write_file},
     samples::{Cores, Line, Samples},
     sizes::Sizes,
 };
-use crate::{Error, error::exit, worker};
+use crate::{Error, error::exit, output::say, worker};
 
 /// The folder of the sources says that it is one by this line of its manifest.
 const SOURCES: &str = "name = \"updraft-workspace\"";

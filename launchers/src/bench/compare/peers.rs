@@ -19,6 +19,7 @@ use nix::{
 
 use super::{
     super::{machine::allowed_cores, rank::Measure, samples::Line},
+    has_rdma,
     targets::{Ranks, Trial},
 };
 
@@ -28,6 +29,7 @@ const SOURCE: &str = include_str!("peer.c");
 const RUN_TIME_MAX: Duration = Duration::from_secs(120);
 /// How long it may take to end once it is told to.
 const END_TIME_MAX: Duration = Duration::from_secs(2);
+/// Between two looks whether a process has ended. Runs take seconds, and are timed by themselves.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// Where `ucx_perftest` and perftest listen.
 const PORTS: std::ops::Range<u16> = 18_515..18_915;
@@ -123,10 +125,8 @@ pub(crate) fn find(folder: &Path, prefixes: &[PathBuf], warn: &mut dyn FnMut(Str
         (Family::Ucx, "ucx_perftest"),
         (Family::Perftest, "ib_send_lat"),
     ] {
-        let devices =
-            fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some());
         if let Some(runner) = which(name)
-            && (family != Family::Perftest || devices)
+            && (family != Family::Perftest || has_rdma())
         {
             peers.push(Peer {
                 name: if family == Family::Ucx {
@@ -437,7 +437,7 @@ impl Peer {
                     server.end(Instant::now() + END_TIME_MAX)?;
                     return Ok(said);
                 }
-                // The server does not listen yet.
+                // The server does not listen yet. Only a client can tell, as nothing else may take its connection.
                 Err(_) if Instant::now() < deadline && server.runs() => {
                     thread::sleep(Duration::from_millis(20));
                 }
