@@ -1,102 +1,213 @@
-//! Every rank learns what every rank has to say.
+//! All members learn what each has.
 
-use transport::{Buffer, Error, Fabric, Rank};
+use std::ops::Range;
 
-/// An all-gather under way: each rank contributes some bytes, and each gets those of all.
-///
-/// Every rank sends its bytes to every other one (the flat algorithm: one step, best for few ranks or
-/// few bytes).
-///
-/// ```
-/// use collectives::AllGather;
-/// use transport::{Arena, Event, Ledger, Simulation};
-///
-/// let network = Simulation::new(1, 2);
-/// let arena = || Arena::new(&Ledger::new(1 << 20), 1 << 20).unwrap();
-/// let mut fabrics = [0, 1].map(|rank| network.fabric(rank, &arena()));
-/// let mut gathers = [0, 1].map(|_| AllGather::new(5, 2));
-/// gathers[0].contribute(b"zero");
-/// gathers[1].contribute(b"one");
-/// while gathers.iter().any(|gather| gather.result().is_none()) {
-///     for (gather, fabric) in gathers.iter_mut().zip(&mut fabrics) {
-///         gather.poll(fabric)?;
-///         if let Some(Event::Message { from, buffer }) = fabric.receive()? {
-///             gather.receive(from, buffer);
-///         }
-///     }
-///     network.advance();
-/// }
-/// assert_eq!(gathers[0].result().unwrap(), [b"zero".as_slice(), b"one"]);
-/// # Ok::<(), transport::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct AllGather {
-    tag: u64,
-    /// This rank's contribution, once it is known.
-    mine: Option<Vec<u8>>,
-    /// The next rank to send to.
-    next: Rank,
-    parts: Vec<Option<Buffer>>,
-    missing: usize,
-}
+use crate::{
+    Algorithm, Element, Error, Group, Operation, Operator, Parts, board, call::Call,
+    fate::Signature, plan::SEGMENT, segments,
+};
 
-impl AllGather {
-    /// An all-gather among `size` ranks, whose messages carry `tag`. This rank
-    /// [contributes](Self::contribute) when it can; what others contribute before that is kept.
-    pub fn new(tag: u64, size: u32) -> Self {
-        Self {
-            tag,
-            mine: None,
-            next: 0,
-            parts: vec![None; size as usize],
-            missing: size as usize,
-        }
-    }
-
-    /// Sets this rank's contribution, of which a copy is kept. Only the first one counts.
-    pub fn contribute(&mut self, mine: &[u8]) {
-        self.mine.get_or_insert_with(|| mine.to_vec());
-    }
-
-    /// Sends what can be sent now; true when everything is.
+impl Group {
+    /// Gives all members the vectors `mine` of all, in the order of the members. All are as long as `mine`, and `all` has
+    /// room for as many as there are members.
     ///
     /// # Errors
     ///
-    /// Those of [`Fabric::send`]: a rank is gone.
-    pub fn poll(&mut self, fabric: &mut Fabric) -> Result<bool, Error> {
-        let Some(mine) = &self.mine else {
-            return Ok(false);
-        };
-        while self.next < fabric.size() {
-            if !fabric.send_copy(self.next, self.tag, mine)? {
-                return Ok(false);
-            }
-            self.next += 1;
+    /// [`Error::Argument`] when `all` has another length; see [`Error`].
+    pub fn all_gather<T: Element>(
+        &self,
+        mine: &[T],
+        all: &mut [T],
+    ) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
+        self.operation(async move {
+            self.check_blocks("all_gather", mine.len(), all.len())?;
+            let signature = Signature::of::<T>("all_gather", Some(mine.len()));
+            let call = self.begin(signature).await?;
+            let result = run(&call, mine, all).await;
+            call.end(result)
+        })
+    }
+
+    /// The same, where each member may have as many elements as it likes.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn all_gather_v<T: Element>(
+        &self,
+        mine: &[T],
+    ) -> Operation<'_, impl Future<Output = Result<Parts<T>, Error>>> {
+        self.operation(async move {
+            let call = self.begin(Signature::of::<T>("all_gather_v", None)).await?;
+            let result = varied(&call, mine).await;
+            call.end(result)
+        })
+    }
+
+    pub(crate) fn check_blocks(
+        &self,
+        call: &'static str,
+        block: usize,
+        all: usize,
+    ) -> Result<(), Error> {
+        if all == block * self.size() {
+            return Ok(());
         }
-        Ok(true)
-    }
-
-    /// Takes in a message with this operation's tag. A second one of the same rank is ignored.
-    pub fn receive(&mut self, from: Rank, part: Buffer) {
-        if let Some(place @ None) = self.parts.get_mut(from as usize) {
-            *place = Some(part);
-            self.missing -= 1;
-        }
-    }
-
-    /// Whether `rank` has contributed.
-    pub fn has(&self, rank: Rank) -> bool {
-        self.part(rank).is_some()
-    }
-
-    /// What `rank` has contributed, once it has.
-    pub fn part(&self, rank: Rank) -> Option<&[u8]> {
-        self.parts.get(rank as usize)?.as_deref()
-    }
-
-    /// The contributions in the order of the ranks, once all are there and ours is sent.
-    pub fn result(&self) -> Option<Vec<&[u8]>> {
-        let complete = self.missing == 0 && self.next as usize == self.parts.len();
-        complete.then(|| self.parts.iter().flatten().map(Buffer::as_slice).collect())
+        let reason = format!("{all} elements are not {} blocks of {block}", self.size());
+        Err(self.argument(call, reason))
     }
 }
+
+async fn run<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result<(), Error> {
+    let (me, len) = (call.me(), mine.len());
+    if call.size() == 1 {
+        all.copy_from_slice(mine);
+        return Ok(());
+    }
+    match call
+        .group
+        .choose(Operator::AllGather, size_of_val(mine), true)
+    {
+        Algorithm::Board => on_board(call, mine, all).await,
+        Algorithm::Ring => {
+            all[me * len..(me + 1) * len].copy_from_slice(mine);
+            ring(call, all, |member| member * len..(member + 1) * len).await
+        }
+        Algorithm::Bruck => bruck(call, mine, all).await,
+        _ => flat(call, mine, all).await,
+    }
+}
+
+async fn on_board<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result<(), Error> {
+    let Some(board) = call.group.board() else {
+        return flat(call, mine, all).await;
+    };
+    board.write(call, mine).await?;
+    let len = mine.len();
+    for from in 0..call.size() {
+        let block = &mut all[from * len..(from + 1) * len];
+        board
+            .read::<T>(call, from, 0, len, |at, elements| {
+                block[at..at + elements.len()].copy_from_slice(elements);
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+/// Each member sends each segment to all. On shared memory that is one copy, which all read.
+async fn flat<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result<(), Error> {
+    let (me, size, len) = (call.me(), call.size(), mine.len());
+    all[me * len..(me + 1) * len].copy_from_slice(mine);
+    for (step, segment) in segments::<T>(len, SEGMENT).enumerate() {
+        let message = call.message(step as u32, &mine[segment.clone()]).await?;
+        for to in (me + 1..size).chain(0..me) {
+            call.give(to, message.clone())?;
+        }
+        for from in (me + 1..size).chain(0..me) {
+            let place = from * len + segment.start..from * len + segment.end;
+            call.receive_into(from, &mut all[place]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What every member has, however few members there are and whatever they could use otherwise.
+pub(crate) async fn exchange<const N: usize>(
+    call: &Call<'_>,
+    mine: &[u8; N],
+    all: &mut [[u8; N]],
+) -> Result<(), Error> {
+    bruck(call, std::slice::from_ref(mine), all).await
+}
+
+/// The parts go round, each from one member to the next. Ours is in its place already.
+pub(crate) async fn ring<T: Element>(
+    call: &Call<'_>,
+    data: &mut [T],
+    part: impl Fn(usize) -> Range<usize>,
+) -> Result<(), Error> {
+    let (me, size) = (call.me(), call.size());
+    let (before, after) = ((me + size - 1) % size, (me + 1) % size);
+    let longest = (0..size)
+        .map(|member| part(member).len())
+        .max()
+        .unwrap_or(0);
+    for step in 1..size {
+        let give = part((me + size - step + 1) % size);
+        let take = part((me + size - step) % size);
+        for segment in segments::<T>(longest, SEGMENT) {
+            let within = |part: &Range<usize>| {
+                let end = part.len();
+                part.start + segment.start.min(end)..part.start + segment.end.min(end)
+            };
+            call.send(after, step as u32, &data[within(&give)]).await?;
+            call.receive_into(before, &mut data[within(&take)]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// In round *k* each member gets the blocks that the one 2^*k* further on has gathered.
+async fn bruck<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result<(), Error> {
+    let (me, size, len) = (call.me(), call.size(), mine.len());
+    // Counted from our own block.
+    let mut blocks = mine.to_vec();
+    blocks.resize(all.len(), bytemuck::Zeroable::zeroed());
+    let mut have = 1;
+    while have < size {
+        let more = have.min(size - have);
+        let (known, rest) = blocks.split_at_mut(have * len);
+        let (to, from) = ((me + size - have) % size, (me + have) % size);
+        for segment in segments::<T>(more * len, SEGMENT) {
+            call.send(to, have as u32, &known[segment.clone()]).await?;
+            call.receive_into(from, &mut rest[segment]).await?;
+        }
+        have += more;
+    }
+    for (index, block) in (0..size).map(|index| (index, index * len..(index + 1) * len)) {
+        let member = (me + index) % size;
+        all[member * len..(member + 1) * len].copy_from_slice(&blocks[block]);
+    }
+    Ok(())
+}
+
+/// Each sends all it has to every other, after its length.
+async fn varied<T: Element>(call: &Call<'_>, mine: &[T]) -> Result<Parts<T>, Error> {
+    let (me, size) = (call.me(), call.size());
+    let own = [mine.len() as u64];
+    let mut lens = vec![0u64; size];
+    match call.group.board() {
+        Some(board) => {
+            board.write(call, &own).await?;
+            for (from, len) in lens.iter_mut().enumerate() {
+                let take = |_, elements: &[u64]| *len = elements[0];
+                board.read(call, from, 0, 1, take).await?;
+            }
+        }
+        None => bruck(call, &own, &mut lens).await?,
+    }
+    let mut parts = Parts::with_lens(lens.iter().map(|&len| len as usize));
+    parts.part_mut(me).copy_from_slice(mine);
+    let longest = lens.iter().max().map_or(0, |&len| len as usize);
+    for (step, segment) in segments::<T>(longest, SEGMENT).enumerate() {
+        let within = |len: usize| segment.start.min(len)..segment.end.min(len);
+        let own = within(mine.len());
+        if !own.is_empty() {
+            let message = call.message(step as u32, &mine[own]).await?;
+            for to in (me + 1..size).chain(0..me) {
+                call.give(to, message.clone())?;
+            }
+        }
+        for from in (me + 1..size).chain(0..me) {
+            let part = parts.part_mut(from);
+            let place = within(part.len());
+            if !place.is_empty() {
+                call.receive_into(from, &mut part[place]).await?;
+            }
+        }
+    }
+    Ok(parts)
+}
+
+const _: () = assert!(board::OPERAND_MAX >= size_of::<u64>());

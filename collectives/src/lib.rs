@@ -1,10 +1,77 @@
-//! Operations in which all ranks of a job take part.
+//! Operations in which several ranks take part: the collectives of MPI, as futures.
 //!
-//! An operation is a value that its caller drives: it is started with this rank's contribution, is
-//! given the messages that carry its tag, and says when it is complete. It starts no thread and waits
-//! for nothing, so that many can be under way beside other work.
+//! A [`Group`] is a set of ranks that act together; [`Engine::world`] makes the one of all ranks. Its operations are
+//! methods, and each gives an [`Operation`], to be awaited or waited for. Vectors are slices of fixed-size
+//! [`Element`]s; how two of them become one is an [`op::Op`]. Which algorithm carries an operation out is
+//! chosen by a cost [`Model`] that is measured when the job begins, and can be [forced](Group::force).
+//!
+//! Nothing here starts a thread, and nothing waits but [`Operation::wait`]: many operations can be under way beside
+//! each other and beside other work, and a whole job can run on one thread.
+//!
+//! ```
+//! use collectives::{Engine, op::Sum};
+//! use transport::{Arena, Fabric, Ledger};
+//!
+//! // A job of one rank; `updraft::bsp` runs one on every core, and on many machines.
+//! let fabric = Fabric::alone(Arena::new(&Ledger::new(1 << 20), 1 << 20)?);
+//! let engine = Engine::simulated(fabric);
+//! let sums = engine.block_on(async {
+//!     let world = engine.world().await?;
+//!     let mut numbers = [1, 2, 3];
+//!     world.all_reduce(&mut numbers, Sum).await?;
+//!     Ok(numbers)
+//! })?;
+//! assert_eq!(sums, [1, 2, 3]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod all_gather;
+mod all_reduce;
+mod all_to_all;
+mod announce;
+mod barrier;
+mod board;
+mod broadcast;
+mod call;
+mod element;
+mod engine;
+mod error;
+mod fate;
+mod gather;
+mod group;
+mod hierarchy;
+pub mod op;
+mod operation;
+mod parts;
+mod plan;
+mod reduce;
+mod reduce_scatter;
+mod scan;
+mod tag;
 
-pub use all_gather::AllGather;
+use std::ops::Range;
+
+pub use announce::AllGather;
+pub use bytemuck;
+pub use element::Element;
+pub use engine::Engine;
+pub use error::Error;
+pub use group::Group;
+pub use operation::Operation;
+pub use parts::Parts;
+pub use plan::{Algorithm, Model, Operator};
+
+/// The part of a vector of `len` elements that is member `member`'s of `size`: parts differ by one element at most.
+pub(crate) fn parts_of(len: usize, size: usize, member: usize) -> Range<usize> {
+    let (least, longer) = (len / size, len % size);
+    let start = member * least + member.min(longer);
+    start..start + least + usize::from(member < longer)
+}
+
+/// The ranges that a vector of `len` elements is sent in, each of at most `bytes` bytes. An empty vector is one.
+pub(crate) fn segments<T: Element>(len: usize, bytes: usize) -> impl Iterator<Item = Range<usize>> {
+    let most = (bytes / size_of::<T>()).max(1);
+    let count = len.div_ceil(most).max(1);
+    (0..count).map(move |index| index * most..((index + 1) * most).min(len))
+}

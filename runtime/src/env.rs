@@ -1,9 +1,10 @@
 //! A worker: its executors, and the program that gives them work.
 
 use std::{
+    collections::BTreeMap,
     process,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
@@ -11,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use collectives::{Engine, Group};
 use dataflow::{Collection, Job, Lines, Pass, Record, Stream};
 use transport::{Address, Fabric, Interface, Ledger, Rank, Secret, Waker};
 
@@ -47,6 +49,33 @@ pub fn run<R>(
     let result = program(&mut env);
     env.close(result.as_ref().err());
     result
+}
+
+/// Runs a program in the manner of MPI, in which all ranks do the same steps: on an executor for each core of this machine
+/// if the process is started by itself, and on those of all workers if it is started by a launcher. Gives what the
+/// ranks of this process returned.
+///
+/// ```
+/// use updraft::prelude::*;
+/// use updraft::collectives::op::Sum;
+///
+/// let sums = updraft::bsp(Config { executors: Some(2), ..Config::default() }, |world| {
+///     let mut sum = [world.rank() as u64 + 1];
+///     world.all_reduce(&mut sum, Sum).wait()?;
+///     Ok(sum[0])
+/// })?;
+/// assert_eq!(sums, [3, 3]);
+/// # Ok::<(), updraft::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// What went wrong first, as far as can be told.
+pub fn bsp<R: Send + 'static>(
+    config: Config,
+    program: impl Fn(&Group) -> Result<R, Error> + Send + Sync + 'static,
+) -> Result<Vec<R>, Error> {
+    run(config, |env| env.bsp(program))
 }
 
 /// The executors of a job, as its program sees them.
@@ -314,8 +343,39 @@ impl Env {
         &mut self,
         work: impl Fn(&mut Fabric) -> Result<(), Error> + Send + Sync + 'static,
     ) -> Result<(), Error> {
-        let work: Work = Arc::new(work);
+        let work = Work::Links(Arc::new(work));
         self.have_done(|| Command::Work(work.clone())).map(drop)
+    }
+
+    /// Calls `program` on every executor of this worker at the same time, with the group of all ranks of the job, and waits
+    /// until all calls have returned: for programs in the manner of MPI, in which all ranks do the same steps
+    /// (bulk-synchronous, BSP). Gives what this worker's ranks returned, in their order.
+    ///
+    /// All workers have to call this, as they have to run the same graphs.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong first, as far as can be told. After an error the executors do nothing more.
+    pub fn bsp<R: Send + 'static>(
+        &mut self,
+        program: impl Fn(&Group) -> Result<R, Error> + Send + Sync + 'static,
+    ) -> Result<Vec<R>, Error> {
+        let results: Arc<Mutex<BTreeMap<Rank, R>>> = Arc::default();
+        let work = {
+            let results = results.clone();
+            Work::Groups(Arc::new(move |engine: &Engine| {
+                let result = taking_part(engine, || {
+                    let world = engine.block_on(engine.world())?;
+                    program(&world)
+                })?;
+                let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                results.insert(engine.rank(), result);
+                Ok(())
+            }))
+        };
+        self.have_done(|| Command::Work(work.clone()))?;
+        let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(std::mem::take(&mut *results).into_values().collect())
     }
 
     /// Tells all executors of this worker the same, and waits until they have done it.
@@ -438,6 +498,28 @@ impl Drop for Env {
             let _ = thread.join();
         }
     }
+}
+
+/// What `program` gives. If that is nothing, the other ranks are told, so that they do not wait for this one.
+fn taking_part<R>(engine: &Engine, program: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+    /// Tells them if the program panics.
+    struct Part<'e>(&'e Engine, &'static str);
+    impl Drop for Part<'_> {
+        fn drop(&mut self) {
+            if !self.1.is_empty() {
+                self.0.give_up(self.1);
+            }
+        }
+    }
+    let mut part = Part(engine, "it panicked");
+    let result = program();
+    part.1 = "";
+    if let Err(error) = &result
+        && !error.is_consequence()
+    {
+        engine.give_up(&dataflow::one_line(error));
+    }
+    result
 }
 
 /// Has the coordinator's word to stop told to the program, which is ended if it does not end by itself.

@@ -16,6 +16,10 @@ pub enum Error {
     #[error(transparent)]
     Transport(#[from] transport::Error),
 
+    /// An operation of a group failed.
+    #[error(transparent)]
+    Collectives(#[from] collectives::Error),
+
     /// The coordinator could not be reached, or refused this worker.
     #[error(transparent)]
     Coordinator(#[from] coordinator::Error),
@@ -61,6 +65,7 @@ impl Error {
     /// | 9 | an output cannot be written |
     /// | 10 | the memory limit is too small |
     pub fn exit_code(&self) -> u8 {
+        use collectives::Error as Groups;
         use dataflow::Error as Flow;
         match self {
             Self::Dataflow(error) => match error {
@@ -74,6 +79,9 @@ impl Error {
                 _ => 1,
             },
             Self::Transport(error) => link_code(error),
+            Self::Collectives(Groups::PeerLost { .. } | Groups::GaveUp { .. }) => 6,
+            Self::Collectives(Groups::Transport(_)) => 3,
+            Self::Collectives(_) => 1,
             Self::Coordinator(coordinator::Error::Aborted { .. }) | Self::Aborted { .. } => 6,
             Self::Coordinator(_) | Self::Thread(_) => 3,
             Self::Config { .. } => 7,

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use collectives::Engine;
 use dataflow::{Progress, Run, Site, TaskGraph, Totals, run_of};
 use transport::{Address, Arena, Buffer, Event, Fabric, Ledger, Rank, Waker};
 
@@ -48,7 +49,13 @@ pub(crate) enum Command {
 }
 
 /// What a program does itself on every executor. It keeps its own result.
-pub(crate) type Work = Arc<dyn Fn(&mut Fabric) -> Result<(), Error> + Send + Sync>;
+#[derive(Clone)]
+pub(crate) enum Work {
+    /// With the links alone.
+    Links(Arc<dyn Fn(&mut Fabric) -> Result<(), Error> + Send + Sync>),
+    /// With what makes operations of groups go on.
+    Groups(Arc<dyn Fn(&Engine) -> Result<(), Error> + Send + Sync>),
+}
 
 /// What an executor has to say.
 pub(crate) enum Report {
@@ -97,6 +104,9 @@ struct Executor {
     commands: Receiver<Command>,
     reports: Sender<Report>,
     run: Option<Run>,
+    /// What makes operations of groups go on, once there has been one.
+    engine: Option<Engine>,
+    spin: bool,
     /// Messages of runs that this rank has not started.
     early: Vec<(Rank, Buffer)>,
     /// Whether the last turn was spent on the run, so that the sockets have not been looked at since.
@@ -110,7 +120,7 @@ struct Executor {
 
 impl Executor {
     fn new(seat: Seat) -> Result<Self, Error> {
-        let rank = seat.links.rank;
+        let (rank, spin) = (seat.links.rank, seat.links.spin);
         let arena = Arena::new(&seat.ledger, seat.arena_bytes)?;
         let fabric = Fabric::new(seat.links, arena)?;
         if let (Some(address), Some(waker)) = (fabric.address(), fabric.waker()?) {
@@ -135,6 +145,8 @@ impl Executor {
             commands: seat.commands,
             reports: seat.reports,
             run: None,
+            engine: None,
+            spin,
             early: Vec::new(),
             worked: false,
             gone: None,
@@ -192,14 +204,41 @@ impl Executor {
     }
 
     fn work(&mut self, work: &Work) -> Result<(), Error> {
-        let fabric = &mut self.site.fabric.borrow_mut();
-        work(fabric)?;
+        match work {
+            Work::Links(work) => work(&mut self.site.fabric.borrow_mut())?,
+            Work::Groups(work) => {
+                if let Some(error) = &self.gone {
+                    return Err(copy_of(error).into());
+                }
+                let engine = self.engine().clone();
+                work(&engine)?;
+                while let Some((from, message)) = engine.take_foreign() {
+                    self.early.push((from, message));
+                }
+            }
+        }
+        let fabric = &self.site.fabric.borrow();
         let result = Ok(Done {
             totals: Vec::new(),
             links: Links::of(fabric, self.site.executors),
         });
         tell(&self.reports, Report::Ended { result });
         Ok(())
+    }
+
+    fn engine(&mut self) -> &Engine {
+        let (fabric, spin, started) = (&self.site.fabric, self.spin, self.started);
+        let early = &mut self.early;
+        self.engine.get_or_insert_with(|| {
+            let engine = Engine::new(fabric.clone(), spin, move || started.elapsed());
+            let messages = std::mem::take(early).into_iter();
+            let others = messages.filter_map(|(from, message)| {
+                let message = engine.offer(from, message)?;
+                Some((from, message))
+            });
+            early.extend(others);
+            engine
+        })
     }
 
     /// Takes in what has happened and goes on; whether anything was done.
@@ -237,6 +276,9 @@ impl Executor {
     }
 
     fn take(&mut self, event: Event) -> Result<(), Error> {
+        if let (Event::Ended { peer, error }, Some(engine)) = (&event, &self.engine) {
+            engine.note_loss(*peer, copy_of(error).into());
+        }
         match (event, &mut self.run) {
             (Event::Message { from, buffer }, Some(run))
                 if run_of(buffer.tag()) == run.number() =>
@@ -244,7 +286,11 @@ impl Executor {
                 Ok(run.receive(from, buffer)?)
             }
             (Event::Message { from, buffer }, _) => {
-                self.early.push((from, buffer));
+                let message = match &self.engine {
+                    Some(engine) => engine.offer(from, buffer),
+                    None => Some(buffer),
+                };
+                self.early.extend(message.map(|message| (from, message)));
                 Ok(())
             }
             (Event::Ended { peer, error }, Some(run)) => {

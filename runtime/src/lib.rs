@@ -38,11 +38,12 @@ pub mod progress;
 mod summary;
 
 pub use config::Config;
-pub use env::{Env, run};
+pub use env::{Env, bsp, run};
 pub use error::{Error, exit};
 
 /// What a program that defines a job needs.
 pub mod prelude {
+    pub use collectives::Group;
     pub use dataflow::{Encode, Job, Key, Record, Slice, Stream, record};
 
     pub use crate::{Config, Env};

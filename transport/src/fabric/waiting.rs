@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{Contact, Fabric, POLLS_A_GLANCE, POLLS_A_LOOK, sockets::Sockets};
-use crate::{Error, bell};
+use crate::{Error, Rank, bell, link::Link};
 
 /// The longest a waiting rank spins before it sleeps, in polls.
 pub(super) const SPINS_MAX: u32 = 4096;
@@ -12,6 +12,7 @@ const SPINS_MIN: u32 = 32;
 /// The same for a rank that shares its core, in turns given away.
 const YIELDS_MAX: u32 = 32;
 const YIELDS_MIN: u32 = 1;
+
 impl Fabric {
     /// Waits until there may be something to receive, room to lend, it is time for a
     /// [`tick`](Self::tick), or `timeout` is over: it spins while that has paid lately, and then sleeps.
@@ -20,13 +21,41 @@ impl Fabric {
     ///
     /// [`Error::Io`] when the system's event queue fails.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.wait_until(timeout, || false)
+    }
+
+    /// The same, until `ready` says true as well: for those who wait for words of exposed memory to change, which
+    /// is no event. `ready` is called often, and should look at those words with acquire order and do nothing else.
+    /// Who changes them has to [`ring`](Self::ring) after that.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn wait_until(
+        &mut self,
+        timeout: Option<Duration>,
+        mut ready: impl FnMut() -> bool,
+    ) -> Result<(), Error> {
+        if ready() {
+            return Ok(());
+        }
         self.tell_about_memory();
         self.idle();
-        let waited = self.wait_for_news(self.until_tick(timeout));
+        let waited = self.wait_for_news(self.until_tick(timeout), &mut ready);
         if let Some(sockets) = &mut self.sockets {
             sockets.forget_waking();
         }
         waited
+    }
+
+    /// Wakes `peer` if it sleeps in [`wait_until`](Self::wait_until): something has just been written into exposed
+    /// memory, ours or its, that it may be waiting for. It costs next to nothing while the peer is awake, and
+    /// nothing at all on paths other than shared memory, where memory cannot be waited for.
+    #[inline]
+    pub fn ring(&self, peer: Rank) {
+        if let Some(Contact::Open(Link::Shm(link))) = self.peers.get(peer as usize) {
+            link.mapping().ring(bell::MESSAGE);
+        }
     }
 
     /// The time to sleep at most: with connections to watch, not past the next look at them.
@@ -39,8 +68,12 @@ impl Fabric {
         }))
     }
 
-    fn wait_for_news(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
-        if self.spin_for_news()? || self.sockets.is_none() {
+    fn wait_for_news(
+        &mut self,
+        timeout: Option<Duration>,
+        ready: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Error> {
+        if self.spin_for_news(ready)? || self.sockets.is_none() {
             return Ok(());
         }
         let armed = self
@@ -51,7 +84,7 @@ impl Fabric {
         if let Some(sockets) = &self.sockets {
             sockets.arm_rdma();
         }
-        let waited = if !armed || self.has_news() {
+        let waited = if !armed || self.has_news() || ready() {
             Ok(())
         } else {
             self.look(timeout)
@@ -62,7 +95,7 @@ impl Fabric {
 
     /// Spins as long as it has been worth it; whether there is news. Without a core of its own a rank gives its
     /// turn away instead: what it waits for may be another rank's, and that is quicker than to sleep and be woken.
-    fn spin_for_news(&mut self) -> Result<bool, Error> {
+    fn spin_for_news(&mut self, ready: &mut dyn FnMut() -> bool) -> Result<bool, Error> {
         let polls_a_look = self.polls_a_look();
         let (least, most) = if self.spin {
             (SPINS_MIN, SPINS_MAX)
@@ -70,7 +103,7 @@ impl Fabric {
             (YIELDS_MIN, YIELDS_MAX)
         };
         for spin in 0..self.spins.clamp(least, most) {
-            if self.has_news() {
+            if ready() || self.has_news() {
                 self.spins = (self.spins + spin).clamp(least, most);
                 return Ok(true);
             }

@@ -1,0 +1,238 @@
+//! The vectors of all members become one, which all get.
+
+use crate::{
+    Algorithm, Element, Error, Group, Operation, Operator, call::Call, fate::Signature, op::Op,
+    parts_of, plan::SEGMENT, reduce::combine_all, segments,
+};
+
+impl Group {
+    /// Leaves in the `data` of all members what `op` makes of the `data` of all, element by element in the order of the
+    /// members. All have to have as much, and get the same bits.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn all_reduce<T: Element, O: Op<T>>(
+        &self,
+        data: &mut [T],
+        op: O,
+    ) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
+        self.operation(async move {
+            let signature = Signature::of::<T>("all_reduce", Some(data.len())).with_op(op.name());
+            let call = self.begin(signature).await?;
+            let result = run(&call, data, &op).await;
+            call.end(result)
+        })
+    }
+}
+
+async fn run<T: Element, O: Op<T>>(call: &Call<'_>, data: &mut [T], op: &O) -> Result<(), Error> {
+    if call.size() == 1 {
+        return Ok(());
+    }
+    let bytes = size_of_val(data);
+    match call
+        .group
+        .choose(Operator::AllReduce, bytes, op.is_commutative())
+    {
+        Algorithm::Board => on_board(call, data, op).await,
+        Algorithm::Slices => slices(call, data, op).await,
+        Algorithm::RecursiveDoubling => recursive_doubling(call, data, op).await,
+        Algorithm::Rabenseifner => rabenseifner(call, data, op).await,
+        Algorithm::Ring => ring(call, data, op).await,
+        Algorithm::Hierarchical => {
+            let levels = call.group.levels().await?;
+            levels.all_reduce(data, op).await
+        }
+        _ => flat(call, data, op).await,
+    }
+}
+
+async fn on_board<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &mut [T],
+    op: &O,
+) -> Result<(), Error> {
+    let Some(board) = call.group.board() else {
+        return flat(call, data, op).await;
+    };
+    board.write(call, data).await?;
+    board.combine(call, 0..call.size(), 0, data, op).await
+}
+
+/// All send to all, and each combines all.
+async fn flat<T: Element, O: Op<T>>(call: &Call<'_>, data: &mut [T], op: &O) -> Result<(), Error> {
+    let (me, size) = (call.me(), call.size());
+    for (step, segment) in segments::<T>(data.len(), SEGMENT).enumerate() {
+        let data = &mut data[segment];
+        let message = call.message(step as u32, data).await?;
+        for to in (me + 1..size).chain(0..me) {
+            call.give(to, message.clone())?;
+        }
+        combine_all(call, data, op).await?;
+    }
+    Ok(())
+}
+
+/// Each member combines a slice, and sends it to all.
+async fn slices<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &mut [T],
+    op: &O,
+) -> Result<(), Error> {
+    let (me, size, len) = (call.me(), call.size(), data.len());
+    // In rounds, so that what is copied is still in the caches when it is read.
+    for round in segments::<T>(len, SEGMENT * size) {
+        let data = &mut data[round];
+        let part = |member: usize| parts_of(data.len(), size, member);
+        for to in (me + 1..size).chain(0..me) {
+            call.send(to, 0, &data[part(to)]).await?;
+        }
+        let mine = part(me);
+        combine_all(call, &mut data[mine.clone()], op).await?;
+        let message = call.message(1, &data[mine]).await?;
+        for to in (me + 1..size).chain(0..me) {
+            call.give(to, message.clone())?;
+        }
+        for from in (me + 1..size).chain(0..me) {
+            let part = parts_of(data.len(), size, from);
+            call.receive_into(from, &mut data[part]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a member is among the largest power of two of members, to which the others have given their operands: of
+/// the first pairs, one member stands for both.
+struct Power {
+    /// Members that take part.
+    size: usize,
+    /// Pairs of which one takes part.
+    pairs: usize,
+    /// Our place among those that take part.
+    place: Option<usize>,
+}
+
+impl Power {
+    fn of(call: &Call<'_>) -> Self {
+        let (me, all) = (call.me(), call.size());
+        let size = if all.is_power_of_two() {
+            all
+        } else {
+            all.next_power_of_two() / 2
+        };
+        let pairs = all - size;
+        let place = if me >= 2 * pairs {
+            Some(me - pairs)
+        } else {
+            (me % 2 == 1).then_some(me / 2)
+        };
+        Self { size, pairs, place }
+    }
+
+    fn member(&self, place: usize) -> usize {
+        if place < self.pairs {
+            2 * place + 1
+        } else {
+            place + self.pairs
+        }
+    }
+
+    /// Gives the operands of the members that do not take part to those that do. Our place, if we take part.
+    async fn fold<T: Element, O: Op<T>>(
+        &self,
+        call: &Call<'_>,
+        data: &mut [T],
+        op: &O,
+    ) -> Result<Option<usize>, Error> {
+        let me = call.me();
+        if me < 2 * self.pairs {
+            if me.is_multiple_of(2) {
+                call.send(me + 1, 0, data).await?;
+            } else {
+                let left = call.receive_exactly::<T>(me - 1, data.len()).await?;
+                op.combine_into_right(&left, data);
+            }
+        }
+        Ok(self.place)
+    }
+
+    /// Gives the result to those that did not take part.
+    async fn unfold<T: Element>(&self, call: &Call<'_>, data: &mut [T]) -> Result<(), Error> {
+        let me = call.me();
+        if me < 2 * self.pairs {
+            if me.is_multiple_of(2) {
+                call.receive_into(me + 1, data).await?;
+            } else {
+                call.send(me - 1, 0, data).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pairs at a distance that doubles exchange all they have. Neighbours come first, so the order is kept.
+async fn recursive_doubling<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &mut [T],
+    op: &O,
+) -> Result<(), Error> {
+    let power = Power::of(call);
+    if let Some(place) = power.fold(call, data, op).await? {
+        let mut distance = 1;
+        while distance < power.size {
+            let partner = power.member(place ^ distance);
+            call.send(partner, distance as u32, data).await?;
+            let theirs = call.receive_exactly::<T>(partner, data.len()).await?;
+            if place & distance == 0 {
+                op.combine(data, &theirs);
+            } else {
+                op.combine_into_right(&theirs, data);
+            }
+            distance *= 2;
+        }
+    }
+    power.unfold(call, data).await
+}
+
+/// Halves are exchanged until each member has combined its part of all, and then the parts come together the same way.
+async fn rabenseifner<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &mut [T],
+    op: &O,
+) -> Result<(), Error> {
+    let power = Power::of(call);
+    if let Some(place) = power.fold(call, data, op).await? {
+        let (mut start, mut end) = (0, data.len());
+        let mut halves = Vec::new();
+        let mut distance = power.size / 2;
+        while distance > 0 {
+            let partner = power.member(place ^ distance);
+            let middle = start + (end - start) / 2;
+            let (keep, give) = if place & distance == 0 {
+                (start..middle, middle..end)
+            } else {
+                (middle..end, start..middle)
+            };
+            call.send(partner, 0, &data[give.clone()]).await?;
+            let theirs = call.receive_exactly::<T>(partner, keep.len()).await?;
+            op.combine(&mut data[keep.clone()], &theirs);
+            (start, end) = (keep.start, keep.end);
+            halves.push((partner, keep, give));
+            distance /= 2;
+        }
+        while let Some((partner, keep, give)) = halves.pop() {
+            call.send(partner, 1, &data[keep]).await?;
+            call.receive_into(partner, &mut data[give]).await?;
+        }
+    }
+    power.unfold(call, data).await
+}
+
+/// Parts go round once to be combined, and once to be known by all.
+async fn ring<T: Element, O: Op<T>>(call: &Call<'_>, data: &mut [T], op: &O) -> Result<(), Error> {
+    let (size, len) = (call.size(), data.len());
+    let part = |member: usize| parts_of(len, size, member);
+    crate::reduce_scatter::around(call, data, part, op).await?;
+    crate::all_gather::ring(call, data, part).await
+}

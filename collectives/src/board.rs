@@ -1,0 +1,317 @@
+//! Memory that all members of a group on one node see, for operands of a few lines: each writes its own and reads those
+//! of the others, which takes the time of one cache line's way from core to core.
+//!
+//! # How
+//!
+//! Each member exposes a board: a word that counts the calls it has left behind, and [`SLOTS`] slots. In call *c* a
+//! member writes slot *c* mod [`SLOTS`] of its own board: its count, the operand, and then, with release order, a word
+//! with the number and the signature of the call. Readers look for that word with acquire order. A slot is written again
+//! only when all members are known to have left behind the call it was used for: by the counts beside the
+//! operands, or, where a call brings none, by the counting words.
+//!
+//! This is how MPI libraries exchange small operands within a node (Graham, Shipman: "MPI support for multi-core
+//! architectures: optimized shared memory collectives", EuroPVM/MPI 2008), with the operand beside the flag.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    hint,
+    ops::Range,
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
+    task::Poll,
+};
+
+use transport::{Exposed, RemoteRegion};
+
+use crate::{Element, Error, call::Call, op::Op};
+
+/// Slots of a board: calls that may be under way, or not yet left behind by all.
+pub(crate) const SLOTS: usize = 8;
+/// Bytes of a word.
+const WORD: usize = size_of::<u64>();
+/// Words of the line that counts.
+const COUNT_WORDS: usize = 8;
+/// The most bytes of an operand.
+pub(crate) const OPERAND_MAX: usize = 4096 - OPERAND * WORD;
+/// The words of a slot: the stamp of the call, the writer's count, and the operand.
+const SLOT_WORDS: usize = 4096 / WORD;
+const COUNT: usize = 1;
+const OPERAND: usize = 2;
+/// Bytes of a board.
+pub(crate) const BOARD_BYTES: usize = (COUNT_WORDS + SLOTS * SLOT_WORDS) * WORD;
+/// The most members that have boards: each looks at those of all others.
+pub(crate) const MEMBERS_MAX: usize = 64;
+/// Words read at a time, of operands of a line and of larger ones.
+const LINE: usize = 8;
+const CHUNK: usize = 64;
+
+/// The boards of a group.
+pub(crate) struct Board {
+    own: Exposed,
+    /// Those of all members; our own among them.
+    boards: Vec<Rc<RemoteRegion>>,
+    /// Calls that each member is known to have left behind.
+    seen: Vec<Cell<u32>>,
+    /// The least of these.
+    passed: Cell<u32>,
+    /// Calls that this member has left behind, without a gap, and those after a gap.
+    ended: Cell<u32>,
+    ended_early: RefCell<Vec<u32>>,
+}
+
+impl Board {
+    pub(crate) fn new(own: Exposed, boards: Vec<RemoteRegion>) -> Self {
+        Self {
+            own,
+            seen: boards.iter().map(|_| Cell::new(0)).collect(),
+            boards: boards.into_iter().map(Rc::new).collect(),
+            passed: Cell::new(0),
+            ended: Cell::new(0),
+            ended_early: RefCell::default(),
+        }
+    }
+
+    fn words(&self, member: usize) -> &[AtomicU64] {
+        self.boards[member].words().unwrap_or_default()
+    }
+
+    /// The index of the word of call `number`'s slot that says whose it is.
+    #[inline]
+    fn slot(number: u32) -> usize {
+        COUNT_WORDS + number as usize % SLOTS * SLOT_WORDS
+    }
+
+    #[inline]
+    fn stamp(call: &Call<'_>) -> u64 {
+        u64::from(call.number) << 32 | u64::from(call.hash)
+    }
+
+    /// Writes our operand of a call, once nobody reads what was in its slot.
+    pub(crate) async fn write<T: Element>(
+        &self,
+        call: &Call<'_>,
+        operand: &[T],
+    ) -> Result<(), Error> {
+        self.write_parts(call, &[operand]).await
+    }
+
+    /// The same, of an operand in parts.
+    pub(crate) async fn write_parts<T: Element>(
+        &self,
+        call: &Call<'_>,
+        parts: &[&[T]],
+    ) -> Result<(), Error> {
+        let used_for = (call.number + 1).saturating_sub(SLOTS as u32);
+        if self.passed.get() < used_for {
+            self.have_all_pass(call, used_for).await?;
+        }
+        let slot = Self::slot(call.number);
+        let words = self.own.words();
+        words[slot + COUNT].store(u64::from(self.ended.get()), Ordering::Relaxed);
+        let mut at = (slot + OPERAND) * WORD;
+        for part in parts {
+            let bytes: &[u8] = bytemuck::cast_slice(part);
+            self.own.write(at, bytes);
+            at += bytes.len();
+        }
+        words[slot].store(Self::stamp(call), Ordering::Release);
+        let fabric = call.group.engine.fabric().borrow();
+        for (member, &rank) in call.group.fate.members.iter().enumerate() {
+            if member != call.me() {
+                fabric.ring(rank);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all members have left behind the first `calls` calls.
+    async fn have_all_pass(&self, call: &Call<'_>, calls: u32) -> Result<(), Error> {
+        for (member, seen) in self.seen.iter().enumerate() {
+            if member == call.me() {
+                seen.set(self.ended.get());
+            }
+            if seen.get() < calls {
+                let enough = |ended: u64| ended >= u64::from(calls);
+                seen.set(self.look(call, member, 0, enough).await? as u32);
+            }
+        }
+        self.passed
+            .set(self.seen.iter().map(Cell::get).min().unwrap_or(calls));
+        Ok(())
+    }
+
+    /// Waits until member `from` has written its operand.
+    #[inline]
+    pub(crate) async fn arrival(&self, call: &Call<'_>, from: usize) -> Result<(), Error> {
+        let number = call.number;
+        // Numbers wrap around after four thousand million calls: then ours is behind what is there.
+        let there = move |stamp: u64| ((stamp >> 32) as u32).wrapping_sub(number) < u32::MAX / 2;
+        let slot = Self::slot(number);
+        let mut stamp = self
+            .words(from)
+            .get(slot)
+            .map_or(0, |word| word.load(Ordering::Acquire));
+        if stamp != Self::stamp(call) {
+            stamp = self.look(call, from, slot, there).await?;
+        }
+        if stamp != Self::stamp(call) {
+            return Err(call.mismatch(from, String::new()));
+        }
+        let ended = self
+            .words(from)
+            .get(slot + COUNT)
+            .map_or(0, |word| word.load(Ordering::Relaxed));
+        self.seen[from].set(ended as u32);
+        Ok(())
+    }
+
+    /// Waits until `wanted` holds of a word of member `from`.
+    async fn look(
+        &self,
+        call: &Call<'_>,
+        from: usize,
+        word: usize,
+        wanted: impl Fn(u64) -> bool,
+    ) -> Result<u64, Error> {
+        let engine = &call.group.engine;
+        let mut since = None;
+        poll_fn(|_| {
+            let Some(there) = self.words(from).get(word) else {
+                let reason = "the board of a member is too short".to_owned();
+                return Poll::Ready(Err(Error::Transport(reason)));
+            };
+            for _ in 0..engine.0.spins {
+                // Pairs with the release of the stamp, and that of the count.
+                let found = there.load(Ordering::Acquire);
+                if wanted(found) {
+                    return Poll::Ready(Ok(found));
+                }
+                hint::spin_loop();
+            }
+            let told = engine
+                .turn()
+                .and_then(|()| call.waits_for(from, &mut since));
+            // After what has arrived, because a member that wrote and then went has written.
+            let found = there.load(Ordering::Acquire);
+            if wanted(found) {
+                return Poll::Ready(Ok(found));
+            }
+            if let Err(error) = told {
+                return Poll::Ready(Err(error));
+            }
+            engine.watch(&self.boards[from], word, found);
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Reads `bytes` bytes from `offset` on of the operand of member `from`, once it is there, and gives it to
+    /// `take` in pieces.
+    pub(crate) async fn read<T: Element>(
+        &self,
+        call: &Call<'_>,
+        from: usize,
+        first: usize,
+        len: usize,
+        mut take: impl FnMut(usize, &[T]),
+    ) -> Result<(), Error> {
+        self.arrival(call, from).await?;
+        let slot = Self::slot(call.number);
+        let operand = self.words(from).get(slot + OPERAND..slot + SLOT_WORDS);
+        let operand = operand.unwrap_or_default();
+        let size = size_of::<T>();
+        if (first * size) % WORD + len * size <= LINE * WORD {
+            read_at_once::<T, LINE>(operand, first, len, |elements| take(0, elements));
+            return Ok(());
+        }
+        // Elements at any byte of a word still fit, when there is a word to spare.
+        let most = ((CHUNK - 1) * WORD / size).max(1);
+        for done in (0..len).step_by(most) {
+            let count = (len - done).min(most);
+            read_at_once::<T, CHUNK>(operand, first + done, count, |elements| {
+                take(done, elements);
+            });
+        }
+        Ok(())
+    }
+
+    /// Leaves in `data` what `op` makes of the operands of some members, from element `first` of each on, in the order of
+    /// the members.
+    #[inline]
+    pub(crate) async fn combine<T: Element, O: Op<T>>(
+        &self,
+        call: &Call<'_>,
+        members: Range<usize>,
+        first: usize,
+        data: &mut [T],
+        op: &O,
+    ) -> Result<(), Error> {
+        let (start, len) = (members.start, data.len());
+        for from in members {
+            self.read::<T>(call, from, first, len, |at, elements| {
+                let data = &mut data[at..at + elements.len()];
+                if from == start {
+                    data.copy_from_slice(elements);
+                } else {
+                    op.combine(data, elements);
+                }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// This member leaves a call behind.
+    #[inline]
+    pub(crate) fn leave(&self, number: u32) {
+        if number != self.ended.get() {
+            self.ended_early.borrow_mut().push(number);
+            return;
+        }
+        let mut ended = number + 1;
+        let mut early = self.ended_early.borrow_mut();
+        while let Some(index) = early.iter().position(|&call| call == ended) {
+            early.swap_remove(index);
+            ended += 1;
+        }
+        self.ended.set(ended);
+        if let Some(word) = self.own.words().first() {
+            // Hands over the slots of others that we have read; pairs with the acquire in `look`.
+            word.store(u64::from(ended), Ordering::Release);
+        }
+    }
+}
+
+/// Reads elements out of `words` and gives them to `take`. They have to fit in `N` words, unless they are of a type that
+/// never does.
+#[inline]
+fn read_at_once<T: Element, const N: usize>(
+    words: &[AtomicU64],
+    first: usize,
+    len: usize,
+    take: impl FnOnce(&[T]),
+) {
+    let (start, bytes) = (first * size_of::<T>(), len * size_of::<T>());
+    let skip = start % WORD;
+    let words = &words[start / WORD..(start + bytes).div_ceil(WORD)];
+    let mut few = [0u64; N];
+    let many: Vec<u64>;
+    let copy: &[u64] = if words.len() <= N {
+        for (copy, word) in few.iter_mut().zip(words) {
+            *copy = word.load(Ordering::Relaxed);
+        }
+        &few
+    } else {
+        many = words
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed))
+            .collect();
+        &many
+    };
+    let bytes = &bytemuck::cast_slice::<u64, u8>(copy)[skip..skip + bytes];
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(elements) => take(elements),
+        Err(_) => take(&bytemuck::pod_collect_to_vec(bytes)),
+    }
+}

@@ -1,0 +1,223 @@
+//! The vectors of all members become one, of which each gets a part.
+
+use std::ops::Range;
+
+use crate::{
+    Algorithm, Element, Error, Group, Operation, Operator, board, call::Call, fate::Signature,
+    op::Op, plan::SEGMENT, reduce::combine_all, segments,
+};
+
+impl Group {
+    /// Leaves in `mine` of each member its block of what `op` makes of the `data` of all, element by element in the order
+    /// of the members. All blocks are as long as `mine`, and `data` has as many as there are members.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] when `data` has another length; see [`Error`].
+    pub fn reduce_scatter<T: Element, O: Op<T>>(
+        &self,
+        data: &[T],
+        mine: &mut [T],
+        op: O,
+    ) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
+        let len = mine.len();
+        self.scatter_reduced(
+            data,
+            mine,
+            op,
+            move |member| member * len..(member + 1) * len,
+            Some(len),
+        )
+    }
+
+    /// The same with a block of `lens[m]` elements for each member *m*: all members have to give the same lengths.
+    ///
+    /// # Errors
+    ///
+    /// As [`reduce_scatter`](Self::reduce_scatter).
+    pub fn reduce_scatter_v<T: Element, O: Op<T>>(
+        &self,
+        data: &[T],
+        lens: &[usize],
+        mine: &mut [T],
+        op: O,
+    ) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
+        let ends: Vec<usize> = lens
+            .iter()
+            .scan(0, |end, len| {
+                *end += len;
+                Some(*end)
+            })
+            .collect();
+        let block = move |member: usize| {
+            let start = member.checked_sub(1).map_or(0, |before| ends[before]);
+            start..ends[member]
+        };
+        let fits = lens.len() == self.size();
+        self.operation(async move {
+            if !fits {
+                let reason = "there is to be one length for each member";
+                return Err(self.argument("reduce_scatter", reason));
+            }
+            self.scatter_reduced(data, mine, op, block, None).await
+        })
+    }
+
+    fn scatter_reduced<T: Element, O: Op<T>>(
+        &self,
+        data: &[T],
+        mine: &mut [T],
+        op: O,
+        block: impl Fn(usize) -> Range<usize>,
+        block_len: Option<usize>,
+    ) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
+        self.operation(async move {
+            if block(self.rank()).len() != mine.len() || block(self.size() - 1).end != data.len() {
+                let reason = format!(
+                    "{} elements are not the blocks of {} members, of which ours has {}",
+                    data.len(),
+                    self.size(),
+                    mine.len()
+                );
+                return Err(self.argument("reduce_scatter", reason));
+            }
+            let signature = Signature::of::<T>("reduce_scatter", Some(data.len()));
+            let call = self.begin(signature.with_op(op.name())).await?;
+            let result = run(&call, data, mine, &op, &block, block_len).await;
+            call.end(result)
+        })
+    }
+}
+
+async fn run<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &[T],
+    mine: &mut [T],
+    op: &O,
+    block: &impl Fn(usize) -> Range<usize>,
+    block_len: Option<usize>,
+) -> Result<(), Error> {
+    let own = block(call.me());
+    if call.size() == 1 {
+        mine.copy_from_slice(&data[own]);
+        return Ok(());
+    }
+    let mean = block_len.unwrap_or(data.len() / call.size()) * size_of::<T>();
+    match call
+        .group
+        .choose(Operator::ReduceScatter, mean, op.is_commutative())
+    {
+        Algorithm::Board => match call.group.board() {
+            Some(board) if size_of_val(data) <= board::OPERAND_MAX => {
+                board.write(call, data).await?;
+                board
+                    .combine(call, 0..call.size(), own.start, mine, op)
+                    .await
+            }
+            _ => flat(call, data, mine, op, block).await,
+        },
+        Algorithm::Ring => {
+            let mut copy = data.to_vec();
+            around(call, &mut copy, block, op).await?;
+            mine.copy_from_slice(&copy[own]);
+            Ok(())
+        }
+        Algorithm::Pairwise => pairwise(call, data, mine, op, block).await,
+        _ => flat(call, data, mine, op, block).await,
+    }
+}
+
+/// Each member sends every other its block at once, and combines what it gets in the order of the members.
+async fn flat<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &[T],
+    mine: &mut [T],
+    op: &O,
+    block: &impl Fn(usize) -> Range<usize>,
+) -> Result<(), Error> {
+    let (me, size) = (call.me(), call.size());
+    mine.copy_from_slice(&data[block(me)]);
+    let longest = (0..size)
+        .map(|member| block(member).len())
+        .max()
+        .unwrap_or(0);
+    for (step, segment) in segments::<T>(longest, SEGMENT).enumerate() {
+        let within = |block: Range<usize>| {
+            let end = block.len();
+            block.start + segment.start.min(end)..block.start + segment.end.min(end)
+        };
+        for to in (me + 1..size).chain(0..me) {
+            call.send(to, step as u32, &data[within(block(to))]).await?;
+        }
+        let end = mine.len();
+        combine_all(
+            call,
+            &mut mine[segment.start.min(end)..segment.end.min(end)],
+            op,
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// One partner after another. The order is kept by combining what comes from lower members apart from the rest.
+async fn pairwise<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &[T],
+    mine: &mut [T],
+    op: &O,
+    block: &impl Fn(usize) -> Range<usize>,
+) -> Result<(), Error> {
+    let (me, size) = (call.me(), call.size());
+    mine.copy_from_slice(&data[block(me)]);
+    // From the one before us downwards, and then from the last.
+    let mut right: Option<Vec<T>> = None;
+    for distance in 1..size {
+        let (to, from) = ((me + distance) % size, (me + size - distance) % size);
+        call.send(to, distance as u32, &data[block(to)]).await?;
+        let theirs = call.receive_exactly::<T>(from, mine.len()).await?;
+        if from < me {
+            op.combine_into_right(&theirs, mine);
+        } else {
+            match &mut right {
+                None => right = Some(theirs.to_vec()),
+                Some(right) => op.combine_into_right(&theirs, right),
+            }
+        }
+    }
+    if let Some(right) = right {
+        op.combine(mine, &right);
+    }
+    Ok(())
+}
+
+/// The parts of `data` go round, and each member combines its own last: then that part is of all.
+pub(crate) async fn around<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &mut [T],
+    part: impl Fn(usize) -> Range<usize>,
+    op: &O,
+) -> Result<(), Error> {
+    let (me, size) = (call.me(), call.size());
+    let (before, after) = ((me + size - 1) % size, (me + 1) % size);
+    let longest = (0..size)
+        .map(|member| part(member).len())
+        .max()
+        .unwrap_or(0);
+    for step in 1..size {
+        let give = part((me + size - step) % size);
+        let take = part((me + 2 * size - step - 1) % size);
+        // In segments, each of which is combined while the next is on its way. All members count them alike.
+        for segment in segments::<T>(longest, SEGMENT) {
+            let within = |part: &Range<usize>| {
+                let end = part.len();
+                part.start + segment.start.min(end)..part.start + segment.end.min(end)
+            };
+            call.send(after, step as u32, &data[within(&give)]).await?;
+            let take = within(&take);
+            let theirs = call.receive_exactly::<T>(before, take.len()).await?;
+            op.combine_into_right(&theirs, &mut data[take]);
+        }
+    }
+    Ok(())
+}

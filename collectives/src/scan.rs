@@ -1,0 +1,190 @@
+//! Each member gets what those before it make.
+
+use crate::{
+    Algorithm, Element, Error, Group, Operation, Operator, call::Call, fate::Signature, op::Op,
+    plan::SEGMENT, segments,
+};
+
+impl Group {
+    /// Leaves in the `data` of each member what `op` makes of the `data` of all members up to and with it, element by
+    /// element in their order. All have to have as much.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn scan<T: Element, O: Op<T>>(
+        &self,
+        data: &mut [T],
+        op: O,
+    ) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
+        self.operation(async move {
+            let signature = Signature::of::<T>("scan", Some(data.len())).with_op(op.name());
+            let call = self.begin(signature).await?;
+            let result = run(&call, data, &op, true).await;
+            call.end(result)
+        })
+    }
+
+    /// The same, of the members before it alone. The `data` of the first member is left as it is.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn exscan<T: Element, O: Op<T>>(
+        &self,
+        data: &mut [T],
+        op: O,
+    ) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
+        self.operation(async move {
+            let signature = Signature::of::<T>("exscan", Some(data.len())).with_op(op.name());
+            let call = self.begin(signature).await?;
+            let result = run(&call, data, &op, false).await;
+            call.end(result)
+        })
+    }
+}
+
+async fn run<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &mut [T],
+    op: &O,
+    with_own: bool,
+) -> Result<(), Error> {
+    if call.size() == 1 {
+        return Ok(());
+    }
+    match call
+        .group
+        .choose(Operator::Scan, size_of_val(data), op.is_commutative())
+    {
+        Algorithm::Board => on_board(call, data, op, with_own).await,
+        Algorithm::Chain => chain(call, data, op, with_own).await,
+        Algorithm::Flat => flat(call, data, op, with_own).await,
+        _ => recursive_doubling(call, data, op, with_own).await,
+    }
+}
+
+async fn on_board<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &mut [T],
+    op: &O,
+    with_own: bool,
+) -> Result<(), Error> {
+    let Some(board) = call.group.board() else {
+        return chain(call, data, op, with_own).await;
+    };
+    board.write(call, data).await?;
+    let end = call.me() + usize::from(with_own);
+    board.combine(call, 0..end, 0, data, op).await
+}
+
+/// Each member sends to all after it.
+async fn flat<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &mut [T],
+    op: &O,
+    with_own: bool,
+) -> Result<(), Error> {
+    let (me, size) = (call.me(), call.size());
+    for (step, segment) in segments::<T>(data.len(), SEGMENT).enumerate() {
+        let data = &mut data[segment];
+        if me + 1 < size {
+            let message = call.message(step as u32, data).await?;
+            for to in me + 1..size {
+                call.give(to, message.clone())?;
+            }
+        }
+        let mut before: Option<Vec<T>> = None;
+        for from in 0..me {
+            let theirs = call.receive_exactly::<T>(from, data.len()).await?;
+            match &mut before {
+                None if me == 1 && with_own => op.combine_into_right(&theirs, data),
+                None if me == 1 => data.copy_from_slice(&theirs),
+                None => before = Some(theirs.to_vec()),
+                Some(before) => op.combine(before, &theirs),
+            }
+        }
+        if let Some(before) = before {
+            if with_own {
+                op.combine_into_right(&before, data);
+            } else {
+                data.copy_from_slice(&before);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// From member to member, in segments.
+async fn chain<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &mut [T],
+    op: &O,
+    with_own: bool,
+) -> Result<(), Error> {
+    let (me, size) = (call.me(), call.size());
+    for (step, segment) in segments::<T>(data.len(), SEGMENT).enumerate() {
+        let data = &mut data[segment];
+        if me == 0 {
+            call.send(1, step as u32, data).await?;
+            continue;
+        }
+        let before = call.receive_exactly::<T>(me - 1, data.len()).await?;
+        if with_own {
+            op.combine_into_right(&before, data);
+            if me + 1 < size {
+                call.send(me + 1, step as u32, data).await?;
+            }
+            continue;
+        }
+        if me + 1 < size {
+            let mut loan = call.loan(step as u32, size_of_val(data)).await?;
+            match bytemuck::try_cast_slice_mut::<u8, T>(&mut loan) {
+                Ok(out) => op.combine_to(out, &before, data),
+                Err(_) => {
+                    let mut out = before.to_vec();
+                    op.combine(&mut out, data);
+                    loan.copy_from_slice(bytemuck::cast_slice(&out));
+                }
+            }
+            call.give(me + 1, loan)?;
+        }
+        data.copy_from_slice(&before);
+    }
+    Ok(())
+}
+
+/// In round *k* each member hears what the 2^*k* members before those it knows of make (Hillis, Steele: "Data parallel
+/// algorithms", 1986).
+async fn recursive_doubling<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    data: &mut [T],
+    op: &O,
+    with_own: bool,
+) -> Result<(), Error> {
+    let (me, size) = (call.me(), call.size());
+    // What the members make that we know of, with us and without us.
+    let mut with_us = data.to_vec();
+    let mut before: Option<Vec<T>> = None;
+    let mut distance = 1;
+    while distance < size {
+        if me + distance < size {
+            call.send(me + distance, distance as u32, &with_us).await?;
+        }
+        if me >= distance {
+            let theirs = call.receive_exactly::<T>(me - distance, data.len()).await?;
+            match &mut before {
+                None => before = Some(theirs.to_vec()),
+                Some(before) => op.combine_into_right(&theirs, before),
+            }
+            op.combine_into_right(&theirs, &mut with_us);
+        }
+        distance *= 2;
+    }
+    if with_own {
+        data.copy_from_slice(&with_us);
+    } else if let Some(before) = before {
+        data.copy_from_slice(&before);
+    }
+    Ok(())
+}

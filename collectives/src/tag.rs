@@ -1,0 +1,96 @@
+//! What the tags of messages between members of a group say.
+//!
+//! From the top: one bit that tells them from all other messages, three of the kind, sixteen of the group's context.
+//! Then, of a collective, twelve of the call's number, twelve of the step, twenty of the call's signature.
+
+const OURS: u64 = 1 << 63;
+const KIND_SHIFT: u32 = 60;
+const CONTEXT_SHIFT: u32 = 44;
+const CALL_SHIFT: u32 = 32;
+const STEP_SHIFT: u32 = 20;
+
+/// Calls that can be told apart.
+pub(crate) const CALLS: u32 = 1 << (CONTEXT_SHIFT - CALL_SHIFT);
+/// The bits of a signature.
+pub(crate) const SIGNATURE_MASK: u32 = (1 << STEP_SHIFT) - 1;
+const STEP_MASK: u32 = (1 << (CALL_SHIFT - STEP_SHIFT)) - 1;
+
+/// In place of a context: what is said concerns all groups.
+pub(crate) const ALL_GROUPS: u16 = u16::MAX;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Collective,
+    Notice,
+    Other,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parts {
+    pub(crate) kind: Kind,
+    pub(crate) context: u16,
+}
+
+#[inline]
+pub(crate) fn is_ours(tag: u64) -> bool {
+    tag & OURS != 0
+}
+
+pub(crate) fn parts(tag: u64) -> Parts {
+    Parts {
+        kind: match (tag >> KIND_SHIFT) & 7 {
+            0 => Kind::Collective,
+            2 => Kind::Notice,
+            _ => Kind::Other,
+        },
+        context: (tag >> CONTEXT_SHIFT) as u16,
+    }
+}
+
+fn new(kind: u64, context: u16) -> u64 {
+    OURS | kind << KIND_SHIFT | u64::from(context) << CONTEXT_SHIFT
+}
+
+/// The tag of a step of a collective.
+#[inline]
+pub(crate) fn collective(context: u16, call: u32, step: u32, signature: u32) -> u64 {
+    new(0, context)
+        | u64::from(call % CALLS) << CALL_SHIFT
+        | u64::from(step & STEP_MASK) << STEP_SHIFT
+        | u64::from(signature & SIGNATURE_MASK)
+}
+
+/// Whether two tags are of the same call, whatever the step and the signature.
+#[inline]
+pub(crate) fn is_same_call(one: u64, other: u64) -> bool {
+    (one ^ other) >> CALL_SHIFT == 0
+}
+
+/// The signature of a call's message.
+#[inline]
+pub(crate) fn signature(tag: u64) -> u32 {
+    tag as u32 & SIGNATURE_MASK
+}
+
+/// The tag of what is said about a group as a whole.
+pub(crate) fn notice(context: u16) -> u64 {
+    new(2, context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_says_what_was_put_into_it() {
+        let tag = collective(0xabcd, 4097, 5000, 0xf_ffff);
+        assert!(is_ours(tag));
+        assert_eq!(parts(tag).context, 0xabcd);
+        assert_eq!(parts(tag).kind, Kind::Collective);
+        assert_eq!(signature(tag), 0xf_ffff);
+        assert!(is_same_call(tag, collective(0xabcd, 1, 7, 3)));
+        assert!(!is_same_call(tag, collective(0xabcd, 2, 5000, 0xf_ffff)));
+        assert!(!is_same_call(tag, collective(0xabce, 1, 5000, 0xf_ffff)));
+        assert_eq!(parts(notice(9)).kind, Kind::Notice);
+    }
+}

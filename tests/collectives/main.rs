@@ -1,0 +1,5 @@
+//! What the operations of groups promise: the same as a plain loop over the operands of all members, whatever the
+//! algorithm, the number of members, the length and the network.
+
+mod harness;
+mod operations;

@@ -1,0 +1,312 @@
+//! Every operation by every algorithm, beside a plain reference.
+
+use collectives::{
+    Algorithm, Error, Group, Operator,
+    op::{self, Op, Sum},
+};
+use transport::Transport;
+
+use crate::harness::{Program, simulate, threads};
+
+/// Elements that are awkward for any number of members up to 17, and larger than a segment.
+const LENGTHS: [usize; 7] = [0, 1, 2, 3, 17, 1000, 40_000];
+/// The same where many members make it slow.
+const SHORT_LENGTHS: [usize; 5] = [0, 1, 3, 17, 100];
+
+/// Not commutative: the composition of the functions x -> a x + b on numbers modulo 2^32.
+fn compose(f: [u32; 2], g: [u32; 2]) -> [u32; 2] {
+    [
+        f[0].wrapping_mul(g[0]),
+        f[0].wrapping_mul(g[1]).wrapping_add(f[1]),
+    ]
+}
+
+fn operand(member: usize, len: usize) -> Vec<[u32; 2]> {
+    (0..len as u32)
+        .map(|index| {
+            [
+                2 * index + 3 + member as u32,
+                7 * index + 11 * member as u32,
+            ]
+        })
+        .collect()
+}
+
+/// What an operation makes of the operands of members, one after another.
+fn combined<O: Op<[u32; 2]>>(
+    members: impl Iterator<Item = usize>,
+    len: usize,
+    op: &O,
+) -> Vec<[u32; 2]> {
+    let mut operands = members.map(|member| operand(member, len));
+    let mut all = operands.next().unwrap();
+    for right in operands {
+        op.combine(&mut all, &right);
+    }
+    all
+}
+
+fn concatenated(size: usize, len: usize) -> Vec<[u32; 2]> {
+    (0..size).flat_map(|member| operand(member, len)).collect()
+}
+
+/// One operation of every kind with one length, with the algorithm that is forced, if it can be.
+async fn all_kinds<O: Op<[u32; 2]>>(
+    group: &Group,
+    len: usize,
+    op: O,
+    algorithm: Option<Algorithm>,
+) -> Result<(), Error> {
+    let (me, size) = (group.rank(), group.size());
+    let roots = [0, size - 1, size / 2];
+    let mine = operand(me, len);
+    let said = format!("{algorithm:?}, member {me} of {size}, {len} elements");
+    let use_it = |operation| {
+        let can = algorithm
+            .is_none_or(|algorithm| group.can(operation, algorithm, len * 8, op.is_commutative()));
+        group.force(algorithm);
+        can
+    };
+    if use_it(Operator::Barrier) {
+        group.barrier().await?;
+    }
+    if use_it(Operator::Broadcast) {
+        for root in roots {
+            let mut data = mine.clone();
+            group.broadcast(root, &mut data).await?;
+            assert_eq!(data, operand(root, len), "broadcast from {root}: {said}");
+        }
+    }
+    if use_it(Operator::Reduce) {
+        for root in roots {
+            let mut data = mine.clone();
+            group.reduce(root, &mut data, op.clone()).await?;
+            if me == root {
+                assert_eq!(
+                    data,
+                    combined(0..size, len, &op),
+                    "reduce to {root}: {said}"
+                );
+            }
+        }
+    }
+    if use_it(Operator::AllReduce) {
+        let mut data = mine.clone();
+        group.all_reduce(&mut data, op.clone()).await?;
+        assert_eq!(data, combined(0..size, len, &op), "all_reduce: {said}");
+    }
+    if use_it(Operator::ReduceScatter) {
+        let data = operand(me, len * size);
+        let all = combined(0..size, len * size, &op);
+        let mut block = mine.clone();
+        group.reduce_scatter(&data, &mut block, op.clone()).await?;
+        assert_eq!(
+            block,
+            all[me * len..(me + 1) * len],
+            "reduce_scatter: {said}"
+        );
+        let lens: Vec<usize> = (0..size).map(|member| (len + member) % (len + 1)).collect();
+        let start: usize = lens[..me].iter().sum();
+        let total = lens.iter().sum();
+        let mut block = vec![[0; 2]; lens[me]];
+        group
+            .reduce_scatter_v(&data[..total], &lens, &mut block, op.clone())
+            .await?;
+        assert_eq!(
+            block,
+            all[start..start + lens[me]],
+            "reduce_scatter_v: {said}"
+        );
+    }
+    if use_it(Operator::Scan) {
+        let mut data = mine.clone();
+        group.scan(&mut data, op.clone()).await?;
+        assert_eq!(data, combined(0..me + 1, len, &op), "scan: {said}");
+        let mut data = mine.clone();
+        group.exscan(&mut data, op.clone()).await?;
+        let before = if me == 0 {
+            mine.clone()
+        } else {
+            combined(0..me, len, &op)
+        };
+        assert_eq!(data, before, "exscan: {said}");
+    }
+    let mut all = vec![[0; 2]; len * size];
+    if use_it(Operator::Gather) {
+        for root in roots {
+            all.fill([0; 2]);
+            group.gather(root, &mine, &mut all).await?;
+            if me == root {
+                assert_eq!(all, concatenated(size, len), "gather to {root}: {said}");
+            }
+        }
+    }
+    if use_it(Operator::Scatter) {
+        for root in roots {
+            let data = operand(root, len * size);
+            let mut block = mine.clone();
+            group
+                .scatter(root, if me == root { &data } else { &[] }, &mut block)
+                .await?;
+            assert_eq!(
+                block,
+                data[me * len..(me + 1) * len],
+                "scatter from {root}: {said}"
+            );
+        }
+    }
+    if use_it(Operator::AllGather) {
+        all.fill([0; 2]);
+        group.all_gather(&mine, &mut all).await?;
+        assert_eq!(all, concatenated(size, len), "all_gather: {said}");
+    }
+    if use_it(Operator::AllToAll) {
+        let data = operand(me, len * size);
+        group.all_to_all(&data, &mut all).await?;
+        let expected: Vec<_> = (0..size)
+            .flat_map(|from| operand(from, len * size)[me * len..(me + 1) * len].to_vec())
+            .collect();
+        assert_eq!(all, expected, "all_to_all: {said}");
+    }
+    Ok(())
+}
+
+/// Vectors of different lengths.
+async fn varied(group: &Group) -> Result<(), Error> {
+    let (me, size) = (group.rank(), group.size());
+    let of = |member: usize| operand(member, [0, 3, 20_000, 1][member % 4]);
+    let all = group.all_gather_v(&of(me)).await?;
+    assert!(
+        all.iter()
+            .enumerate()
+            .all(|(member, part)| part == of(member))
+    );
+    for root in [0, size - 1] {
+        let all = group.gather_v(root, &of(me)).await?;
+        assert_eq!(all.is_some(), me == root);
+        assert!(
+            all.iter()
+                .flat_map(|all| all.iter().enumerate())
+                .all(|(member, part)| part == of(member))
+        );
+        let parts: Vec<_> = (0..size).map(of).collect();
+        let parts: Vec<_> = parts.iter().map(Vec::as_slice).collect();
+        let mine = group
+            .scatter_v(root, (me == root).then_some(&parts[..]))
+            .await?;
+        assert_eq!(mine, of(me));
+    }
+    let parts: Vec<_> = (0..size).map(|to| of(me + to)).collect();
+    let parts: Vec<_> = parts.iter().map(Vec::as_slice).collect();
+    let all = group.all_to_all_v(&parts).await?;
+    assert!((0..size).all(|from| all[from] == of(me + from)));
+    Ok(())
+}
+
+async fn all_algorithms(group: &Group, lengths: &[usize]) -> Result<(), Error> {
+    for algorithm in Algorithm::ALL.map(Some).into_iter().chain([None]) {
+        for &len in lengths {
+            all_kinds(group, len, op::ordered_by(compose), algorithm).await?;
+            all_kinds(group, len, op::by(add), algorithm).await?;
+        }
+    }
+    group.force(None);
+    varied(group).await
+}
+
+fn add(a: [u32; 2], b: [u32; 2]) -> [u32; 2] {
+    [a[0].wrapping_add(b[0]), a[1].wrapping_add(b[1])]
+}
+
+fn short(group: Group) -> Program<()> {
+    Box::pin(async move { all_algorithms(&group, &SHORT_LENGTHS).await })
+}
+
+fn long(group: Group) -> Program<()> {
+    Box::pin(async move { all_algorithms(&group, &LENGTHS).await })
+}
+
+#[test]
+fn every_algorithm_gives_what_a_plain_loop_gives_for_every_number_of_members() {
+    for size in 1..=17 {
+        for result in simulate(size.into(), size, short) {
+            result.unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_algorithm_gives_what_a_plain_loop_gives_for_long_vectors() {
+    for size in [2, 3, 5, 8] {
+        for result in simulate(size.into(), size, long) {
+            result.unwrap();
+        }
+    }
+}
+
+#[test]
+fn threads_that_share_memory_get_the_same() {
+    for size in [1, 2, 3, 4, 7] {
+        for result in threads(Transport::Shm, size, long) {
+            result.unwrap();
+        }
+    }
+}
+
+#[test]
+fn threads_over_tcp_get_the_same() {
+    for size in [2, 3, 5] {
+        for result in threads(Transport::Tcp, size, long) {
+            result.unwrap();
+        }
+    }
+}
+
+/// Sums of ranks, by a group of some members.
+async fn sum(group: &Group) -> Result<u64, Error> {
+    let mut sum = [u64::from(group.members()[group.rank()])];
+    group.all_reduce(&mut sum, Sum).await?;
+    Ok(sum[0])
+}
+
+fn groups(world: Group) -> Program<()> {
+    Box::pin(async move {
+        let (me, size) = (world.rank(), world.size());
+        let parity = world
+            .split(Some(me as u64 % 2), -(me as i64))
+            .await?
+            .unwrap();
+        let members: Vec<u32> = (0..size as u32)
+            .rev()
+            .filter(|rank| rank % 2 == me as u32 % 2)
+            .collect();
+        assert_eq!(parity.members(), members);
+        let copy = parity.duplicate().await?;
+        assert_eq!(
+            sum(&copy).await?,
+            members.iter().map(|&rank| u64::from(rank)).sum()
+        );
+        let some = world.subgroup(&[size - 1, 0]).await?;
+        assert_eq!(some.is_some(), me == 0 || me == size - 1);
+        if let Some(some) = some {
+            assert_eq!(some.members(), [size as u32 - 1, 0]);
+            assert_eq!(sum(&some).await?, size as u64 - 1);
+        }
+        assert!(world.split(None, 0).await?.is_none());
+        drop(parity);
+        assert_eq!(sum(&world).await?, (size * (size - 1) / 2) as u64);
+        Ok(())
+    })
+}
+
+#[test]
+fn groups_are_made_of_groups() {
+    for size in 2..=9 {
+        for result in simulate(size.into(), size, groups) {
+            result.unwrap();
+        }
+    }
+    for result in threads(Transport::Shm, 4, groups) {
+        result.unwrap();
+    }
+}
