@@ -52,10 +52,13 @@ pub(crate) enum Command {
 #[derive(Clone)]
 pub(crate) enum Work {
     /// With the links alone.
-    Links(Arc<dyn Fn(&mut Fabric) -> Result<(), Error> + Send + Sync>),
+    Links(Arc<OnLinks>),
     /// With what makes operations of groups go on.
-    Groups(Arc<dyn Fn(&Engine) -> Result<(), Error> + Send + Sync>),
+    Groups(Arc<InGroups>),
 }
+
+type OnLinks = dyn Fn(&mut Fabric) -> Result<(), Error> + Send + Sync;
+type InGroups = dyn Fn(&Engine) -> Result<(), Error> + Send + Sync;
 
 /// What an executor has to say.
 pub(crate) enum Report {
