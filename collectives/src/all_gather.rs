@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, Parts, board, call::Call,
-    fate::Signature, plan::SEGMENT, segments,
+    Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board, broadcast::into,
+    call::Call, fate::Signature, plan::SEGMENT, segments,
 };
 
 impl Group {
@@ -22,9 +22,26 @@ impl Group {
         self.operation(async move {
             self.check_blocks("all_gather", mine.len(), all.len())?;
             let signature = Signature::of::<T>("all_gather", Some(mine.len()));
-            let call = self.begin(signature).await?;
-            let result = run(&call, mine, all).await;
-            call.end(result)
+            let algorithm = self.choose(Operator::AllGather, size_of_val(mine), true);
+            if algorithm == Algorithm::Board {
+                let (call, board) = self.begin_now(signature)?;
+                let wrote = board.write_now(&call, mine);
+                let mut read = |from: usize| {
+                    let block = &mut all[from * mine.len()..(from + 1) * mine.len()];
+                    board.read_now(&call, from, 0, mine.len(), into(block))
+                };
+                if wrote && (0..self.size()).all(&mut read) {
+                    return call.end(Ok(()));
+                }
+                let result = Box::pin(on_board(&call, board, wrote, mine, all)).await;
+                return call.end(result);
+            }
+            Box::pin(async {
+                let call = self.begin(signature).await?;
+                let result = by_messages(&call, algorithm, mine, all).await;
+                call.end(result)
+            })
+            .await
         })
     }
 
@@ -58,17 +75,18 @@ impl Group {
     }
 }
 
-async fn run<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result<(), Error> {
+async fn by_messages<T: Element>(
+    call: &Call<'_>,
+    algorithm: Algorithm,
+    mine: &[T],
+    all: &mut [T],
+) -> Result<(), Error> {
     let (me, len) = (call.me(), mine.len());
     if call.size() == 1 {
         all.copy_from_slice(mine);
         return Ok(());
     }
-    match call
-        .group
-        .choose(Operator::AllGather, size_of_val(mine), true)
-    {
-        Algorithm::Board => on_board(call, mine, all).await,
+    match algorithm {
         Algorithm::Ring => {
             all[me * len..(me + 1) * len].copy_from_slice(mine);
             ring(call, all, |member| member * len..(member + 1) * len).await
@@ -78,19 +96,20 @@ async fn run<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result<(
     }
 }
 
-async fn on_board<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result<(), Error> {
-    let Some(board) = call.group.board() else {
-        return flat(call, mine, all).await;
-    };
-    board.write(call, mine).await?;
+async fn on_board<T: Element>(
+    call: &Call<'_>,
+    board: &Board,
+    wrote: bool,
+    mine: &[T],
+    all: &mut [T],
+) -> Result<(), Error> {
+    if !wrote {
+        board.write(call, mine).await?;
+    }
     let len = mine.len();
     for from in 0..call.size() {
         let block = &mut all[from * len..(from + 1) * len];
-        board
-            .read::<T>(call, from, 0, len, |at, elements| {
-                block[at..at + elements.len()].copy_from_slice(elements);
-            })
-            .await?;
+        board.read(call, from, 0, len, into(block)).await?;
     }
     Ok(())
 }
@@ -209,5 +228,3 @@ async fn varied<T: Element>(call: &Call<'_>, mine: &[T]) -> Result<Parts<T>, Err
     }
     Ok(parts)
 }
-
-const _: () = assert!(board::OPERAND_MAX >= size_of::<u64>());

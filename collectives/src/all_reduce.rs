@@ -1,8 +1,8 @@
 //! The vectors of all members become one, which all get.
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, call::Call, fate::Signature, op::Op,
-    parts_of, plan::SEGMENT, reduce::combine_all, segments,
+    Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
+    fate::Signature, op::Op, parts_of, plan::SEGMENT, reduce::combine_all, segments,
 };
 
 impl Group {
@@ -19,23 +19,37 @@ impl Group {
     ) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
         self.operation(async move {
             let signature = Signature::of::<T>("all_reduce", Some(data.len())).with_op(op.name());
-            let call = self.begin(signature).await?;
-            let result = run(&call, data, &op).await;
-            call.end(result)
+            let bytes = size_of_val(data);
+            let algorithm = self.choose(Operator::AllReduce, bytes, op.is_commutative());
+            if algorithm == Algorithm::Board {
+                let (call, board) = self.begin_now(signature)?;
+                let wrote = board.write_now(&call, data);
+                if wrote && board.combine_now(&call, 0..self.size(), 0, data, &op) {
+                    return call.end(Ok(()));
+                }
+                let result = Box::pin(on_board(&call, board, wrote, data, &op)).await;
+                return call.end(result);
+            }
+            Box::pin(async {
+                let call = self.begin(signature).await?;
+                let result = by_messages(&call, algorithm, data, &op).await;
+                call.end(result)
+            })
+            .await
         })
     }
 }
 
-async fn run<T: Element, O: Op<T>>(call: &Call<'_>, data: &mut [T], op: &O) -> Result<(), Error> {
+async fn by_messages<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    algorithm: Algorithm,
+    data: &mut [T],
+    op: &O,
+) -> Result<(), Error> {
     if call.size() == 1 {
         return Ok(());
     }
-    let bytes = size_of_val(data);
-    match call
-        .group
-        .choose(Operator::AllReduce, bytes, op.is_commutative())
-    {
-        Algorithm::Board => on_board(call, data, op).await,
+    match algorithm {
         Algorithm::Slices => slices(call, data, op).await,
         Algorithm::RecursiveDoubling => recursive_doubling(call, data, op).await,
         Algorithm::Rabenseifner => rabenseifner(call, data, op).await,
@@ -50,13 +64,14 @@ async fn run<T: Element, O: Op<T>>(call: &Call<'_>, data: &mut [T], op: &O) -> R
 
 async fn on_board<T: Element, O: Op<T>>(
     call: &Call<'_>,
+    board: &Board,
+    wrote: bool,
     data: &mut [T],
     op: &O,
 ) -> Result<(), Error> {
-    let Some(board) = call.group.board() else {
-        return flat(call, data, op).await;
-    };
-    board.write(call, data).await?;
+    if !wrote {
+        board.write(call, data).await?;
+    }
     board.combine(call, 0..call.size(), 0, data, op).await
 }
 

@@ -1,8 +1,8 @@
 //! Each member has something for each.
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, Parts, call::Call, fate::Signature,
-    plan::SEGMENT, segments,
+    Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board,
+    broadcast::into as copy_into, call::Call, fate::Signature, plan::SEGMENT, segments,
 };
 
 impl Group {
@@ -20,11 +20,29 @@ impl Group {
         self.operation(async move {
             self.check_blocks("all_to_all", data.len() / self.size(), data.len())?;
             self.check_blocks("all_to_all", data.len() / self.size(), into.len())?;
-            let call = self
-                .begin(Signature::of::<T>("all_to_all", Some(data.len())))
-                .await?;
-            let result = run(&call, data, into).await;
-            call.end(result)
+            let signature = Signature::of::<T>("all_to_all", Some(data.len()));
+            let block = size_of_val(data) / self.size();
+            let algorithm = self.choose(Operator::AllToAll, block, true);
+            if algorithm == Algorithm::Board {
+                let (call, board) = self.begin_now(signature)?;
+                let (me, len) = (self.rank(), data.len() / self.size());
+                let mut read = |from: usize| {
+                    let block = &mut into[from * len..(from + 1) * len];
+                    board.read_now(&call, from, me * len, len, copy_into(block))
+                };
+                let wrote = board.write_now(&call, data);
+                if wrote && (0..self.size()).all(&mut read) {
+                    return call.end(Ok(()));
+                }
+                let result = Box::pin(on_board(&call, board, wrote, data, into)).await;
+                return call.end(result);
+            }
+            Box::pin(async {
+                let call = self.begin(signature).await?;
+                let result = by_messages(&call, algorithm, data, into).await;
+                call.end(result)
+            })
+            .await
         })
     }
 
@@ -53,35 +71,47 @@ impl Group {
     }
 }
 
-async fn run<T: Element>(call: &Call<'_>, data: &[T], into: &mut [T]) -> Result<(), Error> {
-    let (me, size) = (call.me(), call.size());
-    let len = data.len() / size;
-    if size == 1 {
+async fn on_board<T: Element>(
+    call: &Call<'_>,
+    board: &Board,
+    wrote: bool,
+    data: &[T],
+    into: &mut [T],
+) -> Result<(), Error> {
+    if !wrote {
+        board.write(call, data).await?;
+    }
+    let (me, len) = (call.me(), data.len() / call.size());
+    for from in 0..call.size() {
+        let block = &mut into[from * len..(from + 1) * len];
+        board
+            .read(call, from, me * len, len, copy_into(block))
+            .await?;
+    }
+    Ok(())
+}
+
+async fn by_messages<T: Element>(
+    call: &Call<'_>,
+    algorithm: Algorithm,
+    data: &[T],
+    into: &mut [T],
+) -> Result<(), Error> {
+    if call.size() == 1 {
         into.copy_from_slice(data);
         return Ok(());
     }
-    match call
-        .group
-        .choose(Operator::AllToAll, len * size_of::<T>(), true)
-    {
-        Algorithm::Board => {
-            if let Some(board) = call.group.board() {
-                board.write(call, data).await?;
-                for from in 0..size {
-                    let block = &mut into[from * len..(from + 1) * len];
-                    let copy = |at: usize, elements: &[T]| {
-                        block[at..at + elements.len()].copy_from_slice(elements);
-                    };
-                    board.read(call, from, me * len, len, copy).await?;
-                }
-                return Ok(());
-            }
-        }
-        Algorithm::Bruck => return bruck(call, data, into).await,
-        Algorithm::Pairwise => return pairwise(call, data, into).await,
-        _ => {}
+    match algorithm {
+        Algorithm::Bruck => bruck(call, data, into).await,
+        Algorithm::Pairwise => pairwise(call, data, into).await,
+        _ => flat(call, data, into).await,
     }
-    // All at once, a segment of each block at a time.
+}
+
+/// All at once, a segment of each block at a time.
+async fn flat<T: Element>(call: &Call<'_>, data: &[T], into: &mut [T]) -> Result<(), Error> {
+    let (me, size) = (call.me(), call.size());
+    let len = data.len() / size;
     into[me * len..(me + 1) * len].copy_from_slice(&data[me * len..(me + 1) * len]);
     for (step, segment) in segments::<T>(len, SEGMENT).enumerate() {
         let of = |member: usize| member * len + segment.start..member * len + segment.end;

@@ -1,6 +1,8 @@
 //! All members wait for one another.
 
-use crate::{Algorithm, Error, Group, Operation, Operator, call::Call, fate::Signature};
+use crate::{
+    Algorithm, Error, Group, Operation, Operator, board::Board, call::Call, fate::Signature,
+};
 
 impl Group {
     /// Is over when all members have called it. What a member wrote before into memory that others can see, they see
@@ -11,33 +13,49 @@ impl Group {
     /// See [`Error`].
     pub fn barrier(&self) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
         self.operation(async {
-            let call = self.begin(Signature::new("barrier")).await?;
-            let result = run(&call).await;
-            call.end(result)
+            let algorithm = self.choose(Operator::Barrier, 0, true);
+            if algorithm == Algorithm::Board {
+                let (call, board) = self.begin_now(Signature::new("barrier"))?;
+                let wrote = board.write_now::<u8>(&call, &[]);
+                if wrote && others(&call).all(|from| board.arrives_soon(&call, from)) {
+                    return call.end(Ok(()));
+                }
+                let result = Box::pin(on_board(&call, board, wrote)).await;
+                return call.end(result);
+            }
+            Box::pin(async {
+                let call = self.begin(Signature::new("barrier")).await?;
+                let result = by_messages(&call, algorithm).await;
+                call.end(result)
+            })
+            .await
         })
     }
 }
 
-async fn run(call: &Call<'_>) -> Result<(), Error> {
-    match call.group.choose(Operator::Barrier, 0, true) {
-        Algorithm::Board => on_board(call).await,
+fn others(call: &Call<'_>) -> impl Iterator<Item = usize> {
+    let me = call.me();
+    (0..call.size()).filter(move |&member| member != me)
+}
+
+async fn on_board(call: &Call<'_>, board: &Board, wrote: bool) -> Result<(), Error> {
+    if !wrote {
+        board.write::<u8>(call, &[]).await?;
+    }
+    for from in others(call) {
+        board.arrival(call, from).await?;
+    }
+    Ok(())
+}
+
+async fn by_messages(call: &Call<'_>, algorithm: Algorithm) -> Result<(), Error> {
+    match algorithm {
         Algorithm::Hierarchical => {
             let levels = call.group.levels().await?;
             levels.barrier().await
         }
         _ => dissemination(call).await,
     }
-}
-
-async fn on_board(call: &Call<'_>) -> Result<(), Error> {
-    let Some(board) = call.group.board() else {
-        return dissemination(call).await;
-    };
-    board.write::<u8>(call, &[]).await?;
-    for from in (0..call.size()).filter(|&from| from != call.me()) {
-        board.arrival(call, from).await?;
-    }
-    Ok(())
 }
 
 /// In round *k*, each member tells the one 2^*k* further on, and hears from the one 2^*k* before it.

@@ -34,14 +34,15 @@ const WORD: usize = size_of::<u64>();
 const COUNT_WORDS: usize = 8;
 /// The most bytes of an operand.
 pub(crate) const OPERAND_MAX: usize = 4096 - OPERAND * WORD;
-/// The words of a slot: the stamp of the call, the writer's count, and the operand.
+/// Words of a slot: the stamp of the call, the writer's count, and from the third on the operand.
 const SLOT_WORDS: usize = 4096 / WORD;
-const COUNT: usize = 1;
 const OPERAND: usize = 2;
 /// Bytes of a board.
 pub(crate) const BOARD_BYTES: usize = (COUNT_WORDS + SLOTS * SLOT_WORDS) * WORD;
 /// The most members that have boards: each looks at those of all others.
 pub(crate) const MEMBERS_MAX: usize = 64;
+/// Looks at a board before the first pause.
+const QUICK_LOOKS: u32 = 64;
 /// Words read at a time, of operands of a line and of larger ones.
 const LINE: usize = 8;
 const CHUNK: usize = 64;
@@ -57,6 +58,7 @@ pub(crate) struct Board {
     passed: Cell<u32>,
     /// Calls that this member has left behind, without a gap, and those after a gap.
     ended: Cell<u32>,
+    has_early: Cell<bool>,
     ended_early: RefCell<Vec<u32>>,
 }
 
@@ -68,6 +70,7 @@ impl Board {
             boards: boards.into_iter().map(Rc::new).collect(),
             passed: Cell::new(0),
             ended: Cell::new(0),
+            has_early: Cell::new(false),
             ended_early: RefCell::default(),
         }
     }
@@ -93,77 +96,116 @@ impl Board {
         call: &Call<'_>,
         operand: &[T],
     ) -> Result<(), Error> {
-        self.write_parts(call, &[operand]).await
+        if self.passed.get() < Self::used_for(call) {
+            self.have_all_pass(call, Self::used_for(call)).await?;
+        }
+        self.put(call, operand);
+        Ok(())
     }
 
-    /// The same, of an operand in parts.
-    pub(crate) async fn write_parts<T: Element>(
-        &self,
-        call: &Call<'_>,
-        parts: &[&[T]],
-    ) -> Result<(), Error> {
-        let used_for = (call.number + 1).saturating_sub(SLOTS as u32);
-        if self.passed.get() < used_for {
-            self.have_all_pass(call, used_for).await?;
+    /// The same now; false, and nothing is written, if somebody may still read it.
+    #[inline]
+    pub(crate) fn write_now<T: Element>(&self, call: &Call<'_>, operand: &[T]) -> bool {
+        let used_for = Self::used_for(call);
+        let is_free = self.passed.get() >= used_for || self.count_passed(call) >= used_for;
+        if is_free {
+            self.put(call, operand);
         }
+        is_free
+    }
+
+    /// Calls that all members have to have left behind, before the slot of a call is written.
+    #[inline]
+    fn used_for(call: &Call<'_>) -> u32 {
+        (call.number + 1).saturating_sub(SLOTS as u32)
+    }
+
+    #[inline]
+    fn put<T: Element>(&self, call: &Call<'_>, operand: &[T]) {
         let slot = Self::slot(call.number);
-        let words = self.own.words();
-        words[slot + COUNT].store(u64::from(self.ended.get()), Ordering::Relaxed);
-        let mut at = (slot + OPERAND) * WORD;
-        for part in parts {
-            let bytes: &[u8] = bytemuck::cast_slice(part);
-            self.own.write(at, bytes);
-            at += bytes.len();
+        let bytes: &[u8] = bytemuck::cast_slice(operand);
+        if let Some([stamp, count, rest @ ..]) = self.own.words().get(slot..slot + SLOT_WORDS) {
+            count.store(u64::from(self.ended.get()), Ordering::Relaxed);
+            if bytes.len() == WORD {
+                if let (Some(word), Some(&bytes)) = (rest.first(), bytes.first_chunk()) {
+                    word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+                }
+            } else if !bytes.is_empty() {
+                self.own.write((slot + OPERAND) * WORD, bytes);
+            }
+            stamp.store(Self::stamp(call), Ordering::Release);
         }
-        words[slot].store(Self::stamp(call), Ordering::Release);
         let fabric = call.group.engine.fabric().borrow();
         for (member, &rank) in call.group.fate.members.iter().enumerate() {
             if member != call.me() {
                 fabric.ring(rank);
             }
         }
-        Ok(())
     }
 
     /// Waits until all members have left behind the first `calls` calls.
     async fn have_all_pass(&self, call: &Call<'_>, calls: u32) -> Result<(), Error> {
         for (member, seen) in self.seen.iter().enumerate() {
-            if member == call.me() {
-                seen.set(self.ended.get());
-            }
-            if seen.get() < calls {
+            if member != call.me() && seen.get() < calls {
                 let enough = |ended: u64| ended >= u64::from(calls);
                 seen.set(self.look(call, member, 0, enough).await? as u32);
             }
         }
-        self.passed
-            .set(self.seen.iter().map(Cell::get).min().unwrap_or(calls));
+        self.count_passed(call);
         Ok(())
     }
 
+    /// Calls that all members are known to have left behind.
+    fn count_passed(&self, call: &Call<'_>) -> u32 {
+        self.seen[call.me()].set(self.ended.get());
+        let passed = self.seen.iter().map(Cell::get).min().unwrap_or(0);
+        self.passed.set(passed);
+        passed
+    }
+
     /// Waits until member `from` has written its operand.
-    #[inline]
     pub(crate) async fn arrival(&self, call: &Call<'_>, from: usize) -> Result<(), Error> {
+        if self.has_arrived(call, from) {
+            return Ok(());
+        }
         let number = call.number;
         // Numbers wrap around after four thousand million calls: then ours is behind what is there.
         let there = move |stamp: u64| ((stamp >> 32) as u32).wrapping_sub(number) < u32::MAX / 2;
-        let slot = Self::slot(number);
-        let mut stamp = self
-            .words(from)
-            .get(slot)
-            .map_or(0, |word| word.load(Ordering::Acquire));
-        if stamp != Self::stamp(call) {
-            stamp = self.look(call, from, slot, there).await?;
-        }
-        if stamp != Self::stamp(call) {
+        self.look(call, from, Self::slot(number), there).await?;
+        if !self.has_arrived(call, from) {
             return Err(call.mismatch(from, String::new()));
         }
-        let ended = self
-            .words(from)
-            .get(slot + COUNT)
-            .map_or(0, |word| word.load(Ordering::Relaxed));
-        self.seen[from].set(ended as u32);
         Ok(())
+    }
+
+    /// Whether member `from` has written its operand.
+    #[inline]
+    fn has_arrived(&self, call: &Call<'_>, from: usize) -> bool {
+        let slot = Self::slot(call.number);
+        let Some([stamp, count, ..]) = self.words(from).get(slot..slot + OPERAND) else {
+            return false;
+        };
+        let here = stamp.load(Ordering::Acquire) == Self::stamp(call);
+        if here {
+            self.seen[from].set(count.load(Ordering::Relaxed) as u32);
+        }
+        here
+    }
+
+    /// The same, after a while of spinning.
+    #[inline]
+    pub(crate) fn arrives_soon(&self, call: &Call<'_>, from: usize) -> bool {
+        let spins = call.group.engine.0.spins;
+        for spin in 0..spins {
+            if self.has_arrived(call, from) {
+                return true;
+            }
+            // The first looks are without a pause, which is longer than the line's way.
+            if spin > QUICK_LOOKS {
+                hint::spin_loop();
+            }
+        }
+        false
     }
 
     /// Waits until `wanted` holds of a word of member `from`.
@@ -206,24 +248,58 @@ impl Board {
         .await
     }
 
-    /// Reads `bytes` bytes from `offset` on of the operand of member `from`, once it is there, and gives it to
-    /// `take` in pieces.
+    /// Reads `len` elements from `first` on of the operand of member `from`, once it is there, and gives them to
+    /// `take` in pieces, each with its place.
     pub(crate) async fn read<T: Element>(
         &self,
         call: &Call<'_>,
         from: usize,
         first: usize,
         len: usize,
-        mut take: impl FnMut(usize, &[T]),
+        take: impl FnMut(usize, &[T]),
     ) -> Result<(), Error> {
         self.arrival(call, from).await?;
+        self.read_arrived(call, from, first, len, take);
+        Ok(())
+    }
+
+    /// The same now, if it is there soon.
+    #[inline]
+    pub(crate) fn read_now<T: Element>(
+        &self,
+        call: &Call<'_>,
+        from: usize,
+        first: usize,
+        len: usize,
+        take: impl FnMut(usize, &[T]),
+    ) -> bool {
+        let arrives = self.arrives_soon(call, from);
+        if arrives {
+            self.read_arrived(call, from, first, len, take);
+        }
+        arrives
+    }
+
+    #[inline]
+    fn read_arrived<T: Element>(
+        &self,
+        call: &Call<'_>,
+        from: usize,
+        first: usize,
+        len: usize,
+        mut take: impl FnMut(usize, &[T]),
+    ) {
         let slot = Self::slot(call.number);
         let operand = self.words(from).get(slot + OPERAND..slot + SLOT_WORDS);
         let operand = operand.unwrap_or_default();
         let size = size_of::<T>();
+        if len == 1 && size == WORD {
+            read_at_once::<T, 1>(operand, first, len, |elements| take(0, elements));
+            return;
+        }
         if (first * size) % WORD + len * size <= LINE * WORD {
             read_at_once::<T, LINE>(operand, first, len, |elements| take(0, elements));
-            return Ok(());
+            return;
         }
         // Elements at any byte of a word still fit, when there is a word to spare.
         let most = ((CHUNK - 1) * WORD / size).max(1);
@@ -233,12 +309,10 @@ impl Board {
                 take(done, elements);
             });
         }
-        Ok(())
     }
 
     /// Leaves in `data` what `op` makes of the operands of some members, from element `first` of each on, in the order of
     /// the members.
-    #[inline]
     pub(crate) async fn combine<T: Element, O: Op<T>>(
         &self,
         call: &Call<'_>,
@@ -247,34 +321,82 @@ impl Board {
         data: &mut [T],
         op: &O,
     ) -> Result<(), Error> {
+        for from in members.clone() {
+            self.arrival(call, from).await?;
+        }
+        self.combine_arrived(call, members, first, data, op);
+        Ok(())
+    }
+
+    /// The same now, if all are there soon.
+    #[inline]
+    pub(crate) fn combine_now<T: Element, O: Op<T>>(
+        &self,
+        call: &Call<'_>,
+        mut members: Range<usize>,
+        first: usize,
+        data: &mut [T],
+        op: &O,
+    ) -> bool {
+        let all = members.clone();
+        let arrive = members.all(|from| self.arrives_soon(call, from));
+        if arrive {
+            self.combine_arrived(call, all, first, data, op);
+        }
+        arrive
+    }
+
+    #[inline]
+    fn combine_arrived<T: Element, O: Op<T>>(
+        &self,
+        call: &Call<'_>,
+        members: Range<usize>,
+        first: usize,
+        data: &mut [T],
+        op: &O,
+    ) {
         let (start, len) = (members.start, data.len());
         for from in members {
-            self.read::<T>(call, from, first, len, |at, elements| {
+            self.read_arrived::<T>(call, from, first, len, |at, elements| {
                 let data = &mut data[at..at + elements.len()];
                 if from == start {
                     data.copy_from_slice(elements);
                 } else {
                     op.combine(data, elements);
                 }
-            })
-            .await?;
+            });
         }
-        Ok(())
     }
 
     /// This member leaves a call behind.
     #[inline]
     pub(crate) fn leave(&self, number: u32) {
+        if number != self.ended.get() || self.has_early.get() {
+            return self.leave_out_of_turn(number);
+        }
+        self.tell_ended(number + 1);
+    }
+
+    /// The same, when several calls are under way.
+    #[cold]
+    fn leave_out_of_turn(&self, number: u32) {
+        let mut early = self.ended_early.borrow_mut();
         if number != self.ended.get() {
-            self.ended_early.borrow_mut().push(number);
+            early.push(number);
+            self.has_early.set(true);
             return;
         }
         let mut ended = number + 1;
-        let mut early = self.ended_early.borrow_mut();
         while let Some(index) = early.iter().position(|&call| call == ended) {
             early.swap_remove(index);
             ended += 1;
         }
+        self.has_early.set(!early.is_empty());
+        self.tell_ended(ended);
+    }
+
+    #[inline]
+    fn tell_ended(&self, ended: u32) {
         self.ended.set(ended);
         if let Some(word) = self.own.words().first() {
             // Hands over the slots of others that we have read; pairs with the acquire in `look`.

@@ -3,8 +3,8 @@
 use transport::Buffer;
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, call::Call, fate::Signature, parts_of,
-    plan::SEGMENT, segments,
+    Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
+    fate::Signature, parts_of, plan::SEGMENT, segments,
 };
 
 impl Group {
@@ -21,22 +21,40 @@ impl Group {
         self.operation(async move {
             self.check_member("broadcast", root)?;
             let signature = Signature::of::<T>("broadcast", Some(data.len())).with_root(root);
-            let call = self.begin(signature).await?;
-            let result = run(&call, root, data).await;
-            call.end(result)
+            let algorithm = self.choose(Operator::Broadcast, size_of_val(data), true);
+            if algorithm == Algorithm::Board {
+                let (call, board) = self.begin_now(signature)?;
+                let done = if self.rank() == root {
+                    board.write_now(&call, data)
+                } else {
+                    board.read_now(&call, root, 0, data.len(), into(data))
+                };
+                if done {
+                    return call.end(Ok(()));
+                }
+                let result = Box::pin(on_board(&call, board, root, data)).await;
+                return call.end(result);
+            }
+            Box::pin(async {
+                let call = self.begin(signature).await?;
+                let result = by_messages(&call, algorithm, root, data).await;
+                call.end(result)
+            })
+            .await
         })
     }
 }
 
-async fn run<T: Element>(call: &Call<'_>, root: usize, data: &mut [T]) -> Result<(), Error> {
+async fn by_messages<T: Element>(
+    call: &Call<'_>,
+    algorithm: Algorithm,
+    root: usize,
+    data: &mut [T],
+) -> Result<(), Error> {
     if call.size() == 1 {
         return Ok(());
     }
-    match call
-        .group
-        .choose(Operator::Broadcast, size_of_val(data), true)
-    {
-        Algorithm::Board => on_board(call, root, data).await,
+    match algorithm {
         Algorithm::Flat => flat(call, root, data).await,
         Algorithm::Chain => chain(call, root, data).await,
         Algorithm::ScatterAllGather => scatter_all_gather(call, root, data).await,
@@ -48,16 +66,21 @@ async fn run<T: Element>(call: &Call<'_>, root: usize, data: &mut [T]) -> Result
     }
 }
 
-async fn on_board<T: Element>(call: &Call<'_>, root: usize, data: &mut [T]) -> Result<(), Error> {
-    let Some(board) = call.group.board() else {
-        return flat(call, root, data).await;
-    };
+/// Copies what comes in pieces to `data`.
+pub(crate) fn into<T: Element>(data: &mut [T]) -> impl FnMut(usize, &[T]) {
+    |at, elements| data[at..at + elements.len()].copy_from_slice(elements)
+}
+
+async fn on_board<T: Element>(
+    call: &Call<'_>,
+    board: &Board,
+    root: usize,
+    data: &mut [T],
+) -> Result<(), Error> {
     if call.me() == root {
         return board.write(call, data).await;
     }
-    let len = data.len();
-    let copy = |at: usize, elements: &[T]| data[at..at + elements.len()].copy_from_slice(elements);
-    board.read(call, root, 0, len, copy).await
+    board.read(call, root, 0, data.len(), into(data)).await
 }
 
 /// The root sends each segment to all. On shared memory that is one copy, which all read.

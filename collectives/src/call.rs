@@ -19,6 +19,7 @@ pub(crate) struct Call<'g> {
 }
 
 impl<'g> Call<'g> {
+    #[inline]
     pub(crate) fn new(group: &'g Group, number: u32, signature: Signature) -> Self {
         group.fate.begin(number, signature);
         Self {

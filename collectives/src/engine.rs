@@ -209,11 +209,11 @@ impl Engine {
         let mut future = pin!(future);
         let mut context = Context::from_waker(Waker::noop());
         loop {
-            self.0.watched.borrow_mut().clear();
             if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
                 return result;
             }
             self.rest()?;
+            self.0.watched.borrow_mut().clear();
         }
     }
 

@@ -26,6 +26,7 @@ pub(crate) struct Signature {
 }
 
 impl Signature {
+    #[inline(always)]
     pub(crate) const fn new(call: &'static str) -> Self {
         Self {
             call,
@@ -36,6 +37,7 @@ impl Signature {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn of<T>(call: &'static str, len: Option<usize>) -> Self {
         Self {
             len,
@@ -44,6 +46,7 @@ impl Signature {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn with_root(self, root: usize) -> Self {
         Self {
             root: Some(root),
@@ -51,12 +54,14 @@ impl Signature {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn with_op(self, op: &'static str) -> Self {
         Self { op, ..self }
     }
 
     /// A number that differs for different calls, nearly always.
-    #[inline]
+    // Names are known when it is compiled, so most of it is done then.
+    #[inline(always)]
     pub(crate) fn hash(&self) -> u32 {
         let name = |text: &str| {
             let bytes = text.as_bytes();
@@ -67,15 +72,10 @@ impl Signature {
             };
             ends << 8 | bytes.len() as u64
         };
-        let mut hash = name(self.call) << 32 ^ name(self.op);
-        for part in [
-            self.root.map_or(u64::MAX, |root| root as u64),
-            self.len.map_or(u64::MAX, |len| len as u64),
-            self.element_bytes as u64,
-        ] {
-            hash = (hash ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            hash ^= hash >> 29;
-        }
+        let names = name(self.call) << 32 ^ name(self.op) ^ (self.element_bytes as u64) << 48;
+        let root = self.root.map_or(0, |root| root as u64 + 1);
+        let len = self.len.map_or(0, |len| len as u64 + 1);
+        let hash = (names ^ root.rotate_left(40) ^ len).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (hash >> 32) as u32 ^ hash as u32
     }
 }
@@ -161,6 +161,7 @@ impl Fate {
         error.unwrap_or_else(|| Error::Transport("the group failed".to_owned()))
     }
 
+    #[inline]
     pub(crate) fn begin(&self, number: u32, signature: Signature) {
         self.calls.borrow_mut()[number as usize % REMEMBERED] = Some((number, signature));
     }

@@ -1,8 +1,8 @@
 //! One member learns what each has, and the other way round.
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, Parts, board, call::Call,
-    fate::Signature, plan::SEGMENT, segments,
+    Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board, broadcast::into,
+    call::Call, fate::Signature, plan::SEGMENT, segments,
 };
 
 impl Group {
@@ -24,9 +24,26 @@ impl Group {
                 self.check_blocks("gather", mine.len(), all.len())?;
             }
             let signature = Signature::of::<T>("gather", Some(mine.len())).with_root(root);
-            let call = self.begin(signature).await?;
-            let result = gather(&call, root, mine, all).await;
-            call.end(result)
+            let algorithm = self.choose(Operator::Gather, size_of_val(mine), true);
+            if algorithm == Algorithm::Board {
+                let (call, board) = self.begin_now(signature)?;
+                let mut read = |from: usize| {
+                    let block = &mut all[from * mine.len()..(from + 1) * mine.len()];
+                    board.read_now(&call, from, 0, mine.len(), into(block))
+                };
+                let wrote = board.write_now(&call, mine);
+                if wrote && (self.rank() != root || (0..self.size()).all(&mut read)) {
+                    return call.end(Ok(()));
+                }
+                let result = Box::pin(gather_on_board(&call, board, wrote, root, mine, all)).await;
+                return call.end(result);
+            }
+            Box::pin(async {
+                let call = self.begin(signature).await?;
+                let result = gather(&call, algorithm, root, mine, all).await;
+                call.end(result)
+            })
+            .await
         })
     }
 
@@ -67,9 +84,30 @@ impl Group {
                 self.check_blocks("scatter", mine.len(), all.len())?;
             }
             let signature = Signature::of::<T>("scatter", Some(mine.len())).with_root(root);
-            let call = self.begin(signature).await?;
-            let result = scatter(&call, root, all, mine).await;
-            call.end(result)
+            let algorithm = self.choose(Operator::Scatter, size_of_val(mine), true);
+            if algorithm == Algorithm::Board {
+                let (call, board) = self.begin_now(signature)?;
+                let (first, len) = (self.rank() * mine.len(), mine.len());
+                let done = if self.rank() == root {
+                    board.write_now(&call, all)
+                } else {
+                    board.read_now(&call, root, first, len, into(mine))
+                };
+                if !done {
+                    let result = Box::pin(scatter_on_board(&call, board, root, all, mine)).await;
+                    return call.end(result);
+                }
+                if self.rank() == root {
+                    mine.copy_from_slice(&all[first..first + len]);
+                }
+                return call.end(Ok(()));
+            }
+            Box::pin(async {
+                let call = self.begin(signature).await?;
+                let result = scatter(&call, algorithm, root, all, mine).await;
+                call.end(result)
+            })
+            .await
         })
     }
 
@@ -99,26 +137,32 @@ impl Group {
 
 async fn gather<T: Element>(
     call: &Call<'_>,
+    algorithm: Algorithm,
+    root: usize,
+    mine: &[T],
+    all: &mut [T],
+) -> Result<(), Error> {
+    if call.me() == root {
+        let len = mine.len();
+        all[root * len..(root + 1) * len].copy_from_slice(mine);
+    }
+    if call.size() == 1 {
+        return Ok(());
+    }
+    match algorithm {
+        Algorithm::Tree => gather_by_tree(call, root, mine, all).await,
+        _ => gather_flat(call, root, mine, all).await,
+    }
+}
+
+/// All send to the root.
+async fn gather_flat<T: Element>(
+    call: &Call<'_>,
     root: usize,
     mine: &[T],
     all: &mut [T],
 ) -> Result<(), Error> {
     let (me, size, len) = (call.me(), call.size(), mine.len());
-    if me == root {
-        all[me * len..(me + 1) * len].copy_from_slice(mine);
-    }
-    if size == 1 {
-        return Ok(());
-    }
-    match call.group.choose(Operator::Gather, size_of_val(mine), true) {
-        Algorithm::Board => {
-            if let Some(board) = call.group.board() {
-                return gather_on_board(call, board, root, mine, all).await;
-            }
-        }
-        Algorithm::Tree => return gather_by_tree(call, root, mine, all).await,
-        _ => {}
-    }
     for (step, segment) in segments::<T>(len, SEGMENT).enumerate() {
         if me != root {
             call.send(root, step as u32, &mine[segment]).await?;
@@ -134,22 +178,22 @@ async fn gather<T: Element>(
 
 async fn gather_on_board<T: Element>(
     call: &Call<'_>,
-    board: &board::Board,
+    board: &Board,
+    wrote: bool,
     root: usize,
     mine: &[T],
     all: &mut [T],
 ) -> Result<(), Error> {
+    if !wrote {
+        board.write(call, mine).await?;
+    }
     if call.me() != root {
-        return board.write(call, mine).await;
+        return Ok(());
     }
     let len = mine.len();
-    for from in (0..call.size()).filter(|&from| from != root) {
+    for from in 0..call.size() {
         let block = &mut all[from * len..(from + 1) * len];
-        board
-            .read::<T>(call, from, 0, len, |at, elements| {
-                block[at..at + elements.len()].copy_from_slice(elements);
-            })
-            .await?;
+        board.read(call, from, 0, len, into(block)).await?;
     }
     Ok(())
 }
@@ -201,37 +245,49 @@ async fn gather_by_tree<T: Element>(
     Ok(())
 }
 
+async fn scatter_on_board<T: Element>(
+    call: &Call<'_>,
+    board: &Board,
+    root: usize,
+    all: &[T],
+    mine: &mut [T],
+) -> Result<(), Error> {
+    let (first, len) = (call.me() * mine.len(), mine.len());
+    if call.me() != root {
+        return board.read(call, root, first, len, into(mine)).await;
+    }
+    mine.copy_from_slice(&all[first..first + len]);
+    board.write(call, all).await
+}
+
 async fn scatter<T: Element>(
+    call: &Call<'_>,
+    algorithm: Algorithm,
+    root: usize,
+    all: &[T],
+    mine: &mut [T],
+) -> Result<(), Error> {
+    if call.me() == root {
+        let len = mine.len();
+        mine.copy_from_slice(&all[root * len..(root + 1) * len]);
+    }
+    if call.size() == 1 {
+        return Ok(());
+    }
+    match algorithm {
+        Algorithm::Tree => scatter_by_tree(call, root, all, mine).await,
+        _ => scatter_flat(call, root, all, mine).await,
+    }
+}
+
+/// The root sends each its block.
+async fn scatter_flat<T: Element>(
     call: &Call<'_>,
     root: usize,
     all: &[T],
     mine: &mut [T],
 ) -> Result<(), Error> {
     let (me, size, len) = (call.me(), call.size(), mine.len());
-    if me == root {
-        mine.copy_from_slice(&all[me * len..(me + 1) * len]);
-    }
-    if size == 1 {
-        return Ok(());
-    }
-    match call
-        .group
-        .choose(Operator::Scatter, size_of_val(mine), true)
-    {
-        Algorithm::Board => {
-            if let Some(board) = call.group.board() {
-                if me == root {
-                    return board.write(call, all).await;
-                }
-                let copy = |at: usize, elements: &[T]| {
-                    mine[at..at + elements.len()].copy_from_slice(elements);
-                };
-                return board.read(call, root, me * len, len, copy).await;
-            }
-        }
-        Algorithm::Tree => return scatter_by_tree(call, root, all, mine).await,
-        _ => {}
-    }
     for (step, segment) in segments::<T>(len, SEGMENT).enumerate() {
         if me != root {
             call.receive_into(root, &mut mine[segment]).await?;

@@ -127,6 +127,11 @@ impl Group {
         self.choices.of(self, operation, bytes, commutes)
     }
 
+    /// The algorithm that carries `operation` out on vectors (or blocks) of `bytes` bytes, with a function that commutes.
+    pub fn choice(&self, operation: Operator, bytes: usize) -> Algorithm {
+        self.choose(operation, bytes, true)
+    }
+
     /// Whether there is such an algorithm for the operation, and this group can use it.
     pub fn can(
         &self,
@@ -163,16 +168,34 @@ impl Group {
     #[inline]
     pub(crate) async fn begin(&self, signature: Signature) -> Result<Call<'_>, Error> {
         self.fate.check()?;
-        let number = self.calls.get();
-        if number % CALLS_AHEAD == CALLS_AHEAD - 1 {
-            self.calls.set(number + 1);
-            let call = Call::new(self, number, Signature::new("barrier"));
-            let result = barrier::dissemination(&call).await;
-            call.end(result)?;
+        if self.board.is_none() && self.calls.get() % CALLS_AHEAD == CALLS_AHEAD - 1 {
+            Box::pin(self.let_others_come()).await?;
         }
         let number = self.calls.get();
         self.calls.set(number.wrapping_add(1));
         Ok(Call::new(self, number, signature))
+    }
+
+    /// Begins a call that goes by boards.
+    #[inline]
+    pub(crate) fn begin_now(&self, signature: Signature) -> Result<(Call<'_>, &Board), Error> {
+        self.fate.check()?;
+        let missing = || Error::Transport("the members share no memory".to_owned());
+        let board = self.board.as_ref().ok_or_else(missing)?;
+        let number = self.calls.get();
+        self.calls.set(number.wrapping_add(1));
+        Ok((Call::new(self, number, signature), board))
+    }
+
+    /// Waits for the members that have not come as far. Those that share a board need not: each call waits for
+    /// its slot.
+    #[cold]
+    async fn let_others_come(&self) -> Result<(), Error> {
+        let number = self.calls.get();
+        self.calls.set(number.wrapping_add(1));
+        let call = Call::new(self, number, Signature::new("barrier"));
+        let result = barrier::dissemination(&call).await;
+        call.end(result)
     }
 
     /// A call has ended well.

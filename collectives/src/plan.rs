@@ -233,8 +233,11 @@ impl Default for Model {
     }
 }
 
-/// Rounds of a measurement.
-const ROUNDS: usize = 9;
+/// What a look at a board costs, of which several are on their way at a time, in hops.
+const LOOK: f64 = 0.25;
+/// Rounds of a measurement, and those before it that do not count.
+const ROUNDS: usize = 15;
+const WARM_ROUNDS: usize = 20;
 /// Bytes of a message that shows what a byte costs.
 const LARGE: usize = 64 << 10;
 
@@ -245,8 +248,9 @@ impl Model {
         if group.size() == 1 || !group.engine.has_clock() {
             return Ok(model);
         }
+        let barrier = Self::measure_board(group).await?;
         let call = group.begin(Signature::new("measure")).await?;
-        let result = Self::measure_between(&call).await;
+        let result = Self::measure_between(&call, barrier).await;
         let measured = call.end(result)?;
         let mut constants = measured.unwrap_or(model).to_array();
         let call = group
@@ -281,7 +285,23 @@ impl Model {
         }
     }
 
-    async fn measure_between(call: &Call<'_>) -> Result<Option<Self>, Error> {
+    /// What a barrier by boards takes, if there are boards.
+    async fn measure_board(group: &Group) -> Result<Option<f64>, Error> {
+        if group.board().is_none() {
+            return Ok(None);
+        }
+        group.force(Some(Algorithm::Board));
+        let mut times = Vec::new();
+        for _ in 0..WARM_ROUNDS + ROUNDS {
+            let start = group.engine.clock();
+            group.barrier().await?;
+            times.push(group.engine.clock() - start);
+        }
+        group.force(None);
+        Ok(Some(least(&times)))
+    }
+
+    async fn measure_between(call: &Call<'_>, barrier: Option<f64>) -> Result<Option<Self>, Error> {
         let (me, peer) = match call.me() {
             0 => (0, 1),
             1 => (1, 0),
@@ -292,7 +312,10 @@ impl Model {
         let mut copy = vec![1u64; LARGE / 8];
         let (mut small_times, mut large_times) = (Vec::new(), Vec::new());
         let (mut send_times, mut combine_times) = (Vec::new(), Vec::new());
-        for round in 0..ROUNDS {
+        for round in 0..WARM_ROUNDS + ROUNDS {
+            if round == WARM_ROUNDS {
+                small_times.clear();
+            }
             let start = clock();
             if me == 0 {
                 call.send(peer, 0, &[round as u64]).await?;
@@ -302,6 +325,9 @@ impl Model {
                 call.send(peer, 0, &[round as u64]).await?;
             }
             small_times.push(clock() - start);
+            if round < WARM_ROUNDS {
+                continue;
+            }
             let start = clock();
             call.send(peer, 0, &[round as u64]).await?;
             send_times.push(clock() - start);
@@ -322,22 +348,19 @@ impl Model {
             combine_times.push(clock() - start);
             std::hint::black_box(&copy);
         }
-        let message = median(small_times) / 2.0;
-        let byte = ((median(large_times) / 2.0 - message) / LARGE as f64).max(0.01);
-        let overhead = median(send_times).min(message);
-        // A hop is what a message costs without what its two ends do for it.
-        let hop = if call.group.shares_memory() {
-            (message - overhead).max(message / 4.0)
-        } else {
-            message
-        };
+        let message = least(&small_times) / 2.0;
+        let byte = ((least(&large_times) / 2.0 - message) / LARGE as f64).max(0.01);
+        let overhead = least(&send_times).min(message);
+        // A barrier is a hop, and a look at every other board.
+        let others = (call.size() - 1) as f64;
+        let hop = barrier.map_or(message, |barrier| barrier / (1.0 + others * LOOK));
         Ok(Some(Self {
             hop,
             board_byte: 2.0 * byte,
             message,
             byte,
             overhead,
-            combined_byte: (median(combine_times) / LARGE as f64).max(0.01),
+            combined_byte: (least(&combine_times) / LARGE as f64).max(0.01),
         }))
     }
 
@@ -374,7 +397,7 @@ impl Model {
                     On::Broadcast | On::Scatter => 1.0,
                     _ => others,
                 };
-                hop + readers * (hop / 4.0 + n * (board_byte + combining)) + n * board_byte
+                hop + readers * (hop * LOOK + n * (board_byte + combining)) + n * board_byte
             }
             Algorithm::Flat => match operation {
                 On::Broadcast => others * overhead + send(n),
@@ -439,10 +462,11 @@ impl Model {
     }
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort_unstable();
+/// The least, in nanoseconds: what disturbs a measurement makes it longer.
+fn least(times: &[Duration]) -> f64 {
     times
-        .get(times.len() / 2)
+        .iter()
+        .min()
         .map_or(0.0, |time| time.as_nanos() as f64)
 }
 

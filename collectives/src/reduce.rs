@@ -1,8 +1,8 @@
 //! The vectors of all members become one.
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, call::Call, fate::Signature, op::Op,
-    parts_of, plan::SEGMENT, segments,
+    Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
+    fate::Signature, op::Op, parts_of, plan::SEGMENT, segments,
 };
 
 impl Group {
@@ -23,15 +23,32 @@ impl Group {
             let signature = Signature::of::<T>("reduce", Some(data.len()))
                 .with_root(root)
                 .with_op(op.name());
-            let call = self.begin(signature).await?;
-            let result = run(&call, root, data, &op).await;
-            call.end(result)
+            let bytes = size_of_val(data);
+            let algorithm = self.choose(Operator::Reduce, bytes, op.is_commutative());
+            if algorithm == Algorithm::Board {
+                let (call, board) = self.begin_now(signature)?;
+                let wrote = board.write_now(&call, data);
+                let reads = self.rank() == root;
+                let all = 0..self.size();
+                if wrote && (!reads || board.combine_now(&call, all, 0, data, &op)) {
+                    return call.end(Ok(()));
+                }
+                let result = Box::pin(on_board(&call, board, wrote, root, data, &op)).await;
+                return call.end(result);
+            }
+            Box::pin(async {
+                let call = self.begin(signature).await?;
+                let result = by_messages(&call, algorithm, root, data, &op).await;
+                call.end(result)
+            })
+            .await
         })
     }
 }
 
-async fn run<T: Element, O: Op<T>>(
+async fn by_messages<T: Element, O: Op<T>>(
     call: &Call<'_>,
+    algorithm: Algorithm,
     root: usize,
     data: &mut [T],
     op: &O,
@@ -39,12 +56,7 @@ async fn run<T: Element, O: Op<T>>(
     if call.size() == 1 {
         return Ok(());
     }
-    let bytes = size_of_val(data);
-    match call
-        .group
-        .choose(Operator::Reduce, bytes, op.is_commutative())
-    {
-        Algorithm::Board => on_board(call, root, data, op).await,
+    match algorithm {
         Algorithm::Slices => slices(call, root, data, op).await,
         Algorithm::Tree => tree(call, root, data, op).await,
         Algorithm::Hierarchical => {
@@ -57,14 +69,15 @@ async fn run<T: Element, O: Op<T>>(
 
 async fn on_board<T: Element, O: Op<T>>(
     call: &Call<'_>,
+    board: &Board,
+    wrote: bool,
     root: usize,
     data: &mut [T],
     op: &O,
 ) -> Result<(), Error> {
-    let Some(board) = call.group.board() else {
-        return flat(call, root, data, op).await;
-    };
-    board.write(call, data).await?;
+    if !wrote {
+        board.write(call, data).await?;
+    }
     if call.me() == root {
         board.combine(call, 0..call.size(), 0, data, op).await?;
     }

@@ -3,8 +3,14 @@
 use std::ops::Range;
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, board, call::Call, fate::Signature,
-    op::Op, plan::SEGMENT, reduce::combine_all, segments,
+    Algorithm, Element, Error, Group, Operation, Operator,
+    board::{self, Board},
+    call::Call,
+    fate::Signature,
+    op::Op,
+    plan::SEGMENT,
+    reduce::combine_all,
+    segments,
 };
 
 impl Group {
@@ -82,41 +88,64 @@ impl Group {
                 return Err(self.argument("reduce_scatter", reason));
             }
             let signature = Signature::of::<T>("reduce_scatter", Some(data.len()));
-            let call = self.begin(signature.with_op(op.name())).await?;
-            let result = run(&call, data, mine, &op, &block, block_len).await;
-            call.end(result)
+            let signature = signature.with_op(op.name());
+            let mean = block_len.unwrap_or(data.len() / self.size()) * size_of::<T>();
+            let commutes = op.is_commutative();
+            let mut algorithm = self.choose(Operator::ReduceScatter, mean, commutes);
+            // The mean of different blocks may be that of what fits, and the sum not.
+            if algorithm == Algorithm::Board && size_of_val(data) > board::OPERAND_MAX {
+                algorithm = Algorithm::Flat;
+            }
+            if algorithm == Algorithm::Board {
+                let (call, board) = self.begin_now(signature)?;
+                let first = block(self.rank()).start;
+                let wrote = board.write_now(&call, data);
+                if wrote && board.combine_now(&call, 0..self.size(), first, mine, &op) {
+                    return call.end(Ok(()));
+                }
+                let result = Box::pin(on_board(&call, board, wrote, data, first, mine, &op)).await;
+                return call.end(result);
+            }
+            Box::pin(async {
+                let call = self.begin(signature).await?;
+                let result = by_messages(&call, algorithm, data, mine, &op, &block).await;
+                call.end(result)
+            })
+            .await
         })
     }
 }
 
-async fn run<T: Element, O: Op<T>>(
+async fn on_board<T: Element, O: Op<T>>(
     call: &Call<'_>,
+    board: &Board,
+    wrote: bool,
+    data: &[T],
+    first: usize,
+    mine: &mut [T],
+    op: &O,
+) -> Result<(), Error> {
+    if !wrote {
+        board.write(call, data).await?;
+    }
+    board.combine(call, 0..call.size(), first, mine, op).await
+}
+
+async fn by_messages<T: Element, O: Op<T>>(
+    call: &Call<'_>,
+    algorithm: Algorithm,
     data: &[T],
     mine: &mut [T],
     op: &O,
     block: &impl Fn(usize) -> Range<usize>,
-    block_len: Option<usize>,
 ) -> Result<(), Error> {
-    let own = block(call.me());
     if call.size() == 1 {
-        mine.copy_from_slice(&data[own]);
+        mine.copy_from_slice(data);
         return Ok(());
     }
-    let mean = block_len.unwrap_or(data.len() / call.size()) * size_of::<T>();
-    match call
-        .group
-        .choose(Operator::ReduceScatter, mean, op.is_commutative())
-    {
-        Algorithm::Board => match call.group.board() {
-            Some(board) if size_of_val(data) <= board::OPERAND_MAX => {
-                board.write(call, data).await?;
-                board
-                    .combine(call, 0..call.size(), own.start, mine, op)
-                    .await
-            }
-            _ => flat(call, data, mine, op, block).await,
-        },
+    match algorithm {
         Algorithm::Ring => {
+            let own = block(call.me());
             let mut copy = data.to_vec();
             around(call, &mut copy, block, op).await?;
             mine.copy_from_slice(&copy[own]);

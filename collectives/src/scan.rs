@@ -1,8 +1,8 @@
 //! Each member gets what those before it make.
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, call::Call, fate::Signature, op::Op,
-    plan::SEGMENT, segments,
+    Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
+    fate::Signature, op::Op, plan::SEGMENT, segments,
 };
 
 impl Group {
@@ -19,9 +19,7 @@ impl Group {
     ) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
         self.operation(async move {
             let signature = Signature::of::<T>("scan", Some(data.len())).with_op(op.name());
-            let call = self.begin(signature).await?;
-            let result = run(&call, data, &op, true).await;
-            call.end(result)
+            scan(self, signature, data, &op, true).await
         })
     }
 
@@ -37,15 +35,41 @@ impl Group {
     ) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
         self.operation(async move {
             let signature = Signature::of::<T>("exscan", Some(data.len())).with_op(op.name());
-            let call = self.begin(signature).await?;
-            let result = run(&call, data, &op, false).await;
-            call.end(result)
+            scan(self, signature, data, &op, false).await
         })
     }
 }
 
-async fn run<T: Element, O: Op<T>>(
+async fn scan<T: Element, O: Op<T>>(
+    group: &Group,
+    signature: Signature,
+    data: &mut [T],
+    op: &O,
+    with_own: bool,
+) -> Result<(), Error> {
+    let bytes = size_of_val(data);
+    let algorithm = group.choose(Operator::Scan, bytes, op.is_commutative());
+    if algorithm == Algorithm::Board {
+        let (call, board) = group.begin_now(signature)?;
+        let wrote = board.write_now(&call, data);
+        let before = 0..group.rank() + usize::from(with_own);
+        if wrote && board.combine_now(&call, before, 0, data, op) {
+            return call.end(Ok(()));
+        }
+        let result = Box::pin(on_board(&call, board, wrote, data, op, with_own)).await;
+        return call.end(result);
+    }
+    Box::pin(async {
+        let call = group.begin(signature).await?;
+        let result = by_messages(&call, algorithm, data, op, with_own).await;
+        call.end(result)
+    })
+    .await
+}
+
+async fn by_messages<T: Element, O: Op<T>>(
     call: &Call<'_>,
+    algorithm: Algorithm,
     data: &mut [T],
     op: &O,
     with_own: bool,
@@ -53,11 +77,7 @@ async fn run<T: Element, O: Op<T>>(
     if call.size() == 1 {
         return Ok(());
     }
-    match call
-        .group
-        .choose(Operator::Scan, size_of_val(data), op.is_commutative())
-    {
-        Algorithm::Board => on_board(call, data, op, with_own).await,
+    match algorithm {
         Algorithm::Chain => chain(call, data, op, with_own).await,
         Algorithm::Flat => flat(call, data, op, with_own).await,
         _ => recursive_doubling(call, data, op, with_own).await,
@@ -66,16 +86,17 @@ async fn run<T: Element, O: Op<T>>(
 
 async fn on_board<T: Element, O: Op<T>>(
     call: &Call<'_>,
+    board: &Board,
+    wrote: bool,
     data: &mut [T],
     op: &O,
     with_own: bool,
 ) -> Result<(), Error> {
-    let Some(board) = call.group.board() else {
-        return chain(call, data, op, with_own).await;
-    };
-    board.write(call, data).await?;
-    let end = call.me() + usize::from(with_own);
-    board.combine(call, 0..end, 0, data, op).await
+    if !wrote {
+        board.write(call, data).await?;
+    }
+    let before = 0..call.me() + usize::from(with_own);
+    board.combine(call, before, 0, data, op).await
 }
 
 /// Each member sends to all after it.

@@ -4,6 +4,7 @@
 //! command runs itself. Every buffer is written by its sender and read by its receiver unless told
 //! otherwise, because a benchmark that sends an untouched buffer again measures nothing a user does.
 
+mod collectives;
 mod compare;
 mod limits;
 mod machine;
@@ -48,6 +49,9 @@ pub enum Command {
     /// How many short messages a second a stream carries
     Rate(RateArguments),
 
+    /// How long operations among a group of ranks take, and by which algorithms
+    Collectives(collectives::Arguments),
+
     /// What the machine itself allows: cache lines, memory, wake-ups, bare sockets
     Limits(limits::Arguments),
 
@@ -75,6 +79,7 @@ impl Command {
             Self::Rate(RateArguments { sizes, job }) => {
                 job.run("rate", Unit::Rate, &sizes, Measure::Stream)
             }
+            Self::Collectives(arguments) => collectives::run(&arguments),
             Self::Limits(arguments) => limits::run(&arguments),
             Self::Compare(arguments) => compare::run(&arguments),
             Self::Rank(arguments) => Ok(be_rank(arguments)),
@@ -186,31 +191,14 @@ impl JobArguments {
         measure: Measure,
     ) -> Result<u8, Error> {
         self.outputs.check()?;
-        let ranks = self.workers * self.executors;
+        let ranks = self.ranks();
         if ranks < 2 || !ranks.is_multiple_of(2) {
             let reason = format!("ranks measure in pairs, and {ranks} cannot be paired");
             return Err(Error::Usage { reason });
         }
         let results = Results::new()?;
-        let ranks_do = rank::Arguments {
-            measure,
-            sizes: sizes.clone(),
-            repeats: self.repeats,
-            warmup: self.warmup,
-            touch: !self.no_touch,
-            one_by_one: measure == Measure::Latency,
-            floor: false,
-            results: results.path(),
-        };
-        let code = local::run(&local::Options {
-            workers: self.workers,
-            executors: Some(self.executors),
-            transport: self.transport,
-            interface: self.interface.clone(),
-            memory_bytes: self.memory,
-            job: job(&ranks_do),
-            ..local::Options::default()
-        })?;
+        let ranks_do = self.ranks_do(measure, sizes, &results);
+        let code = self.start(job(&ranks_do))?;
         if code != 0 {
             return Ok(code);
         }
@@ -229,6 +217,40 @@ impl JobArguments {
         };
         report.print(&self.outputs)?;
         Ok(0)
+    }
+}
+
+impl JobArguments {
+    fn ranks(&self) -> u32 {
+        self.workers * self.executors
+    }
+
+    /// What each rank is told.
+    fn ranks_do(&self, measure: Measure, sizes: &Sizes, results: &Results) -> rank::Arguments {
+        rank::Arguments {
+            measure,
+            sizes: sizes.clone(),
+            repeats: self.repeats,
+            warmup: self.warmup,
+            touch: !self.no_touch,
+            one_by_one: measure == Measure::Latency,
+            floor: false,
+            algorithm: None,
+            results: results.path(),
+        }
+    }
+
+    /// Starts the job, and waits for it. Its exit code.
+    fn start(&self, job: Vec<OsString>) -> Result<u8, Error> {
+        local::run(&local::Options {
+            workers: self.workers,
+            executors: Some(self.executors),
+            transport: self.transport,
+            interface: self.interface.clone(),
+            memory_bytes: self.memory,
+            job,
+            ..local::Options::default()
+        })
     }
 }
 

@@ -23,10 +23,12 @@ use nix::sys::{
 };
 use updraft::{
     Config, Env,
+    collectives::{Algorithm, Operator},
     transport::{Buffer, Event, Fabric, Handover, Rank, Stores},
 };
 
 use super::{
+    collectives,
     samples::{Cores, Line, trips},
     sizes::Sizes,
 };
@@ -45,7 +47,7 @@ const WAIT: Duration = Duration::from_millis(100);
 /// Round trips by which the distance between two cores is taken.
 pub(crate) const HOP_TRIPS: u32 = 100;
 /// Round trips before them, which wait for the other rank.
-const HOP_WARM: u32 = 10;
+pub(crate) const HOP_WARM: u32 = 10;
 /// Bytes from which streaming stores may be the better ones.
 pub(crate) const STREAMED_FROM: usize = 4096;
 /// Bytes of a payload that a loan handed over untouched carries all the same: enough to tell it by.
@@ -62,6 +64,49 @@ pub(crate) enum Measure {
     Stream,
     /// How much processor time ranks use that have nothing to do.
     Idle,
+    Barrier,
+    Broadcast,
+    Reduce,
+    AllReduce,
+    ReduceScatter,
+    Scan,
+    Gather,
+    Scatter,
+    AllGather,
+    AllToAll,
+}
+
+impl Measure {
+    /// Those of operators of a group.
+    pub(crate) const OPERATORS: [Self; 10] = [
+        Self::Barrier,
+        Self::Broadcast,
+        Self::Reduce,
+        Self::AllReduce,
+        Self::ReduceScatter,
+        Self::Scan,
+        Self::Gather,
+        Self::Scatter,
+        Self::AllGather,
+        Self::AllToAll,
+    ];
+
+    /// The operator of a group that is measured, if it is one.
+    pub(crate) fn operator(self) -> Option<Operator> {
+        Some(match self {
+            Self::Latency | Self::Stream | Self::Idle => return None,
+            Self::Barrier => Operator::Barrier,
+            Self::Broadcast => Operator::Broadcast,
+            Self::Reduce => Operator::Reduce,
+            Self::AllReduce => Operator::AllReduce,
+            Self::ReduceScatter => Operator::ReduceScatter,
+            Self::Scan => Operator::Scan,
+            Self::Gather => Operator::Gather,
+            Self::Scatter => Operator::Scatter,
+            Self::AllGather => Operator::AllGather,
+            Self::AllToAll => Operator::AllToAll,
+        })
+    }
 }
 
 /// What the hidden subcommand is told.
@@ -86,6 +131,9 @@ pub struct Arguments {
     /// Whether to measure the bare hand-over of the same size beside each batch.
     #[arg(long)]
     pub(crate) floor: bool,
+    /// The algorithm of an operator, if not the one that the model chooses.
+    #[arg(long)]
+    pub(crate) algorithm: Option<Algorithm>,
     /// Where the results go.
     #[arg(long)]
     pub(crate) results: PathBuf,
@@ -109,6 +157,10 @@ impl Arguments {
             ("--floor", self.floor),
         ];
         words.extend(
+            self.algorithm
+                .map(|algorithm| format!("--algorithm={algorithm}")),
+        );
+        words.extend(
             flags
                 .into_iter()
                 .filter(|flag| flag.1)
@@ -125,6 +177,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), updraft::Error> {
 }
 
 fn measure(env: &mut Env, arguments: Arguments) -> Result<(), updraft::Error> {
+    if let Some(operator) = arguments.measure.operator() {
+        return collectives::measure(env, arguments, operator);
+    }
     // Seen from a thread that is not pinned.
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let spin = env.ranks() as usize <= cores;
@@ -154,12 +209,12 @@ fn idle_share(env: &Env) -> io::Result<f64> {
 }
 
 /// Adds lines to a file in one piece.
-fn write(path: &Path, lines: &str) -> io::Result<()> {
+pub(crate) fn write(path: &Path, lines: &str) -> io::Result<()> {
     let mut file = File::options().append(true).open(path)?;
     file.write_all(lines.as_bytes())
 }
 
-fn failed(action: &'static str) -> impl FnOnce(io::Error) -> updraft::Error {
+pub(crate) fn failed(action: &'static str) -> impl FnOnce(io::Error) -> updraft::Error {
     move |source| updraft::Error::Transport(problem(action, source))
 }
 
@@ -331,8 +386,8 @@ impl<'a> Player<'a> {
             let before = self.take_hop()?;
             let floor_ns = self.take_floor(bytes)?;
             let ns = match self.arguments.measure {
-                Measure::Latency | Measure::Idle => self.bounce(bytes, None)?,
                 Measure::Stream => self.stream(bytes)?,
+                _ => self.bounce(bytes, None)?,
             };
             let mut one_by_one = trips();
             if self.arguments.one_by_one {

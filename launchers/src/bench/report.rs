@@ -84,6 +84,8 @@ pub(crate) enum Unit {
     OneWay,
     /// Microseconds there and back.
     RoundTrip,
+    /// Microseconds an operation.
+    Operation,
     /// Megabytes a second.
     Bandwidth,
     /// Millions of messages a second.
@@ -94,7 +96,7 @@ impl Unit {
     /// The figure of a message of `bytes` bytes that takes `ns` nanoseconds one way.
     pub(crate) fn figure(self, bytes: usize, ns: f64) -> f64 {
         match self {
-            Self::OneWay => ns / 1e3,
+            Self::OneWay | Self::Operation => ns / 1e3,
             Self::RoundTrip => 2.0 * ns / 1e3,
             Self::Bandwidth => bytes as f64 / ns * 1e3,
             Self::Rate => 1e3 / ns,
@@ -104,6 +106,7 @@ impl Unit {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::OneWay => "us one way",
+            Self::Operation => "us an operation",
             Self::RoundTrip => "us there and back",
             Self::Bandwidth => "MB/s",
             Self::Rate => "million messages/s",

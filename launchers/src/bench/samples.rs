@@ -4,7 +4,7 @@
 //! them. So each batch of messages knows the bare hand-over of a cache line measured right before and
 //! after it, batches count as *near* or *far* by that, and only equals are compared.
 
-use std::{fmt, fs, path::Path, str::FromStr};
+use std::{collections::BTreeMap, fmt, fs, path::Path, str::FromStr};
 
 use hdrhistogram::Histogram;
 
@@ -133,6 +133,8 @@ pub(crate) struct Samples {
     pub(crate) path: String,
     /// The share of a core that an idle executor used.
     pub(crate) idle: Vec<f64>,
+    /// The algorithm of an operator at each size, and the nanoseconds it should take.
+    pub(crate) choices: BTreeMap<usize, (String, f64)>,
 }
 
 impl Samples {
@@ -198,6 +200,7 @@ impl Samples {
                 }
                 Line::Path { name } => self.path = name,
                 Line::Idle { share } => self.idle.push(share),
+                Line::Choice { bytes, name, ns } => drop(self.choices.insert(bytes, (name, ns))),
             }
         }
     }
@@ -230,6 +233,8 @@ pub(crate) enum Line {
     Path { name: String },
     /// `idle SHARE`
     Idle { share: f64 },
+    /// `choice BYTES NAME NS`: the algorithm that carried an operator out, and what the model says it takes.
+    Choice { bytes: usize, name: String, ns: f64 },
 }
 
 impl fmt::Display for Line {
@@ -256,6 +261,7 @@ impl fmt::Display for Line {
             }
             Self::Path { name } => writeln!(f, "path {name}"),
             Self::Idle { share } => writeln!(f, "idle {share:.6}"),
+            Self::Choice { bytes, name, ns } => writeln!(f, "choice {bytes} {name} {ns:.1}"),
         }
     }
 }
@@ -283,6 +289,11 @@ impl FromStr for Line {
             }),
             ["path", name] => Ok(Self::Path {
                 name: name.to_owned(),
+            }),
+            ["choice", bytes, name, ns] => Ok(Self::Choice {
+                bytes: number(bytes)?,
+                name: name.to_owned(),
+                ns: number(ns)?,
             }),
             ["idle", share] => Ok(Self::Idle {
                 share: number(share)?,
@@ -315,6 +326,11 @@ mod tests {
                 name: "shm".to_owned(),
             },
             Line::Idle { share: 0.001 },
+            Line::Choice {
+                bytes: 8,
+                name: "board".to_owned(),
+                ns: 81.5,
+            },
         ];
         for line in lines {
             assert_eq!(line.to_string().parse(), Ok(line));

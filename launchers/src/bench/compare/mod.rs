@@ -286,6 +286,7 @@ impl<'a> Comparison<'a> {
                 && self
                     .targets_of(trial)
                     .any(|target| target.against == Against::Floor),
+            algorithm: None,
             results: results.path(),
         };
         let mut command = Command::new(worker::OURSELVES);
@@ -379,7 +380,8 @@ impl<'a> Comparison<'a> {
             let unit = match trial.measure {
                 Measure::Stream if trial.sizes.iter().all(|&bytes| bytes <= 1 << 10) => Unit::Rate,
                 Measure::Stream => Unit::Bandwidth,
-                Measure::Latency | Measure::Idle => Unit::OneWay,
+                _ if trial.measure.operator().is_some() => Unit::Operation,
+                _ => Unit::OneWay,
             };
             let mut curves = Vec::new();
             let all = [&measured.ours].into_iter().chain(&measured.peers);

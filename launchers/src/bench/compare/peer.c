@@ -6,9 +6,10 @@
  *
  *     batch BYTES HOP_BEFORE HOP_AFTER 0 NS
  *
- * with times in nanoseconds, one way.
+ * with times in nanoseconds, one way; of an operation among all ranks, the time of one, as `collectives/rank.rs`
+ * takes it.
  *
- * usage: peer latency|stream TOUCH REPEATS WARMUP HOP SIZE...
+ * usage: peer latency|stream|OPERATOR TOUCH REPEATS WARMUP HOP SIZE...
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -22,14 +23,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HOP_TRIPS = 100, HOP_WARM = 10, MARKED = 64, PATH_BYTES = 64, ANSWER = 4 };
+enum { HOP_TRIPS = 100, HOP_WARM = 10, MARKED = 64, PATH_BYTES = 64, ANSWER = 4, LONG = 4096 };
 
 /* Two words, each in a line of its own. */
 struct hop {
     _Alignas(256) volatile uint64_t words[2][32];
 };
 
-static int rank, peer, touch;
+static int rank, size, peer, touch;
 static struct hop *hop;
 static uint64_t turn;
 static char *out_buffers, *in_buffers;
@@ -208,6 +209,97 @@ static double stream(size_t bytes) {
     return (now_ns() - start) / (double)(windows * window);
 }
 
+/* The operators, in the words of `updraft bench collectives`. */
+enum operator { BARRIER, BROADCAST, REDUCE, ALL_REDUCE, REDUCE_SCATTER, SCAN, GATHER, SCATTER, ALL_GATHER, ALL_TO_ALL, NONE };
+static const char *const operators[] = {"barrier", "broadcast", "reduce", "all_reduce", "reduce_scatter",
+                                        "scan", "gather", "scatter", "all_gather", "all_to_all"};
+
+static enum operator operator_named(const char *name) {
+    int found = 0;
+    while (found < NONE && strcmp(name, operators[found]) != 0)
+        found++;
+    return (enum operator)found;
+}
+
+static double value_of(int of, size_t round) {
+    return (double)(round % 7 + 1) + of;
+}
+
+/* Elements given and taken, of vectors or blocks of `len`. */
+static size_t given_of(enum operator operator, size_t len) {
+    int blocks = operator == SCATTER || operator == REDUCE_SCATTER || operator == ALL_TO_ALL;
+    return blocks ? len * (size_t)size : len;
+}
+
+static size_t taken_of(enum operator operator, size_t len) {
+    int blocks = operator == GATHER || operator == ALL_GATHER || operator == ALL_TO_ALL;
+    return blocks ? len * (size_t)size : len;
+}
+
+static void carry_out(enum operator operator, int root, int len, double *given, double *taken) {
+    MPI_Comm all = MPI_COMM_WORLD;
+    switch (operator) {
+    case BROADCAST: MPI_Bcast(taken, len, MPI_DOUBLE, root, all); break;
+    case REDUCE: MPI_Reduce(given, taken, len, MPI_DOUBLE, MPI_SUM, root, all); break;
+    case ALL_REDUCE: MPI_Allreduce(given, taken, len, MPI_DOUBLE, MPI_SUM, all); break;
+    case REDUCE_SCATTER: MPI_Reduce_scatter_block(given, taken, len, MPI_DOUBLE, MPI_SUM, all); break;
+    case SCAN: MPI_Scan(given, taken, len, MPI_DOUBLE, MPI_SUM, all); break;
+    case GATHER: MPI_Gather(given, len, MPI_DOUBLE, taken, len, MPI_DOUBLE, root, all); break;
+    case SCATTER: MPI_Scatter(given, len, MPI_DOUBLE, taken, len, MPI_DOUBLE, root, all); break;
+    case ALL_GATHER: MPI_Allgather(given, len, MPI_DOUBLE, taken, len, MPI_DOUBLE, all); break;
+    case ALL_TO_ALL: MPI_Alltoall(given, len, MPI_DOUBLE, taken, len, MPI_DOUBLE, all); break;
+    default: MPI_Barrier(all);
+    }
+}
+
+static void check_result(enum operator operator, int root, size_t round, size_t len, const double *taken) {
+    int end = operator == SCAN ? rank + 1 : size;
+    double expected = 0, found = 0;
+    if ((operator == REDUCE || operator == GATHER) && rank != root)
+        return;
+    for (int of = 0; of < end; of++)
+        expected += value_of(of, round);
+    if (operator == BROADCAST || operator == SCATTER)
+        expected = value_of(root, round);
+    size_t count = taken_of(operator, len);
+    for (size_t at = 0; at < count; at++)
+        found += taken[at];
+    if (found != expected * (double)len)
+        fail("find the right result");
+}
+
+static double operate(enum operator operator, size_t bytes) {
+    size_t len = operator == BARRIER ? 0 : (bytes + 7) / 8;
+    size_t rounds = clamp((1 << 20) / bytes / (size_t)size, 3, size > 2 ? 100 : 500);
+    double *given = (double *)out_buffers, *taken = (double *)in_buffers;
+    MPI_Barrier(MPI_COMM_WORLD);
+    double start = now_ns(), inside = 0, slowest;
+    for (size_t round = 0; round < rounds; round++) {
+        int root = (int)(round % (size_t)size);
+        double value = value_of(rank, round);
+        if (operator == BROADCAST) {
+            for (size_t at = 0; rank == root && at < len; at++)
+                taken[at] = value;
+        } else if (operator != SCATTER || rank == root) {
+            size_t count = given_of(operator, len);
+            for (size_t at = 0; at < count; at++)
+                given[at] = value;
+        }
+        if (bytes >= LONG) {
+            MPI_Barrier(MPI_COMM_WORLD);
+            double begin = now_ns();
+            carry_out(operator, root, (int)len, given, taken);
+            inside += now_ns() - begin;
+        } else {
+            carry_out(operator, root, (int)len, given, taken);
+        }
+        check_result(operator, root, round, len, taken);
+    }
+    double time = (bytes >= LONG ? inside : now_ns() - start) / (double)rounds;
+    MPI_Allreduce(&time, &slowest, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
+    return slowest;
+}
+
 static char *buffers(size_t bytes) {
     void *memory = NULL;
     if (posix_memalign(&memory, 2 << 20, bytes) != 0)
@@ -217,18 +309,18 @@ static char *buffers(size_t bytes) {
 }
 
 int main(int count, char **words) {
-    int size;
     MPI_Init(&count, &words);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     if (count < 7 || size % 2 != 0)
         fail("understand the command line");
     int latency = strcmp(words[1], "latency") == 0;
+    enum operator operator = operator_named(words[1]);
     touch = atoi(words[2]);
     int repeats = atoi(words[3]), warmup = atoi(words[4]);
     peer = rank ^ 1;
     pin();
-    if (atoi(words[5]))
+    if (atoi(words[5]) && (operator == NONE || size == 2))
         meet();
     size_t most = 0;
     for (int at = 6; at < count; at++) {
@@ -236,6 +328,8 @@ int main(int count, char **words) {
         if (bytes == 0)
             fail("understand a size");
         size_t room = latency ? bytes : bytes * clamp((32 << 20) / bytes, 4, 64);
+        if (operator != NONE)
+            room = (bytes + 8) * (size_t)size;
         most = room > most ? room : most;
     }
     out_buffers = buffers(most);
@@ -245,9 +339,9 @@ int main(int count, char **words) {
         size_t bytes = strtoull(words[at], NULL, 10);
         for (int batch = 0; batch < warmup + repeats; batch++) {
             double before = take_hop();
-            double ns = latency ? bounce(bytes) : stream(bytes);
+            double ns = operator != NONE ? operate(operator, bytes) : latency ? bounce(bytes) : stream(bytes);
             double after = take_hop();
-            if (rank % 2 == 0 && batch >= warmup)
+            if ((operator == NONE ? rank % 2 == 0 : rank == 0) && batch >= warmup)
                 printf("batch %zu %.2f %.2f 0 %.3f\n", bytes, before, after, ns);
         }
     }

@@ -16,6 +16,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, Uid},
 };
+use updraft::collectives::Operator;
 
 use super::{
     super::{machine::allowed_cores, rank::Measure, samples::Line},
@@ -353,7 +354,7 @@ impl Peer {
         }
         let measure = match trial.measure {
             Measure::Stream => "stream",
-            Measure::Latency | Measure::Idle => "latency",
+            measure => measure.operator().map_or("latency", Operator::name),
         };
         let numbers = [
             u32::from(trial.touch),

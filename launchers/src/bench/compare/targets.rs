@@ -194,12 +194,65 @@ const RDMA_STREAM: Trial = Trial {
     ..RDMA
 };
 
+/// The trials of an operator: two ranks, and so many for each core.
+struct Operators {
+    pair: Trial,
+    crowd_of_2: Trial,
+    crowd_of_4: Trial,
+}
+
+macro_rules! operator {
+    ($measure:ident, $name:literal, $pair:expr, $crowd:expr) => {
+        Operators {
+            pair: Trial {
+                name: $name,
+                measure: Measure::$measure,
+                floor: false,
+                sizes: $pair,
+                ..LATENCY
+            },
+            crowd_of_2: Trial {
+                name: concat!($name, "-crowd-of-2"),
+                measure: Measure::$measure,
+                floor: false,
+                ranks: Ranks::PerCore(2),
+                sizes: $crowd,
+                ..LATENCY
+            },
+            crowd_of_4: Trial {
+                name: concat!($name, "-crowd-of-4"),
+                measure: Measure::$measure,
+                floor: false,
+                ranks: Ranks::PerCore(4),
+                sizes: $crowd,
+                ..LATENCY
+            },
+        }
+    };
+}
+
+/// Sizes at which an operator has to take half of what it takes elsewhere, and the others.
+const HALVED: &[usize] = &[8, 64, 64 * KI, MI, 4 * MI];
+const LESSENED: &[usize] = &[KI, 8 * KI];
+const CROWD_HALVED: &[usize] = &[8, 64, 64 * KI, MI];
+const CROWD_SIZES: &[usize] = &[8, 64, KI, 8 * KI, 64 * KI, MI];
+const BARRIER: Operators = operator!(Barrier, "barrier", &[8], &[8]);
+const BROADCAST: Operators = operator!(Broadcast, "broadcast", ALL_SIZES, CROWD_SIZES);
+const REDUCE: Operators = operator!(Reduce, "reduce", ALL_SIZES, CROWD_SIZES);
+const ALL_REDUCE: Operators = operator!(AllReduce, "all_reduce", ALL_SIZES, CROWD_SIZES);
+const REDUCE_SCATTER: Operators =
+    operator!(ReduceScatter, "reduce_scatter", ALL_SIZES, CROWD_SIZES);
+const SCAN: Operators = operator!(Scan, "scan", ALL_SIZES, CROWD_SIZES);
+const GATHER: Operators = operator!(Gather, "gather", ALL_SIZES, CROWD_SIZES);
+const ALL_GATHER: Operators = operator!(AllGather, "all_gather", ALL_SIZES, CROWD_SIZES);
+const ALL_TO_ALL: Operators = operator!(AllToAll, "all_to_all", ALL_SIZES, CROWD_SIZES);
+
 macro_rules! target {
-    ($name:literal $part:literal, $trial:ident $sizes:expr, $against:expr, $bound:expr) => {
+    ($name:literal $part:literal, $trial:ident $(. $ranks:ident)? $sizes:expr, $against:expr, $bound:expr) => {
         Target {
             name: $name,
             part: $part,
-            trial: &$trial,
+            trial: &$trial $(. $ranks)?,
             sizes: $sizes,
             against: $against,
             bound: $bound,
@@ -222,11 +275,66 @@ pub(crate) const TARGETS: &[Target] = {
         target!("P5" "batched", RATE &[], Crates, AtLeast(1.5)),
         target!("P6" "2 ranks a core", CROWD_OF_2 &[8], Mpi, AtMost(0.5)),
         target!("P6" "4 ranks a core", CROWD_OF_4 &[8], Mpi, AtMost(0.5)),
+        target!("P6" "barrier, 2 ranks a core", BARRIER.crowd_of_2 &[8], Mpi, AtMost(0.5)),
+        target!("P6" "barrier, 4 ranks a core", BARRIER.crowd_of_4 &[8], Mpi, AtMost(0.5)),
+        target!("P6" "all_reduce, 2 ranks a core", ALL_REDUCE.crowd_of_2 &[8], Mpi, AtMost(0.5)),
+        target!("P6" "all_reduce, 4 ranks a core", ALL_REDUCE.crowd_of_4 &[8], Mpi, AtMost(0.5)),
         target!("P7" "idle executor", IDLE &[], Itself, AtMost(0.005)),
         target!("P8" "", TCP TCP.sizes, Bare(Kind::Tcp), AtMost(1.15)),
         target!("P8" "stream", TCP_STREAM &[MI], Bare(Kind::TcpStream), AtLeast(0.95)),
         target!("P9" "", RDMA RDMA.sizes, Perftest("ib_send_lat"), AtMost(1.2)),
         target!("P9" "stream", RDMA_STREAM RDMA_STREAM.sizes, Perftest("ib_write_bw"), AtLeast(0.9)),
+        target!("P10" "barrier", BARRIER.pair &[8], Mpi, AtMost(0.5)),
+        target!("P10" "broadcast", BROADCAST.pair HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "broadcast", BROADCAST.pair LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "reduce", REDUCE.pair HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "reduce", REDUCE.pair LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "all_reduce", ALL_REDUCE.pair HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "all_reduce", ALL_REDUCE.pair LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "reduce_scatter", REDUCE_SCATTER.pair HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "reduce_scatter", REDUCE_SCATTER.pair LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "scan", SCAN.pair HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "scan", SCAN.pair LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "gather", GATHER.pair HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "gather", GATHER.pair LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "all_gather", ALL_GATHER.pair HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "all_gather", ALL_GATHER.pair LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "all_to_all", ALL_TO_ALL.pair HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "all_to_all", ALL_TO_ALL.pair LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "barrier, 2 ranks a core", BARRIER.crowd_of_2 &[8], Mpi, AtMost(0.5)),
+        target!("P10" "broadcast, 2 ranks a core", BROADCAST.crowd_of_2 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "broadcast, 2 ranks a core", BROADCAST.crowd_of_2 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "reduce, 2 ranks a core", REDUCE.crowd_of_2 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "reduce, 2 ranks a core", REDUCE.crowd_of_2 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "all_reduce, 2 ranks a core", ALL_REDUCE.crowd_of_2 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "all_reduce, 2 ranks a core", ALL_REDUCE.crowd_of_2 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "reduce_scatter, 2 ranks a core", REDUCE_SCATTER.crowd_of_2 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "reduce_scatter, 2 ranks a core", REDUCE_SCATTER.crowd_of_2 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "scan, 2 ranks a core", SCAN.crowd_of_2 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "scan, 2 ranks a core", SCAN.crowd_of_2 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "gather, 2 ranks a core", GATHER.crowd_of_2 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "gather, 2 ranks a core", GATHER.crowd_of_2 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "all_gather, 2 ranks a core", ALL_GATHER.crowd_of_2 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "all_gather, 2 ranks a core", ALL_GATHER.crowd_of_2 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "all_to_all, 2 ranks a core", ALL_TO_ALL.crowd_of_2 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "all_to_all, 2 ranks a core", ALL_TO_ALL.crowd_of_2 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "barrier, 4 ranks a core", BARRIER.crowd_of_4 &[8], Mpi, AtMost(0.5)),
+        target!("P10" "broadcast, 4 ranks a core", BROADCAST.crowd_of_4 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "broadcast, 4 ranks a core", BROADCAST.crowd_of_4 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "reduce, 4 ranks a core", REDUCE.crowd_of_4 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "reduce, 4 ranks a core", REDUCE.crowd_of_4 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "all_reduce, 4 ranks a core", ALL_REDUCE.crowd_of_4 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "all_reduce, 4 ranks a core", ALL_REDUCE.crowd_of_4 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "reduce_scatter, 4 ranks a core", REDUCE_SCATTER.crowd_of_4 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "reduce_scatter, 4 ranks a core", REDUCE_SCATTER.crowd_of_4 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "scan, 4 ranks a core", SCAN.crowd_of_4 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "scan, 4 ranks a core", SCAN.crowd_of_4 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "gather, 4 ranks a core", GATHER.crowd_of_4 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "gather, 4 ranks a core", GATHER.crowd_of_4 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "all_gather, 4 ranks a core", ALL_GATHER.crowd_of_4 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "all_gather, 4 ranks a core", ALL_GATHER.crowd_of_4 LESSENED, Mpi, AtMost(0.8)),
+        target!("P10" "all_to_all, 4 ranks a core", ALL_TO_ALL.crowd_of_4 CROWD_HALVED, Mpi, AtMost(0.5)),
+        target!("P10" "all_to_all, 4 ranks a core", ALL_TO_ALL.crowd_of_4 LESSENED, Mpi, AtMost(0.8)),
     ]
 };
 

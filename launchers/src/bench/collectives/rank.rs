@@ -1,0 +1,286 @@
+//! What each rank of a measurement of collectives does.
+//!
+//! Operands are written before each operation and results read after it, every byte. Short operations are timed many
+//! at a time, with that; of long ones only the operation itself is timed, after a barrier, and the slowest rank
+//! counts. The root of an operation that has one is another rank each time, so that none can run ahead. `peer.c` does
+//! the same.
+
+use std::{
+    hint::black_box,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use updraft::{
+    Env,
+    collectives::{
+        Error, Group, Operator,
+        op::{Max, Sum},
+    },
+    transport::{Handover, Stores},
+};
+
+use super::super::{
+    rank::{Arguments, HOP_TRIPS, HOP_WARM, failed, write},
+    samples::Line,
+};
+
+/// From so many bytes on, operations are timed one by one.
+const LONG: usize = 4096;
+/// Bytes of a path that one rank tells another.
+const PATH_BYTES: usize = 64;
+
+/// Measures one operator, on the executors of a job.
+pub(crate) fn measure(
+    env: &mut Env,
+    arguments: Arguments,
+    operator: Operator,
+) -> Result<(), updraft::Error> {
+    // Seen from a thread that is not pinned.
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let spin = env.ranks() as usize <= cores;
+    env.bsp(move |world| {
+        world.force(arguments.algorithm);
+        let lines = Player::new(world, &arguments, operator, spin)?.play()?;
+        if world.rank() == 0 {
+            write(&arguments.results, &lines).map_err(failed("write the results"))?;
+        }
+        Ok(())
+    })
+    .map(drop)
+}
+
+/// Operations in a batch.
+fn rounds_of(bytes: usize, size: usize) -> u32 {
+    let most = if size > 2 { 100 } else { 500 };
+    ((1 << 20) / bytes.max(1) / size).clamp(3, most) as u32
+}
+
+struct Player<'a> {
+    world: &'a Group,
+    arguments: &'a Arguments,
+    operator: Operator,
+    /// Takes the distance between the cores, if there are two ranks with a core each.
+    hop: Option<Handover>,
+}
+
+/// The operands of an operator for one size.
+struct Operands {
+    /// Elements of a vector, or of a block.
+    len: usize,
+    given: Vec<f64>,
+    taken: Vec<f64>,
+}
+
+impl<'a> Player<'a> {
+    fn new(
+        world: &'a Group,
+        arguments: &'a Arguments,
+        operator: Operator,
+        spin: bool,
+    ) -> Result<Self, Error> {
+        let mut player = Self {
+            world,
+            arguments,
+            operator,
+            hop: None,
+        };
+        if world.size() == 2 && spin {
+            player.meet()?;
+        }
+        Ok(player)
+    }
+
+    /// Shares memory with the other rank in which to take the distance.
+    fn meet(&mut self) -> Result<(), Error> {
+        let mut place = [0u8; PATH_BYTES];
+        if self.world.rank() == 0 {
+            self.hop = Handover::lead(0).ok();
+            let path = self.hop.as_ref().map(Handover::path).unwrap_or_default();
+            let path = path.as_os_str().as_encoded_bytes();
+            if let Some(start) = place.get_mut(..path.len()) {
+                start.copy_from_slice(path);
+            }
+        }
+        self.world.broadcast(0, &mut place).wait()?;
+        if self.world.rank() == 1 {
+            let end = place
+                .iter()
+                .position(|&byte| byte == 0)
+                .unwrap_or(PATH_BYTES);
+            let path = PathBuf::from(String::from_utf8_lossy(&place[..end]).into_owned());
+            self.hop = Handover::follow(&path).ok();
+        }
+        let mut met = [u8::from(self.hop.is_some())];
+        self.world
+            .all_reduce(&mut met, updraft::collectives::op::Min)
+            .wait()?;
+        if met == [0] {
+            self.hop = None;
+        }
+        Ok(())
+    }
+
+    fn play(&mut self) -> Result<String, Error> {
+        let mut lines = String::new();
+        for &bytes in &self.arguments.sizes.0 {
+            let mut operands = self.operands(bytes);
+            for batch in 0..self.arguments.warmup + self.arguments.repeats {
+                let before = self.take_hop();
+                let ns = self.batch(bytes, &mut operands)?;
+                let hops = [before, self.take_hop()];
+                if batch >= self.arguments.warmup {
+                    let floor_ns = 0.0;
+                    lines += &Line::Batch {
+                        bytes,
+                        hops,
+                        floor_ns,
+                        ns,
+                    }
+                    .to_string();
+                }
+            }
+            let chosen = self.world.choice(self.operator, operands.len * 8);
+            lines += &Line::Choice {
+                bytes,
+                name: chosen.name().to_owned(),
+                ns: self.world.model().cost(
+                    self.operator,
+                    chosen,
+                    self.world.size(),
+                    operands.len * 8,
+                ),
+            }
+            .to_string();
+        }
+        Ok(lines)
+    }
+
+    /// The bare hand-over of a line, one way, in nanoseconds.
+    fn take_hop(&mut self) -> f64 {
+        let Some(handover) = &mut self.hop else {
+            return 0.0;
+        };
+        let mut trips = |trips| handover.round_trips(trips, 0, Stores::Plain);
+        if trips(HOP_WARM).is_err() {
+            return 0.0;
+        }
+        let start = Instant::now();
+        match trips(HOP_TRIPS) {
+            Ok(()) => start.elapsed().as_nanos() as f64 / f64::from(2 * HOP_TRIPS),
+            Err(_) => 0.0,
+        }
+    }
+
+    fn operands(&self, bytes: usize) -> Operands {
+        let size = self.world.size();
+        let len = match self.operator {
+            Operator::Barrier => 0,
+            _ => bytes.div_ceil(size_of::<f64>()),
+        };
+        let (given, taken) = match self.operator {
+            Operator::Gather | Operator::AllGather => (len, len * size),
+            Operator::Scatter | Operator::ReduceScatter => (len * size, len),
+            Operator::AllToAll => (len * size, len * size),
+            _ => (0, len),
+        };
+        Operands {
+            len,
+            given: vec![0.0; given],
+            taken: vec![0.0; taken],
+        }
+    }
+
+    /// A batch of operations; nanoseconds for each.
+    fn batch(&self, bytes: usize, operands: &mut Operands) -> Result<f64, Error> {
+        let rounds = rounds_of(bytes, self.world.size());
+        self.world.barrier().wait()?;
+        let start = Instant::now();
+        let mut inside = Duration::ZERO;
+        for round in 0..rounds {
+            self.write(operands, round);
+            if bytes < LONG {
+                self.carry_out(operands, round)?;
+            } else {
+                self.world.barrier().wait()?;
+                let start = Instant::now();
+                self.carry_out(operands, round)?;
+                inside += start.elapsed();
+            }
+            self.read(operands, round)?;
+        }
+        let time = if bytes < LONG {
+            start.elapsed()
+        } else {
+            inside
+        };
+        let mut slowest = [time.as_nanos() as f64 / f64::from(rounds)];
+        self.world.all_reduce(&mut slowest, Max).wait()?;
+        Ok(slowest[0])
+    }
+
+    fn root(&self, round: u32) -> usize {
+        round as usize % self.world.size()
+    }
+
+    /// What a rank gives in a round.
+    fn value(rank: usize, round: u32) -> f64 {
+        f64::from(round % 7 + 1) + rank as f64
+    }
+
+    fn write(&self, operands: &mut Operands, round: u32) {
+        let value = Self::value(self.world.rank(), round);
+        let gives = match self.operator {
+            Operator::Broadcast | Operator::Scatter => self.world.rank() == self.root(round),
+            _ => true,
+        };
+        if !gives {
+            return;
+        }
+        if operands.given.is_empty() {
+            operands.taken.fill(value);
+        } else {
+            operands.given.fill(value);
+        }
+    }
+
+    #[inline]
+    fn carry_out(&self, operands: &mut Operands, round: u32) -> Result<(), Error> {
+        let Operands { given, taken, .. } = operands;
+        let (world, root) = (self.world, self.root(round));
+        match self.operator {
+            Operator::Broadcast => world.broadcast(root, taken).wait(),
+            Operator::Reduce => world.reduce(root, taken, Sum).wait(),
+            Operator::AllReduce => world.all_reduce(taken, Sum).wait(),
+            Operator::ReduceScatter => world.reduce_scatter(given, taken, Sum).wait(),
+            Operator::Scan => world.scan(taken, Sum).wait(),
+            Operator::Gather => world.gather(root, given, taken).wait(),
+            Operator::Scatter => world.scatter(root, given, taken).wait(),
+            Operator::AllGather => world.all_gather(given, taken).wait(),
+            Operator::AllToAll => world.all_to_all(given, taken).wait(),
+            _ => world.barrier().wait(),
+        }
+    }
+
+    /// Reads every byte of the result, which has to be what the ranks gave.
+    fn read(&self, operands: &Operands, round: u32) -> Result<(), Error> {
+        let (me, size, root) = (self.world.rank(), self.world.size(), self.root(round));
+        let sum_to = |end: usize| (0..end).map(|rank| Self::value(rank, round)).sum::<f64>();
+        let len = operands.len as f64;
+        let expected = match self.operator {
+            Operator::Broadcast | Operator::Scatter => len * Self::value(root, round),
+            Operator::Reduce | Operator::Gather if me != root => return Ok(()),
+            Operator::Scan => len * sum_to(me + 1),
+            _ => len * sum_to(size),
+        };
+        let found: f64 = black_box(&operands.taken).iter().sum();
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::Argument {
+            call: self.operator.name(),
+            reason: format!("{found} was found where {expected} should be"),
+        })
+    }
+}
