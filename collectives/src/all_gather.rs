@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board, broadcast::into,
-    call::Call, fate::Signature, plan::SEGMENT, segments,
+    call::Call, copy, fate::Signature, plan::SEGMENT, segments,
 };
 
 impl Group {
@@ -83,12 +83,12 @@ async fn by_messages<T: Element>(
 ) -> Result<(), Error> {
     let (me, len) = (call.me(), mine.len());
     if call.size() == 1 {
-        all.copy_from_slice(mine);
+        copy(all, mine);
         return Ok(());
     }
     match algorithm {
         Algorithm::Ring => {
-            all[me * len..(me + 1) * len].copy_from_slice(mine);
+            copy(&mut all[me * len..(me + 1) * len], mine);
             ring(call, all, |member| member * len..(member + 1) * len).await
         }
         Algorithm::Bruck => bruck(call, mine, all).await,
@@ -117,7 +117,7 @@ async fn on_board<T: Element>(
 /// Each member sends each segment to all. On shared memory that is one copy, which all read.
 async fn flat<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result<(), Error> {
     let (me, size, len) = (call.me(), call.size(), mine.len());
-    all[me * len..(me + 1) * len].copy_from_slice(mine);
+    copy(&mut all[me * len..(me + 1) * len], mine);
     for (step, segment) in segments::<T>(len, SEGMENT).enumerate() {
         let message = call.message(step as u32, &mine[segment.clone()]).await?;
         for to in (me + 1..size).chain(0..me) {
@@ -186,7 +186,7 @@ async fn bruck<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result
     }
     for (index, block) in (0..size).map(|index| (index, index * len..(index + 1) * len)) {
         let member = (me + index) % size;
-        all[member * len..(member + 1) * len].copy_from_slice(&blocks[block]);
+        copy(&mut all[member * len..(member + 1) * len], &blocks[block]);
     }
     Ok(())
 }
@@ -207,7 +207,7 @@ async fn varied<T: Element>(call: &Call<'_>, mine: &[T]) -> Result<Parts<T>, Err
         None => bruck(call, &own, &mut lens).await?,
     }
     let mut parts = Parts::with_lens(lens.iter().map(|&len| len as usize));
-    parts.part_mut(me).copy_from_slice(mine);
+    copy(parts.part_mut(me), mine);
     let longest = lens.iter().max().map_or(0, |&len| len as usize);
     for (step, segment) in segments::<T>(longest, SEGMENT).enumerate() {
         let within = |len: usize| segment.start.min(len)..segment.end.min(len);

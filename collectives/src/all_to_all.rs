@@ -2,7 +2,7 @@
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board,
-    broadcast::into as copy_into, call::Call, fate::Signature, plan::SEGMENT, segments,
+    broadcast::into as copy_into, call::Call, copy, fate::Signature, plan::SEGMENT, segments,
 };
 
 impl Group {
@@ -98,7 +98,7 @@ async fn by_messages<T: Element>(
     into: &mut [T],
 ) -> Result<(), Error> {
     if call.size() == 1 {
-        into.copy_from_slice(data);
+        copy(into, data);
         return Ok(());
     }
     match algorithm {
@@ -112,7 +112,10 @@ async fn by_messages<T: Element>(
 async fn flat<T: Element>(call: &Call<'_>, data: &[T], into: &mut [T]) -> Result<(), Error> {
     let (me, size) = (call.me(), call.size());
     let len = data.len() / size;
-    into[me * len..(me + 1) * len].copy_from_slice(&data[me * len..(me + 1) * len]);
+    copy(
+        &mut into[me * len..(me + 1) * len],
+        &data[me * len..(me + 1) * len],
+    );
     for (step, segment) in segments::<T>(len, SEGMENT).enumerate() {
         let of = |member: usize| member * len + segment.start..member * len + segment.end;
         for to in (me + 1..size).chain(0..me) {
@@ -129,7 +132,10 @@ async fn flat<T: Element>(call: &Call<'_>, data: &[T], into: &mut [T]) -> Result
 async fn pairwise<T: Element>(call: &Call<'_>, data: &[T], into: &mut [T]) -> Result<(), Error> {
     let (me, size) = (call.me(), call.size());
     let len = data.len() / size;
-    into[me * len..(me + 1) * len].copy_from_slice(&data[me * len..(me + 1) * len]);
+    copy(
+        &mut into[me * len..(me + 1) * len],
+        &data[me * len..(me + 1) * len],
+    );
     for distance in 1..size {
         let (to, from) = ((me + distance) % size, (me + size - distance) % size);
         for segment in segments::<T>(len, SEGMENT) {
@@ -162,7 +168,7 @@ async fn bruck<T: Element>(call: &Call<'_>, data: &[T], into: &mut [T]) -> Resul
         }
         for (index, &distance) in travel.iter().enumerate() {
             let block = &packed[index * len..(index + 1) * len];
-            blocks[distance * len..(distance + 1) * len].copy_from_slice(block);
+            copy(&mut blocks[distance * len..(distance + 1) * len], block);
         }
         bit *= 2;
     }
@@ -170,7 +176,7 @@ async fn bruck<T: Element>(call: &Call<'_>, data: &[T], into: &mut [T]) -> Resul
     for distance in 0..size {
         let from = (me + size - distance) % size;
         let block = &blocks[distance * len..(distance + 1) * len];
-        into[from * len..(from + 1) * len].copy_from_slice(block);
+        copy(&mut into[from * len..(from + 1) * len], block);
     }
     Ok(())
 }
@@ -186,7 +192,7 @@ async fn varied<T: Element>(call: &Call<'_>, parts: &[&[T]]) -> Result<Parts<T>,
         lens[from] = call.receive_exactly::<u64>(from, 1).await?[0] as usize;
     }
     let mut into = Parts::with_lens(lens.iter().copied());
-    into.part_mut(me).copy_from_slice(parts[me]);
+    copy(into.part_mut(me), parts[me]);
     let longest = (lens.iter().copied())
         .chain(parts.iter().map(|part| part.len()))
         .max()

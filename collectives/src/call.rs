@@ -4,7 +4,7 @@ use std::{future::poll_fn, task::Poll, time::Duration};
 
 use transport::{Buffer, Loan};
 
-use crate::{Element, Error, Group, element, fate::Signature, tag};
+use crate::{Element, Error, Group, copy, element, fate::Signature, tag};
 
 /// How long a member waits before it asks whether the other is in the same call.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -81,7 +81,7 @@ impl<'g> Call<'g> {
             return Ok(buffer);
         }
         let mut loan = self.loan(step, bytes.len()).await?;
-        loan.copy_from_slice(bytes);
+        copy(&mut loan, bytes);
         Ok(loan.freeze())
     }
 
@@ -215,7 +215,7 @@ impl<'g> Call<'g> {
         if buffer.len() != bytes.len() {
             return Err(self.malformed(from, bytes.len(), buffer.len()));
         }
-        bytes.copy_from_slice(&buffer);
+        copy(bytes, &buffer);
         Ok(())
     }
 }

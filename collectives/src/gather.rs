@@ -2,7 +2,7 @@
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board, broadcast::into,
-    call::Call, fate::Signature, plan::SEGMENT, segments,
+    call::Call, copy, fate::Signature, plan::SEGMENT, segments,
 };
 
 impl Group {
@@ -144,7 +144,7 @@ async fn gather<T: Element>(
 ) -> Result<(), Error> {
     if call.me() == root {
         let len = mine.len();
-        all[root * len..(root + 1) * len].copy_from_slice(mine);
+        copy(&mut all[root * len..(root + 1) * len], mine);
     }
     if call.size() == 1 {
         return Ok(());
@@ -240,7 +240,7 @@ async fn gather_by_tree<T: Element>(
     for index in 0..size {
         let member = (index + root) % size;
         let block = &blocks[index * len..(index + 1) * len];
-        all[member * len..(member + 1) * len].copy_from_slice(block);
+        copy(&mut all[member * len..(member + 1) * len], block);
     }
     Ok(())
 }
@@ -269,7 +269,7 @@ async fn scatter<T: Element>(
 ) -> Result<(), Error> {
     if call.me() == root {
         let len = mine.len();
-        mine.copy_from_slice(&all[root * len..(root + 1) * len]);
+        copy(mine, &all[root * len..(root + 1) * len]);
     }
     if call.size() == 1 {
         return Ok(());
@@ -318,7 +318,7 @@ async fn scatter_by_tree<T: Element>(
             call.receive_into((above + root) % size, &mut blocks[segment])
                 .await?;
         }
-        mine.copy_from_slice(&blocks[..len]);
+        copy(mine, &blocks[..len]);
     } else {
         blocks = Vec::with_capacity(all.len());
         for index in 0..size {
@@ -370,7 +370,7 @@ async fn gather_varied<T: Element>(
         lens[from] = call.receive_exactly::<u64>(from, 1).await?[0] as usize;
     }
     let mut parts = Parts::with_lens(lens.into_iter());
-    parts.part_mut(me).copy_from_slice(mine);
+    copy(parts.part_mut(me), mine);
     for from in (0..size).filter(|&from| from != root) {
         let part = parts.part_mut(from);
         for segment in segments::<T>(part.len(), SEGMENT).filter(|segment| !segment.is_empty()) {

@@ -26,7 +26,7 @@ pub trait Op<T: Element>: Clone {
 
     /// The same, written elsewhere: all three have the same length.
     fn combine_to(&self, out: &mut [T], left: &[T], right: &[T]) {
-        out.copy_from_slice(left);
+        crate::copy(out, left);
         self.combine(out, right);
     }
 }

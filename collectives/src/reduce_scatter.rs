@@ -6,6 +6,7 @@ use crate::{
     Algorithm, Element, Error, Group, Operation, Operator,
     board::{self, Board},
     call::Call,
+    copy,
     fate::Signature,
     op::Op,
     plan::SEGMENT,
@@ -140,15 +141,15 @@ async fn by_messages<T: Element, O: Op<T>>(
     block: &impl Fn(usize) -> Range<usize>,
 ) -> Result<(), Error> {
     if call.size() == 1 {
-        mine.copy_from_slice(data);
+        copy(mine, data);
         return Ok(());
     }
     match algorithm {
         Algorithm::Ring => {
             let own = block(call.me());
-            let mut copy = data.to_vec();
-            around(call, &mut copy, block, op).await?;
-            mine.copy_from_slice(&copy[own]);
+            let mut all = data.to_vec();
+            around(call, &mut all, block, op).await?;
+            copy(mine, &all[own]);
             Ok(())
         }
         Algorithm::Pairwise => pairwise(call, data, mine, op, block).await,
@@ -165,7 +166,7 @@ async fn flat<T: Element, O: Op<T>>(
     block: &impl Fn(usize) -> Range<usize>,
 ) -> Result<(), Error> {
     let (me, size) = (call.me(), call.size());
-    mine.copy_from_slice(&data[block(me)]);
+    copy(mine, &data[block(me)]);
     let longest = (0..size)
         .map(|member| block(member).len())
         .max()
@@ -198,7 +199,7 @@ async fn pairwise<T: Element, O: Op<T>>(
     block: &impl Fn(usize) -> Range<usize>,
 ) -> Result<(), Error> {
     let (me, size) = (call.me(), call.size());
-    mine.copy_from_slice(&data[block(me)]);
+    copy(mine, &data[block(me)]);
     // From the one before us downwards, and then from the last.
     let mut right: Option<Vec<T>> = None;
     for distance in 1..size {

@@ -1,7 +1,7 @@
 //! Each member gets what those before it make.
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
+    Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call, copy,
     fate::Signature, op::Op, plan::SEGMENT, segments,
 };
 
@@ -120,7 +120,7 @@ async fn flat<T: Element, O: Op<T>>(
             let theirs = call.receive_exactly::<T>(from, data.len()).await?;
             match &mut before {
                 None if me == 1 && with_own => op.combine_into_right(&theirs, data),
-                None if me == 1 => data.copy_from_slice(&theirs),
+                None if me == 1 => copy(data, &theirs),
                 None => before = Some(theirs.to_vec()),
                 Some(before) => op.combine(before, &theirs),
             }
@@ -129,7 +129,7 @@ async fn flat<T: Element, O: Op<T>>(
             if with_own {
                 op.combine_into_right(&before, data);
             } else {
-                data.copy_from_slice(&before);
+                copy(data, &before);
             }
         }
     }
@@ -170,7 +170,7 @@ async fn chain<T: Element, O: Op<T>>(
             }
             call.give(me + 1, loan)?;
         }
-        data.copy_from_slice(&before);
+        copy(data, &before);
     }
     Ok(())
 }
@@ -203,9 +203,9 @@ async fn recursive_doubling<T: Element, O: Op<T>>(
         distance *= 2;
     }
     if with_own {
-        data.copy_from_slice(&with_us);
+        copy(data, &with_us);
     } else if let Some(before) = before {
-        data.copy_from_slice(&before);
+        copy(data, &before);
     }
     Ok(())
 }
