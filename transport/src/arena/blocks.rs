@@ -91,7 +91,7 @@ impl Blocks {
     }
 
     /// Lends a block of at least `bytes`, or nothing while there is none.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lend(&mut self, bytes: u64) -> Option<Lent> {
         let (class, size) = class_of(bytes);
         let idle = self.idle.get_mut(class)?;

@@ -14,7 +14,7 @@ use std::{
     slice,
 };
 
-use super::{Mapping, Region, blocks::Lent};
+use super::{Mapping, Region, blocks::Lent, region::prefetch_read};
 
 /// Payloads up to this size travel beside the descriptor and need no block.
 pub(crate) const INLINE_BYTES: usize = 104;
@@ -36,6 +36,10 @@ impl Block {
         self.mapping.region()
     }
 
+    pub(super) fn mapping(&self) -> &Rc<Mapping> {
+        &self.mapping
+    }
+
     pub(crate) fn index(&self) -> u32 {
         self.index
     }
@@ -51,23 +55,18 @@ impl Block {
     pub(crate) fn offset(&self) -> u64 {
         self.region().offset_of(self.start)
     }
-
-    /// Gives up the reference; the last one gives the block back.
-    #[inline]
-    fn give_up(&self) {
-        if self.mapping.region().counts()[self.index as usize].release() {
-            self.mapping.give_back(self.index, self.capacity);
-        }
-    }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.give_up();
+        if self.mapping.give_up(self.index, self.capacity) {
+            self.mapping.settle();
+        }
     }
 }
 
-/// What a buffer holds on to.
+/// What a buffer holds on to. All that a message in a block needs is in the first line.
+#[repr(C, align(64))]
 struct Record {
     /// The block that the bytes are in; they are in `inline` if there is none, as in every record that is kept
     /// for later.
@@ -89,20 +88,32 @@ struct Inline([u8; INLINE_BYTES]);
 /// The records that a thread keeps for later.
 struct Spare {
     first: Cell<Option<NonNull<Record>>>,
-    kept: Cell<u32>,
+    /// How many more it may keep: none before it has [`End`] to free them, and none after that is gone.
+    room: Cell<u32>,
 }
+
+/// Frees the records at the end of a thread. It is a value of its own because one that has to be dropped is asked
+/// at each access whether it was.
+struct End;
 
 thread_local! {
-    static SPARE: Spare = const { Spare { first: Cell::new(None), kept: Cell::new(0) } };
+    static SPARE: Spare = const { Spare { first: Cell::new(None), room: Cell::new(0) } };
+    static END: End = {
+        SPARE.with(|spare| spare.room.set(SPARE_MAX));
+        End
+    };
 }
 
-impl Drop for Spare {
+impl Drop for End {
     fn drop(&mut self) {
-        while let Some(record) = self.first.get() {
-            // SAFETY: a record in this list came from a box, and nobody else has it.
-            let record = unsafe { Box::from_raw(record.as_ptr()) };
-            self.first.set(record.next);
-        }
+        SPARE.with(|spare| {
+            spare.room.set(0);
+            while let Some(record) = spare.first.take() {
+                // SAFETY: a record in this list came from a box, and nobody else has it.
+                let record = unsafe { Box::from_raw(record.as_ptr()) };
+                spare.first.set(record.next);
+            }
+        });
     }
 }
 
@@ -114,25 +125,26 @@ impl Held {
     /// A record that nobody else has, without a block, its payload arbitrary and `len` bytes long.
     #[inline]
     fn new(tag: u64, len: usize) -> Self {
-        let spare = SPARE.try_with(|spare| {
-            let mut first = spare.first.get()?;
+        SPARE.with(|spare| {
+            let Some(mut first) = spare.first.get() else {
+                return Self::allocated(tag, len);
+            };
             // SAFETY: a record in this list is valid, and nobody else has it.
             let record = unsafe { first.as_mut() };
             spare.first.set(record.next);
-            spare.kept.set(spare.kept.get() - 1);
+            spare.room.set(spare.room.get() + 1);
             record.handles.set(1);
             record.tag = tag;
             record.len = len;
-            Some(Self(first))
-        });
-        match spare {
-            Ok(Some(held)) => held,
-            _ => Self::allocated(tag, len),
-        }
+            Self(first)
+        })
     }
 
     #[cold]
+    #[inline(never)]
     fn allocated(tag: u64, len: usize) -> Self {
+        // A thread that ends keeps nothing any more.
+        let _ = END.try_with(|_| ());
         let record = Box::new(Record {
             block: None,
             len,
@@ -163,20 +175,21 @@ impl Held {
     /// Puts a record that nobody has any more where the next one is taken from.
     #[inline]
     fn keep(mut record: NonNull<Record>) {
-        // At the end of a thread the list may be gone; and it has to end somewhere.
-        let kept = SPARE.try_with(|spare| {
-            let kept = spare.kept.get();
-            if kept < SPARE_MAX {
-                // SAFETY: the record is valid, and nobody else has it.
-                unsafe { record.as_mut() }.next = spare.first.replace(Some(record));
-                spare.kept.set(kept + 1);
-            }
-            kept < SPARE_MAX
+        SPARE.with(|spare| {
+            let Some(room) = spare.room.get().checked_sub(1) else {
+                return Self::free(record);
+            };
+            spare.room.set(room);
+            // SAFETY: the record is valid, and nobody else has it.
+            unsafe { record.as_mut() }.next = spare.first.replace(Some(record));
         });
-        if kept != Ok(true) {
-            // SAFETY: it came from a box, and nobody else has it.
-            drop(unsafe { Box::from_raw(record.as_ptr()) });
-        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free(record: NonNull<Record>) {
+        // SAFETY: it came from a box, and the caller says that nobody else has it.
+        drop(unsafe { Box::from_raw(record.as_ptr()) });
     }
 }
 
@@ -193,35 +206,42 @@ impl Clone for Held {
 impl Drop for Held {
     #[inline(always)]
     fn drop(&mut self) {
-        match self.alone() {
-            Some(record) => {
-                record.let_go(true);
-                Self::keep(self.0);
-            }
-            None => {
-                let handles = &self.record().handles;
-                handles.set(handles.get() - 1);
-            }
+        let Some(record) = self.alone() else {
+            let handles = &self.record().handles;
+            handles.set(handles.get() - 1);
+            return;
+        };
+        let Some((mapping, index, capacity)) = record.let_go() else {
+            return Self::keep(self.0);
+        };
+        let enough = mapping.give_up(index, capacity);
+        Self::keep(self.0);
+        if enough {
+            settle(mapping);
         }
     }
 }
 
+/// Has the mapping settle what was given up.
+#[cold]
+#[inline(never)]
+fn settle(mapping: Rc<Mapping>) {
+    mapping.settle();
+}
+
 impl Record {
-    /// Lets go of the block: gives up the reference to it, or does not, when it has been handed to a peer.
+    /// Takes the block out without giving up the reference to it: its mapping, its number and its size.
     #[inline(always)]
-    fn let_go(&mut self, give_up: bool) {
-        let Some(block) = &mut self.block else {
-            return;
-        };
-        if give_up {
-            block.give_up();
-        }
-        let mapping = &raw mut block.mapping;
-        // SAFETY: the block is overwritten at once, so the `Rc` is dropped once.
-        unsafe { mapping.drop_in_place() };
+    fn let_go(&mut self) -> Option<(Rc<Mapping>, u32, usize)> {
+        let block = self.block.as_ref()?;
+        let (index, capacity) = (block.index, block.capacity);
+        let mapping = &raw const block.mapping;
+        // SAFETY: the field is overwritten at once, so there is one `Rc` still.
+        let mapping = unsafe { mapping.read() };
         let place = &raw mut self.block;
-        // SAFETY: it is our field, and what was in it has been dropped as far as it is to be.
+        // SAFETY: it is our field; what was in it is not to be dropped, but for the `Rc`, which was taken out.
         unsafe { place.write(None) };
+        Some((mapping, index, capacity))
     }
 }
 
@@ -239,6 +259,11 @@ impl Loan {
 
     pub(super) fn block(&self) -> Option<&Block> {
         self.0.block()
+    }
+
+    #[inline]
+    pub(super) fn bytes(&self) -> usize {
+        self.0.bytes()
     }
 
     /// Bytes there is room for.
@@ -324,16 +349,21 @@ impl Buffer {
     pub const INLINE_BYTES: usize = INLINE_BYTES;
 
     /// A message of `len` bytes in a block, a reference to which was counted for us; `None` if the region has
-    /// no such block or bytes.
+    /// no such block or bytes. The processor is told to `fetch` the first line if it will be read.
     #[inline(always)]
     pub(crate) fn in_block(
         tag: u64,
         mapping: &Rc<Mapping>,
         lent: Lent,
         len: usize,
+        fetch: bool,
     ) -> Option<Self> {
         let region = mapping.region();
         let start = region.data(lent.offset, lent.bytes)?;
+        if fetch {
+            // At once: the rest of what is done here takes as long as a good part of the line's way.
+            prefetch_read(start.as_ptr());
+        }
         if lent.index >= region.geometry().blocks || len as u64 > lent.bytes {
             return None;
         }
@@ -396,6 +426,12 @@ impl Buffer {
         }
     }
 
+    /// How many there are, which takes less than to make a slice of them.
+    #[inline]
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.record().len
+    }
+
     /// The number that its sender gave it.
     #[inline]
     pub fn tag(&self) -> u64 {
@@ -418,13 +454,7 @@ impl Buffer {
     /// has been handed to a peer. Whether that is so.
     #[inline(always)]
     pub(crate) fn hand_over(mut self) -> bool {
-        match self.0.alone() {
-            Some(record) => {
-                record.let_go(false);
-                true
-            }
-            None => false,
-        }
+        self.0.alone().map(Record::let_go).is_some()
     }
 
     /// Takes the block out of a buffer that has not been cloned, or whose clones are gone.

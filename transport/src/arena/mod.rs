@@ -18,7 +18,7 @@ use self::blocks::Blocks;
 pub(crate) use self::{
     blocks::Lent,
     loan::{Block, INLINE_BYTES},
-    region::{Geometry, Region, prefetch_read},
+    region::{Geometry, Region, prefetch_read, prefetch_write},
 };
 pub use self::{
     loan::{Buffer, Loan},
@@ -101,14 +101,15 @@ pub(crate) struct Mapping {
     /// The owner's; none when the owner is us.
     wake: Option<OwnedFd>,
     fenced_by: FencedBy,
-    /// Blocks to give back, which the owner does not know of yet.
-    dropped: RefCell<Dropped>,
+    dropped: Dropped,
 }
 
-#[derive(Default)]
+/// Blocks to which we gave up a reference that is not yet counted down. It is when they are given back, with
+/// others: whoever drops a message may have to hurry on.
 struct Dropped {
-    indices: Vec<u32>,
-    bytes: u64,
+    indices: [Cell<u32>; GIVEN_BACK_AT_ONCE],
+    count: Cell<usize>,
+    bytes: Cell<u64>,
 }
 
 impl Mapping {
@@ -121,22 +122,37 @@ impl Mapping {
             fenced_by: region.bell().fenced_by(),
             region,
             wake,
-            dropped: RefCell::default(),
+            dropped: Dropped {
+                indices: [const { Cell::new(0) }; GIVEN_BACK_AT_ONCE],
+                count: Cell::new(0),
+                bytes: Cell::new(0),
+            },
         }
     }
 
-    /// Gives back a block whose last reference was dropped: with others, because every time costs the
-    /// transfer of contended lines, but at once if the owner waits. (A link gives them back earlier.)
+    /// Gives up a reference to a block; true when it is time to [`settle`](Self::settle): blocks are given back
+    /// with others, because every time costs the transfer of contended lines, but at once if the owner
+    /// waits. (A link gives them back earlier.)
     #[inline]
-    fn give_back(&self, index: u32, bytes: usize) {
-        let mut dropped = self.dropped.borrow_mut();
-        dropped.indices.push(index);
-        dropped.bytes += bytes as u64;
-        let enough = dropped.indices.len() >= GIVEN_BACK_AT_ONCE
-            || dropped.bytes >= self.region.geometry().data_bytes / 4
-            || self.region.wanted().load(Ordering::Relaxed) != 0;
-        drop(dropped);
-        if enough && self.wake.is_some() {
+    fn give_up(&self, index: u32, bytes: usize) -> bool {
+        let Dropped {
+            indices,
+            count,
+            bytes: sum,
+        } = &self.dropped;
+        // There is room: whoever is told to settle does.
+        let place = count.get() % GIVEN_BACK_AT_ONCE;
+        indices[place].set(index);
+        count.set(place + 1);
+        sum.set(sum.get() + bytes as u64);
+        place + 1 == GIVEN_BACK_AT_ONCE
+            || sum.get() >= self.region.geometry().data_bytes / 4
+            || self.region.wanted().load(Ordering::Relaxed) != 0
+    }
+
+    /// Gives back what has come together, unless it is our own and will be taken back without.
+    fn settle(&self) {
+        if self.wake.is_some() || self.dropped.count.get() == GIVEN_BACK_AT_ONCE {
             self.flush();
         }
     }
@@ -144,35 +160,42 @@ impl Mapping {
     /// Whether so many blocks, or a good part of the arena, were dropped and not yet given back.
     #[inline]
     pub(crate) fn dropped_enough(&self, blocks: usize) -> bool {
-        let dropped = self.dropped.borrow();
-        dropped.indices.len() >= blocks || dropped.bytes >= self.region.geometry().data_bytes / 8
+        self.dropped.count.get() >= blocks
+            || self.dropped.bytes.get() >= self.region.geometry().data_bytes / 8
     }
 
-    /// Takes up to `most` of them, to give them back in another way: hands each to `give` with its place.
+    /// Takes up to `most` of them, to give them back in another way: hands each that nobody else holds to `give`,
+    /// with its place.
     pub(crate) fn take_dropped(&self, most: usize, mut give: impl FnMut(usize, u32)) -> usize {
-        let mut dropped = self.dropped.borrow_mut();
-        let rest = dropped.indices.len().saturating_sub(most);
-        let taken = dropped
-            .indices
-            .drain(rest..)
-            .enumerate()
-            .map(|(place, index)| give(place, index))
-            .count();
-        if rest == 0 {
-            dropped.bytes = 0;
+        let Dropped {
+            indices,
+            count,
+            bytes,
+        } = &self.dropped;
+        let rest = count.get().saturating_sub(most);
+        let mut given = 0;
+        for index in &indices[rest..count.get()] {
+            if self.region.counts()[index.get() as usize].release() {
+                give(given, index.get());
+                given += 1;
+            }
         }
-        taken
+        count.set(rest);
+        if rest == 0 {
+            bytes.set(0);
+        }
+        given
     }
 
     /// Has the owner know of every block that was given back.
     pub(crate) fn flush(&self) {
-        let mut dropped = self.dropped.borrow_mut();
-        if !dropped.indices.is_empty() {
+        if self.dropped.count.get() > 0 {
+            let mut indices = [0; GIVEN_BACK_AT_ONCE];
+            let given =
+                self.take_dropped(GIVEN_BACK_AT_ONCE, |place, index| indices[place] = index);
             self.region
                 .returned()
-                .push(self.region.counts(), &dropped.indices);
-            dropped.indices.clear();
-            dropped.bytes = 0;
+                .push(self.region.counts(), &indices[..given]);
             self.ring(bell::ROOM);
         }
     }
@@ -233,7 +256,16 @@ impl Arena {
     /// [`Error::MessageTooLarge`] when the whole arena would not do.
     #[inline(always)]
     pub fn loan(&self, bytes: usize) -> Result<Option<Loan>, Error> {
-        if let Some(mut loan) = self.0.prepared.take()
+        match self.0.prepared.take() {
+            Some(loan) if loan.bytes() == bytes => Ok(Some(loan)),
+            prepared => self.loan_otherwise(prepared, bytes),
+        }
+    }
+
+    /// Lends what is prepared, if it will do, and otherwise afresh.
+    #[inline(never)]
+    fn loan_otherwise(&self, prepared: Option<Loan>, bytes: usize) -> Result<Option<Loan>, Error> {
+        if let Some(mut loan) = prepared
             && Blocks::fits(bytes as u64, loan.capacity() as u64)
         {
             loan.set_len(bytes);
@@ -297,7 +329,7 @@ impl Arena {
         if lent.index as usize >= book.lent.len() {
             book.grow(lent.index, self.region());
         }
-        Buffer::in_block(0, &self.0.mapping, lent, bytes).map(Loan::new)
+        Buffer::in_block(0, &self.0.mapping, lent, bytes, false).map(Loan::new)
     }
 
     /// Says why nothing was lent: there is no room yet, or never.
@@ -335,30 +367,30 @@ impl Arena {
 
     /// Whether [`reclaim`](Self::reclaim) would take something back.
     pub(crate) fn has_returns(&self) -> bool {
-        !self.region().returned().is_empty() || !self.0.mapping.dropped.borrow().indices.is_empty()
+        !self.region().returned().is_empty() || self.0.mapping.dropped.count.get() > 0
     }
 
     /// Takes back the blocks that their last readers have returned.
     #[inline]
     pub(crate) fn reclaim(&self) {
+        if self.has_returns() {
+            self.take_returns();
+        }
+    }
+
+    #[inline(never)]
+    fn take_returns(&self) {
         let mapping = &self.0.mapping;
-        let mut dropped = mapping.dropped.borrow_mut();
-        let region = &mapping.region;
-        if dropped.indices.is_empty() && region.returned().is_empty() {
-            return;
-        }
+        let region = self.region();
         let mut book = self.0.book.borrow_mut();
-        for index in dropped.indices.drain(..) {
-            book.take_back(index, self.region());
-        }
-        dropped.bytes = 0;
+        mapping.take_dropped(GIVEN_BACK_AT_ONCE, |_, index| book.take_back(index, region));
         // The links are in memory that peers write: however they loop, we stop.
         for index in region
             .returned()
             .take(region.counts())
             .take(BLOCKS_MAX as usize)
         {
-            book.take_back(index, self.region());
+            book.take_back(index, region);
         }
         self.want(false);
     }
@@ -385,7 +417,7 @@ impl Arena {
 
     /// Whether a block is one of ours, which peers of this node can read.
     pub(crate) fn owns(&self, block: &Block) -> bool {
-        block.region().is(self.region())
+        Rc::ptr_eq(block.mapping(), &self.0.mapping) || block.region().is(self.region())
     }
 
     /// Makes a reference to a block of ours for a peer, who is about to be sent a message that we keep.
@@ -441,6 +473,7 @@ impl Book {
     }
 
     /// Takes back a block. A number that is not lent is a peer's invention, and ignored.
+    #[inline]
     fn take_back(&mut self, index: u32, region: &Region) {
         if !self.blocks.take_back(index) {
             return;
@@ -449,10 +482,15 @@ impl Book {
         region.counts()[index as usize].reset();
         let lending = &mut self.lent[index as usize];
         lending.holder = Holder::Us;
-        if matches!(lending.purpose, Purpose::Plain) {
-            return;
+        if !matches!(lending.purpose, Purpose::Plain) {
+            self.tell(index);
         }
-        match std::mem::take(&mut lending.purpose) {
+    }
+
+    /// Does what is to be done when the block comes back.
+    #[inline(never)]
+    fn tell(&mut self, index: u32) {
+        match std::mem::take(&mut self.lent[index as usize].purpose) {
             Purpose::Plain => {}
             Purpose::Window(window) => window.take_back(self.blocks.bytes(index)),
             Purpose::Received(returns, sequence) => returns.borrow_mut().push(sequence),

@@ -117,6 +117,19 @@ pub(crate) fn prefetch_read(line: *const u8) {
     let _ = line;
 }
 
+/// Has this processor fetch the line at an address for writing: it was last with whoever read it, and what is
+/// soon written there arrives earlier.
+#[inline]
+pub(crate) fn prefetch_write(line: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a prefetch changes nothing that a program can see, whatever the address.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags));
+    };
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = line;
+}
+
 // SAFETY: `data` points into `map`, which may be used by any thread; what is in there is shared with other
 // processes anyway, and every access to it is argued where it is made.
 unsafe impl Send for Region {}
@@ -254,19 +267,12 @@ impl Region {
         unsafe { slice::from_raw_parts(counts, self.geometry.blocks as usize) }
     }
 
-    /// Has this processor fetch the line at `offset` of the data for writing: it was last with whoever
-    /// read it, and it is better to fetch it before it is needed.
+    /// Has this processor fetch the line at `offset` of the data, which is soon to be written.
     #[inline]
-    pub(crate) fn prefetch(&self, offset: u64) {
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
+    pub(crate) fn prefetch_write(&self, offset: u64) {
         if let Some(line) = self.data(offset, 64) {
-            // SAFETY: a prefetch changes nothing that a program can see, whatever the address.
-            unsafe {
-                std::arch::asm!("prefetchw [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags));
-            };
+            prefetch_write(line.as_ptr());
         }
-        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        let _ = offset;
     }
 
     /// Has this processor fetch the line at `offset` of the data, which is soon to be read.

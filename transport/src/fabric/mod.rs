@@ -406,19 +406,32 @@ impl Fabric {
             self.own.push_back(message);
             return Ok(());
         }
-        let size = self.size();
-        let bytes = message.len();
-        let Some(contact) = self.peers.get_mut(to as usize) else {
-            return Err(Error::UnknownRank { rank: to, size });
-        };
-        match contact {
-            Contact::Open(link) => link.send(message)?,
-            Contact::Connecting { waiting, .. } => waiting.push_back(message),
-            Contact::Unknown => self.connect(to, VecDeque::from([message])),
-            Contact::Ended(end) => return Err(end.error(to)),
+        let bytes = message.bytes();
+        match self.peers.get_mut(to as usize) {
+            Some(Contact::Open(Link::Shm(link))) => link.send(message)?,
+            _ => self.send_otherwise(to, message)?,
         }
         self.traffic[to as usize].sent.add(bytes);
         Ok(())
+    }
+
+    /// The same where there is no shared memory, or no link yet.
+    #[inline(never)]
+    fn send_otherwise(&mut self, to: Rank, message: Buffer) -> Result<(), Error> {
+        let size = self.size();
+        match self.peers.get_mut(to as usize) {
+            Some(Contact::Open(link)) => link.send(message),
+            Some(Contact::Connecting { waiting, .. }) => {
+                waiting.push_back(message);
+                Ok(())
+            }
+            Some(Contact::Unknown) => {
+                self.connect(to, VecDeque::from([message]));
+                Ok(())
+            }
+            Some(Contact::Ended(end)) => Err(end.error(to)),
+            None => Err(Error::UnknownRank { rank: to, size }),
+        }
     }
 
     /// Sends a copy of `bytes` under `tag`; false while there is no room for it.
@@ -646,7 +659,7 @@ impl Fabric {
         if let Some(Contact::Open(Link::Shm(link))) = self.peers.get_mut(peer as usize) {
             let message = link.poll();
             if let Some(message) = message {
-                self.traffic[peer as usize].received.add(message.len());
+                self.traffic[peer as usize].received.add(message.bytes());
                 return Some(message);
             }
             if !(link.is_over() || link.has_aside()) {
@@ -691,7 +704,7 @@ impl Fabric {
 
     fn count(&mut self, peer: Rank, message: Option<Buffer>) -> Option<Buffer> {
         if let Some(message) = &message {
-            self.traffic[peer as usize].received.add(message.len());
+            self.traffic[peer as usize].received.add(message.bytes());
         }
         message
     }

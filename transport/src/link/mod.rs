@@ -245,7 +245,7 @@ impl Endpoint for Link {
         self.endpoint().loan(bytes)
     }
 
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, message: Buffer) -> Result<(), Error> {
         match self {
             Self::Shm(link) => link.send(message),

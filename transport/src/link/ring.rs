@@ -15,7 +15,10 @@
 
 use std::ops::Deref;
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::{
+    arena::prefetch_write,
+    sync::{AtomicU64, Ordering},
+};
 
 /// What an entry carries beside its [`Note`].
 pub(crate) const ENTRY_WORDS: usize = 7;
@@ -82,12 +85,29 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Producer<R> {
         if self.put.wrapping_sub(self.taken) <= last {
             return Ok(true);
         }
+        self.has_room_by_now(last)
+    }
+
+    #[cold]
+    fn has_room_by_now(&mut self, last: u64) -> Result<bool, Corrupt> {
         let taken = self.ring.taken.0.load(Ordering::Acquire); // Pairs with the Release in `hand_back`.
         if self.put.wrapping_sub(taken) > N as u64 {
             return Err(Corrupt);
         }
         self.taken = taken;
         Ok(self.put.wrapping_sub(taken) <= last)
+    }
+
+    /// Entries put so far.
+    #[inline]
+    pub(crate) fn put(&self) -> u64 {
+        self.put
+    }
+
+    /// Has the processor fetch the line that the next entry will be in, for writing.
+    #[inline]
+    pub(crate) fn fetch(&self) {
+        prefetch_write((&raw const self.ring.slots[self.put as usize % N]).cast());
     }
 
     /// Puts an entry in, of at most seven words; further ones are left as they are. There must be room: see
@@ -177,8 +197,8 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
     fn arrived(&self) -> Option<(Note, &Slot)> {
         let slot = &self.ring.slots[self.position as usize % N];
         let seen = slot.stamp.load(Ordering::Acquire); // Pairs with the Release in `push`.
-        let note = seen as Note;
-        (seen == stamp(self.position, note)).then_some((note, slot))
+        let note = Note::try_from(seen.wrapping_sub(stamp(self.position, 0))).ok()?;
+        Some((note, slot))
     }
 
     /// Takes the next entry, if it is there. The flag says that slots were handed back, so that a

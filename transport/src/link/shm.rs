@@ -132,6 +132,8 @@ pub(crate) struct Shm {
     expected: u64,
     /// Polls without news since the last message.
     idle_polls: u32,
+    /// Entries that were put in the outgoing ring when the last message came.
+    put: u64,
     /// Set once the peer is known to be gone.
     end: Option<End>,
     closing: bool,
@@ -157,6 +159,7 @@ impl Shm {
             waits: 0,
             expected: 0,
             idle_polls: 0,
+            put: 0,
             end: None,
             closing: false,
         }
@@ -266,8 +269,8 @@ impl Shm {
         }
         while let Some((note, entry, _)) = self.incoming.pop() {
             match note & 0xff00 {
-                RETURNED => self.take_back(note, &entry),
-                BLOCK => drop(self.message_in_block(&entry)),
+                RETURNED => self.take_back(note, entry),
+                BLOCK => drop(self.message_in_block(entry)),
                 _ => {}
             }
         }
@@ -304,7 +307,7 @@ impl Shm {
 
     /// Takes back the blocks that an entry names.
     #[cold]
-    fn take_back(&self, note: Note, entry: &Entry) {
+    fn take_back(&self, note: Note, entry: Entry) {
         let indices = entry
             .iter()
             .flat_map(|&word| [word as u32, (word >> 32) as u32]);
@@ -314,7 +317,6 @@ impl Shm {
 
     /// Puts a message in the ring, or gives it back when there is no room for it, or for the copy
     /// that the peer can read.
-    #[inline(always)]
     fn push(&mut self, message: Buffer) -> Result<(), Buffer> {
         match self.outgoing.has_room(ROOM) {
             Ok(true) => {}
@@ -325,12 +327,12 @@ impl Shm {
             }
         }
         match message.block() {
-            Some(block) if self.arena.owns(block) => self.push_block(message),
-            _ if message.len() <= INLINE_BYTES => self.push_inline(message.tag(), &message),
-            _ => {
-                let message = copy_into(&self.arena, message)?;
+            Some(block) if self.arena.owns(block) => {
                 self.push_block(message);
+                return Ok(());
             }
+            _ if message.bytes() <= INLINE_BYTES => self.push_inline(message.tag(), &message),
+            _ => self.push_block(copy_into(&self.arena, message)?),
         }
         self.mapping.ring(bell::MESSAGE);
         Ok(())
@@ -371,22 +373,28 @@ impl Shm {
 
     #[inline(always)]
     fn push_block(&mut self, message: Buffer) {
-        let (tag, len) = (message.tag(), message.len() as u64);
+        let (tag, len) = (message.tag(), message.bytes() as u64);
         let Some(block) = message.block() else {
             return;
         };
-        let (index, capacity) = (block.index(), block.capacity());
-        let next = block.next();
+        let (index, next) = (block.index(), block.next());
         if message.is_shared() {
             self.arena.share(block);
         }
         let entry = [tag, u64::from(index), block.offset(), len, next];
         self.outgoing.push(BLOCK, entry.into_iter());
-        // What can wait is done while the message is on its way.
+        self.mapping.ring(bell::MESSAGE);
+        self.follow_up(message, index, next);
+    }
+
+    /// What can wait until a message is on its way.
+    #[inline(never)]
+    fn follow_up(&mut self, message: Buffer, index: u32, next: u64) {
+        let bytes = message.bytes();
         self.arena.sent(index, message, self.peer);
-        self.arena.prepare(capacity);
+        self.arena.prepare(bytes);
         if next != 0 {
-            self.arena.region().prefetch(next - 1);
+            self.arena.region().prefetch_write(next - 1);
         }
     }
 
@@ -410,18 +418,19 @@ impl Shm {
                 self.mapping.ring(bell::ROOM);
             }
             self.idle_polls = 0;
+            self.fetch_for_answer();
             let message = match note & 0xff00 {
                 INLINE if usize::from(note & 0xff) <= FIRST_BYTES => {
                     let payload = entry[1..].iter();
                     Buffer::from_words(entry[0], payload, usize::from(note & 0xff))
                 }
-                INLINE => self.message_of_two(note, &entry),
-                BLOCK => self.message_in_block(&entry),
+                INLINE => self.message_of_two(note, entry),
+                BLOCK => self.message_in_block(entry),
                 RETURNED => {
-                    self.take_back(note, &entry);
+                    self.take_back(note, entry);
                     continue;
                 }
-                ASIDE if self.put_aside(note, &entry) => return None,
+                ASIDE if self.put_aside(note, entry) => return None,
                 _ => None,
             };
             if message.is_none() {
@@ -450,7 +459,7 @@ impl Shm {
 
     /// Keeps what is no message until it is taken; false if it is not what a correct peer sends.
     #[cold]
-    fn put_aside(&mut self, note: Note, entry: &Entry) -> bool {
+    fn put_aside(&mut self, note: Note, entry: Entry) -> bool {
         let bytes = usize::from(note & 0xff);
         let aside = match bytes <= FIRST_BYTES {
             true => Buffer::from_words(entry[0], entry[1..].iter(), bytes),
@@ -462,10 +471,8 @@ impl Shm {
     }
 
     #[inline(always)]
-    fn message_in_block(&mut self, entry: &Entry) -> Option<Buffer> {
-        let [tag, index, offset, len, next, ..] = *entry;
-        // At once: the rest of what is done here takes as long as a good part of the line's way.
-        self.mapping.region().prefetch_read(offset);
+    fn message_in_block(&mut self, entry: Entry) -> Option<Buffer> {
+        let [tag, index, offset, len, next, ..] = entry;
         self.expected = next;
         let lent = Lent {
             index: u32::try_from(index).ok()?,
@@ -473,8 +480,8 @@ impl Shm {
             bytes: len,
             next: 0,
         };
-        let message = Buffer::in_block(tag, &self.mapping, lent, len as usize)?;
-        if (65..=FETCHED_AHEAD_MAX).contains(&message.len()) {
+        let message = Buffer::in_block(tag, &self.mapping, lent, len as usize, true)?;
+        if (65..=FETCHED_AHEAD_MAX).contains(&message.bytes()) {
             fetch_ahead(&message);
         }
         if self.mapping.dropped_enough(3 * RETURNED_MAX) {
@@ -484,7 +491,7 @@ impl Shm {
     }
 
     /// The message of which the first entry was taken, and the second is there too.
-    fn message_of_two(&mut self, note: Note, first: &Entry) -> Option<Buffer> {
+    fn message_of_two(&mut self, note: Note, first: Entry) -> Option<Buffer> {
         let second = self.incoming.pop_second(REST)?;
         let payload = first[1..].iter().chain(&second);
         Buffer::from_words(first[0], payload, usize::from(note & 0xff))
@@ -499,6 +506,17 @@ impl Shm {
             if self.expected != 0 {
                 self.mapping.region().prefetch_read(self.expected - 1);
             }
+        }
+    }
+
+    /// A message has come. If the last one was answered, this one likely is too: then the line that the answer
+    /// will be put in, which is with the peer that waits for it, is fetched meanwhile.
+    #[inline(always)]
+    fn fetch_for_answer(&mut self) {
+        let put = self.outgoing.put();
+        if put != self.put {
+            self.put = put;
+            self.outgoing.fetch();
         }
     }
 
@@ -524,6 +542,29 @@ impl Endpoint for Shm {
 
     #[inline(always)]
     fn send(&mut self, message: Buffer) -> Result<(), Error> {
+        if self.end.is_none()
+            && self.waiting.is_empty()
+            && self.outgoing.has_room(ROOM) == Ok(true)
+            && message.block().is_some_and(|block| self.arena.owns(block))
+        {
+            self.push_block(message);
+            return Ok(());
+        }
+        self.send_otherwise(message)
+    }
+
+    fn receive(&mut self) -> Result<Option<Buffer>, Error> {
+        match (self.poll(), &self.end) {
+            (None, Some(end)) if !self.incoming.is_ready() => Err(end.error(self.peer)),
+            (message, _) => Ok(message),
+        }
+    }
+}
+
+impl Shm {
+    /// Sends what is not in our arena, or when something is in the way.
+    #[inline(never)]
+    fn send_otherwise(&mut self, message: Buffer) -> Result<(), Error> {
         if let Some(end) = &self.end {
             return Err(end.error(self.peer));
         }
@@ -533,13 +574,6 @@ impl Endpoint for Shm {
             self.wait(message);
         }
         Ok(())
-    }
-
-    fn receive(&mut self) -> Result<Option<Buffer>, Error> {
-        match (self.poll(), &self.end) {
-            (None, Some(end)) if !self.incoming.is_ready() => Err(end.error(self.peer)),
-            (message, _) => Ok(message),
-        }
     }
 }
 
