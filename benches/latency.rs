@@ -4,6 +4,11 @@
 //! in batches within one run, and each batch is compared with the hand-over measured just before it,
 //! because a virtual machine's cores move apart and together while it runs. `cargo bench --bench latency`;
 //! with `-- --smoke`, a few batches.
+//!
+//! Both sides pause before they send, for a few nanoseconds at random, which are taken off again. Without that they
+//! fall into step: each looks every so often while it waits, and in a fixed rhythm it is chance, and stays so
+//! for the whole run, whether a line arrives just before a look or just after, or is taken away by a look while it
+//! is being written. The same bare hand-over then takes 37 ns in one run and 52 in the next.
 
 mod support;
 
@@ -30,6 +35,11 @@ const ARENA_BYTES: u64 = 256 << 20;
 const FAR: Duration = Duration::from_nanos(120);
 /// A batch that took so many times the median of its kind waited for a thread that had lost its core.
 const DISTURBED: u32 = 4;
+
+/// The longest pause before a message, in steps of one or two nanoseconds: more than the time between two looks.
+const PAUSE_MAX: u32 = 32;
+/// Pauses until they repeat themselves.
+const PAUSES: usize = 4093;
 
 /// What is sent.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +79,48 @@ const ALIKE: [(usize, usize); 2] = [(2, 3), (4, 5)];
 #[repr(align(128))]
 #[derive(Default)]
 struct Line(AtomicU64);
+
+/// The pauses of one side.
+struct Pauses {
+    steps: Vec<u32>,
+    next: usize,
+}
+
+impl Pauses {
+    fn new(seed: u64) -> Self {
+        let random = std::iter::successors(Some(seed), |seed| {
+            let seed = seed ^ (seed << 13);
+            let seed = seed ^ (seed >> 7);
+            Some(seed ^ (seed << 17))
+        });
+        let steps = random
+            .skip(8)
+            .map(|random| (random >> 32) as u32 % PAUSE_MAX);
+        Self {
+            steps: steps.take(PAUSES).collect(),
+            next: 0,
+        }
+    }
+
+    fn pass(&mut self) {
+        let mut left = self.steps[self.next];
+        while left > 0 {
+            left = black_box(left - 1);
+        }
+        self.next = (self.next + 1) % PAUSES;
+    }
+
+    /// The time that `count` of them take, mostly.
+    fn time(&mut self, count: u32) -> Duration {
+        let mut times = [(); 101].map(|()| {
+            let start = Instant::now();
+            (0..count).for_each(|_| self.pass());
+            start.elapsed()
+        });
+        times.sort();
+        times[times.len() / 2]
+    }
+}
 
 /// What two sides share: the line of each, and the payload lines of each.
 struct Shared {
@@ -231,12 +283,13 @@ fn measure(batches: usize) -> Vec<Sample> {
             fabric
                 .join(&[from_ping.recv().expect("the other side says"), own])
                 .expect("two ranks");
+            let mut pauses = Pauses::new(2);
             start.wait();
             for _ in 0..batches {
                 for (_, what, ..) in CASES {
-                    echo_lines(&shared, false);
-                    echo_lines(&shared, true);
-                    (0..TRIPS).for_each(|_| echo_message(&mut fabric, what));
+                    echo_lines(&shared, &mut pauses, false);
+                    echo_lines(&shared, &mut pauses, true);
+                    (0..TRIPS).for_each(|_| echo_message(&mut fabric, &mut pauses, what));
                 }
             }
             start.wait();
@@ -249,13 +302,17 @@ fn measure(batches: usize) -> Vec<Sample> {
     fabric
         .join(&[own, from_echo.recv().expect("the other side says")])
         .expect("two ranks");
+    let mut pauses = Pauses::new(1);
+    // Those of the other side take as long.
+    let paused = pauses.time(2 * TRIPS);
+    let one_way = |elapsed: Duration| elapsed.saturating_sub(paused) / (2 * TRIPS);
     start.wait();
     let samples = (0..batches).map(|_| {
         let all = CASES.map(|(_, what, ..)| {
             (
-                ping_lines(&shared, false),
-                ping_lines(&shared, true),
-                ping_messages(&mut fabric, what),
+                one_way(ping_lines(&shared, &mut pauses, false)),
+                one_way(ping_lines(&shared, &mut pauses, true)),
+                one_way(ping_messages(&mut fabric, &mut pauses, what)),
             )
         });
         Sample {
@@ -302,11 +359,12 @@ fn place_of(trip: u64) -> usize {
     (trip * 7 % PAYLOADS as u64) as usize
 }
 
-fn ping_lines(shared: &Shared, with_payload: bool) -> Duration {
+fn ping_lines(shared: &Shared, pauses: &mut Pauses, with_payload: bool) -> Duration {
     let [ours, theirs] = &shared.lines;
     let first = ours.0.load(Ordering::Relaxed);
     let start = Instant::now();
     for trip in first + 1..=first + u64::from(TRIPS) {
+        pauses.pass();
         if with_payload {
             shared.payloads[0][place_of(trip)].write(trip);
         }
@@ -316,13 +374,14 @@ fn ping_lines(shared: &Shared, with_payload: bool) -> Duration {
             assert_eq!(shared.payloads[1][place_of(said)].read(), trip);
         }
     }
-    start.elapsed() / (2 * TRIPS)
+    start.elapsed()
 }
 
-fn echo_lines(shared: &Shared, with_payload: bool) {
+fn echo_lines(shared: &Shared, pauses: &mut Pauses, with_payload: bool) {
     let [theirs, ours] = &shared.lines;
     for _ in 0..TRIPS {
         let now = await_line(theirs, ours.0.load(Ordering::Relaxed));
+        pauses.pass();
         if with_payload {
             let value = shared.payloads[0][place_of(now)].read();
             shared.payloads[1][place_of(now)].write(value);
@@ -378,20 +437,22 @@ fn receive(fabric: &mut Fabric, what: What) -> u8 {
     }
 }
 
-fn ping_messages(fabric: &mut Fabric, what: What) -> Duration {
+fn ping_messages(fabric: &mut Fabric, pauses: &mut Pauses, what: What) -> Duration {
     let start = Instant::now();
     for trip in 0..TRIPS {
         let byte = match what {
             What::Handed(_) => 0,
             _ => trip as u8,
         };
+        pauses.pass();
         send(fabric, what, byte);
         assert_eq!(receive(fabric, what), byte);
     }
-    start.elapsed() / (2 * TRIPS)
+    start.elapsed()
 }
 
-fn echo_message(fabric: &mut Fabric, what: What) {
+fn echo_message(fabric: &mut Fabric, pauses: &mut Pauses, what: What) {
     let byte = receive(fabric, what);
+    pauses.pass();
     send(fabric, what, byte);
 }
