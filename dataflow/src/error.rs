@@ -86,6 +86,26 @@ pub enum Error {
         limit: usize,
     },
 
+    /// A graph has more of something than can be numbered.
+    #[error("{what} are too many: at most {limit}")]
+    GraphTooLarge {
+        /// How many of what.
+        what: String,
+        /// The most there may be.
+        limit: u32,
+    },
+
+    /// The channels of a graph cannot each have a share of the arena without waiting for one another.
+    #[error("an arena of {bytes} bytes is too small for {channels} channels, which need {needed}")]
+    ArenaTooSmall {
+        /// The arena.
+        bytes: u64,
+        /// Pairs of instances that send to each other, at one rank.
+        channels: u64,
+        /// The least arena.
+        needed: u64,
+    },
+
     /// Two ranks built different graphs.
     #[error("rank {here} built the graph \"{ours}\", but rank {peer} built \"{theirs}\"")]
     PlansDiffer {

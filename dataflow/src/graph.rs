@@ -1,7 +1,31 @@
 //! The graph: what is to be done, as a value.
+//!
+//! A stream holds the tasks it comes from, so two streams can come from the same one: what is written is a
+//! graph without cycles, which a job numbers when its last task is known. A task has any number of inputs and
+//! one output, which any number of tasks may read; a batch travels to each rank once and is read there by all
+//! of them.
+//!
+//! # Why no job waits for itself
+//!
+//! A task waits for room in its output, or for records on the inputs that it reads. Inputs that it does not
+//! read for the time being fill their windows, and whoever fills them waits. That can never come round to
+//! where it began
+//!
+//! * as long as every task reads all its inputs all the time: then a chain of waits that has turned towards
+//!   the sinks never turns back, and sinks wait for nobody;
+//! * or where a task reads its inputs one after the other, the next when the one before has ended on this rank, and
+//!   these inputs have nothing in common but this task. Then the waits that leave through the input it reads
+//!   can come back only through the task, which they do not pass against the order of its inputs: what was
+//!   read to its end has no sender that still waits.
+//!
+//! Where inputs do have something in common, say two branches of one stream that are joined, one that is not
+//! read would stop the other. There a task has to take in what it cannot use yet, into memory on the ledger:
+//! [`Graph::may_wait`] tells which is the case.
 
 use std::{
+    collections::{HashMap, hash_map},
     fmt,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -12,88 +36,261 @@ use crate::{
     stage::{Place, Task},
 };
 
-/// The number of an edge of a graph.
+/// The number of an edge of a graph, which is that of the task it comes from.
 pub(crate) type EdgeId = u16;
 
-/// What is to be done: tasks, and the edges along which their records are exchanged. Building one has
-/// no effect; every rank that runs it builds its own instance of each task.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Graph {
-    pub(crate) vertices: Vec<Vertex>,
-    edges: EdgeId,
-}
-
-/// One task of a graph.
-#[derive(Clone)]
-pub(crate) struct Vertex {
+/// A task as it is written.
+pub(crate) struct Node {
     /// The operators in it, as people read them.
     pub(crate) name: String,
-    /// The edge it receives from.
-    pub(crate) input: Option<EdgeId>,
-    /// Which ranks have an instance.
+    /// The tasks it receives from.
+    pub(crate) inputs: Vec<Arc<Node>>,
+    /// How many instances there are, and where.
     pub(crate) placement: Placement,
-    pub(crate) build: Arc<Build>,
+    pub(crate) build: Box<Build>,
 }
 
-/// Makes the instance of a task for one rank.
+/// Makes an instance of a task.
 pub(crate) type Build = dyn Fn(&Place) -> Result<Box<dyn Task>, Error> + Send + Sync;
 
-/// Which ranks have an instance of a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How many instances a task has, and on which ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Placement {
-    /// Every rank.
+    /// One on every rank.
     Everywhere,
-    /// The first rank of each process.
+    /// One on the first rank of each process.
     OnePerProcess,
+    /// So many, spread over the ranks in order.
+    Instances(u32),
+}
+
+/// The instances of a task in a job of a certain size.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Instances {
+    /// How many there are.
+    pub(crate) number: u32,
+    placement: Placement,
+    size: u32,
+    executors: u32,
 }
 
 impl Placement {
-    pub(crate) fn includes(self, rank: Rank, executors: u32) -> bool {
-        match self {
-            Self::Everywhere => true,
-            Self::OnePerProcess => rank.is_multiple_of(executors),
+    pub(crate) fn instances(self, size: u32, executors: u32) -> Instances {
+        let number = match self {
+            Self::Everywhere => size,
+            Self::OnePerProcess => size.div_ceil(executors),
+            Self::Instances(number) => number,
+        };
+        Instances {
+            number,
+            placement: self,
+            size,
+            executors,
         }
     }
 }
 
+impl Instances {
+    /// The rank that an instance is on.
+    pub(crate) fn rank_of(&self, instance: u32) -> Rank {
+        match self.placement {
+            Placement::Everywhere => instance,
+            Placement::OnePerProcess => instance * self.executors,
+            Placement::Instances(number) => {
+                (u64::from(instance) * u64::from(self.size) / u64::from(number)) as Rank
+            }
+        }
+    }
+
+    /// The instances on a rank.
+    pub(crate) fn on(&self, rank: Rank) -> Range<u32> {
+        match self.placement {
+            Placement::Everywhere => rank..rank + 1,
+            Placement::OnePerProcess if rank.is_multiple_of(self.executors) => {
+                rank / self.executors..rank / self.executors + 1
+            }
+            Placement::OnePerProcess => 0..0,
+            Placement::Instances(number) => {
+                let first = |rank: Rank| {
+                    let before = u64::from(rank) * u64::from(number);
+                    before.div_ceil(u64::from(self.size)) as u32
+                };
+                first(rank)..first(rank + 1)
+            }
+        }
+    }
+
+    /// The most that are on one rank.
+    pub(crate) fn on_one_rank(&self) -> u32 {
+        match self.placement {
+            Placement::Everywhere | Placement::OnePerProcess => 1,
+            Placement::Instances(number) => number.div_ceil(self.size),
+        }
+    }
+}
+
+/// A task of a graph that is complete.
+#[derive(Clone)]
+pub(crate) struct Vertex {
+    pub(crate) node: Arc<Node>,
+    /// The edges it receives from; one may be there twice.
+    pub(crate) inputs: Vec<usize>,
+    /// Where the tasks are that read its output; `None` for a sink.
+    pub(crate) readers: Option<Placement>,
+}
+
+/// What is to be done: tasks, each after those it receives from.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Graph {
+    pub(crate) vertices: Vec<Vertex>,
+}
+
 impl Graph {
-    pub(crate) fn add_edge(&mut self) -> EdgeId {
-        self.edges += 1;
-        self.edges - 1
+    /// All that `sink` needs. A task whose readers differ in number is there once for each number, since its
+    /// output is shared out among them.
+    fn of(sink: &Arc<Node>) -> Self {
+        type Seen = (*const Node, Option<Placement>);
+        let key = |node: &Arc<Node>, readers| -> Seen { (Arc::as_ptr(node), readers) };
+        let mut graph = Self::default();
+        let mut numbers = HashMap::<Seen, usize>::new();
+        let mut open = vec![(sink.clone(), None)];
+        while let Some((node, readers)) = open.last().cloned() {
+            let this = Some(node.placement);
+            let missing = node.inputs.iter().rev();
+            let missing: Vec<_> = missing
+                .filter(|input| !numbers.contains_key(&key(input, this)))
+                .map(|input| (input.clone(), this))
+                .collect();
+            if !missing.is_empty() {
+                open.extend(missing);
+                continue;
+            }
+            open.pop();
+            if let hash_map::Entry::Vacant(new) = numbers.entry(key(&node, readers)) {
+                new.insert(graph.vertices.len());
+                let inputs = node.inputs.iter().map(|input| numbers[&key(input, this)]);
+                let inputs = inputs.collect();
+                graph.vertices.push(Vertex {
+                    inputs,
+                    readers,
+                    node,
+                });
+            }
+        }
+        graph
     }
 
-    pub(crate) fn edges(&self) -> EdgeId {
-        self.edges
-    }
-
-    /// The operators of the graph in order, which ranks compare before they run it.
-    pub(crate) fn plan(&self) -> String {
-        let names: Vec<_> = self
-            .vertices
+    /// The tasks that read an edge, each with which of its inputs that is.
+    pub(crate) fn readers(&self, edge: usize) -> impl Iterator<Item = (usize, usize)> {
+        self.vertices
             .iter()
-            .map(|vertex| vertex.name.as_str())
-            .collect();
-        names.join(" | ")
+            .enumerate()
+            .flat_map(move |(number, vertex)| {
+                let ports = vertex.inputs.iter().enumerate();
+                ports.filter_map(move |(port, &input)| (input == edge).then_some((number, port)))
+            })
+    }
+
+    /// Whether a task may leave an input unread until another has ended: if the two have nothing in common
+    /// but this task.
+    pub(crate) fn may_wait(&self, task: usize) -> bool {
+        // Sets of tasks that are connected without this one, each named by one of its own.
+        let mut sets: Vec<usize> = (0..self.vertices.len()).collect();
+        fn name(sets: &[usize], mut task: usize) -> usize {
+            while sets[task] != task {
+                task = sets[task];
+            }
+            task
+        }
+        for (number, vertex) in self.vertices.iter().enumerate() {
+            for &input in vertex.inputs.iter().filter(|_| number != task) {
+                if input != task {
+                    let (one, other) = (name(&sets, number), name(&sets, input));
+                    sets[one] = other;
+                }
+            }
+        }
+        let inputs = &self.vertices[task].inputs;
+        let mut sides: Vec<usize> = inputs.iter().map(|&input| name(&sets, input)).collect();
+        sides.sort_unstable();
+        sides.windows(2).all(|pair| pair[0] != pair[1])
+    }
+
+    /// The channels that any rank sends or receives by, so that no more share its arena.
+    pub(crate) fn channels(&self, size: u32, executors: u32) -> u64 {
+        let of = |vertex: &Vertex| {
+            let from = vertex.node.placement.instances(size, executors);
+            let to = vertex.readers?.instances(size, executors);
+            let out = u64::from(from.on_one_rank()) * u64::from(to.number);
+            let into = u64::from(from.number) * u64::from(to.on_one_rank());
+            Some(out.max(into))
+        };
+        self.vertices.iter().filter_map(of).sum::<u64>().max(1)
+    }
+
+    /// The tasks and edges of the graph in order, which ranks compare before they run it.
+    pub(crate) fn plan(&self) -> String {
+        let tasks: Vec<_> = self.vertices.iter().enumerate().map(task_text).collect();
+        tasks.join(" | ")
+    }
+}
+
+/// A task in one line: `0 1 -> join > map -> 2` reads edges 0 and 1 and writes edge 2.
+fn task_text((number, vertex): (usize, &Vertex)) -> String {
+    let mut text = String::new();
+    for input in &vertex.inputs {
+        text.push_str(&format!("{input} "));
+    }
+    if !vertex.inputs.is_empty() {
+        text.push_str("-> ");
+    }
+    text.push_str(&vertex.node.name);
+    match vertex.node.placement {
+        Placement::Everywhere => {}
+        Placement::OnePerProcess => text.push_str(" (one a process)"),
+        Placement::Instances(number) => text.push_str(&format!(" ({number} in all)")),
+    }
+    if vertex.readers.is_some() {
+        text.push_str(&format!(" -> {number}"));
+    }
+    text
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("name", &self.name)
+            .field("placement", &self.placement)
+            .finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Vertex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vertex")
-            .field("name", &self.name)
-            .field("input", &self.input)
+            .field("name", &self.node.name)
+            .field("inputs", &self.inputs)
             .finish_non_exhaustive()
     }
 }
 
 /// A graph that is complete: it ends in sinks, and running it gives an `R`. Clones are the same job.
 pub struct Job<R> {
-    pub(crate) graph: Arc<Graph>,
-    pub(crate) result: Arc<Mutex<R>>,
+    graph: Arc<Graph>,
+    result: Arc<Mutex<R>>,
 }
 
 impl<R: Default> Job<R> {
-    /// The operators in order, as people read them.
+    /// The job that ends in `sink`, which leaves its result in `result`.
+    pub(crate) fn new(sink: Node, result: Arc<Mutex<R>>) -> Self {
+        Self {
+            graph: Arc::new(Graph::of(&Arc::new(sink))),
+            result,
+        }
+    }
+
+    /// The tasks in order, as people read them: `0 1 -> join > map -> 2` reads the outputs of the tasks 0 and
+    /// 1, joins and maps, and is task 2.
     pub fn plan(&self) -> String {
         self.graph.plan()
     }
@@ -129,3 +326,83 @@ impl<R> fmt::Debug for Job<R> {
 /// The tasks and edges of a [`Job`], for those who run it. It can be sent to threads.
 #[derive(Debug, Clone)]
 pub struct TaskGraph(pub(crate) Arc<Graph>);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A task that is never built.
+    fn node(name: &str, inputs: &[&Arc<Node>]) -> Arc<Node> {
+        Arc::new(Node {
+            name: name.to_owned(),
+            inputs: inputs.iter().map(|&input| input.clone()).collect(),
+            placement: Placement::Everywhere,
+            build: Box::new(|_| unreachable!("nobody builds it")),
+        })
+    }
+
+    fn number_of(graph: &Graph, name: &str) -> usize {
+        let mut tasks = graph.vertices.iter();
+        tasks.position(|vertex| vertex.node.name == name).unwrap()
+    }
+
+    #[test]
+    fn a_task_that_two_others_read_is_there_once() {
+        let source = node("source", &[]);
+        let (left, right) = (node("left", &[&source]), node("right", &[&source]));
+        let graph = Graph::of(&node("join", &[&left, &right]));
+        assert_eq!(
+            graph.plan(),
+            "source -> 0 | 0 -> left -> 1 | 0 -> right -> 2 | 1 2 -> join"
+        );
+        assert_eq!(graph.readers(0).collect::<Vec<_>>(), [(1, 0), (2, 0)]);
+    }
+
+    #[test]
+    fn inputs_may_wait_for_each_other_unless_something_connects_them_elsewhere() {
+        let [a, b, c] = ["a", "b", "c"].map(|name| node(name, &[]));
+        let inner = node("inner", &[&a, &b]);
+        let tree = Graph::of(&node("outer", &[&inner, &c]));
+        assert!(tree.may_wait(number_of(&tree, "inner")));
+        assert!(tree.may_wait(number_of(&tree, "outer")));
+
+        let twice = Graph::of(&node("with itself", &[&a, &a]));
+        assert!(!twice.may_wait(1));
+
+        // Neither join has inputs of one origin, and yet they would wait for each other.
+        let (first, second) = (node("first", &[&a, &b]), node("second", &[&b, &a]));
+        let crossed = Graph::of(&node("last", &[&first, &second]));
+        for join in ["first", "second", "last"] {
+            assert!(!crossed.may_wait(number_of(&crossed, join)), "{join}");
+        }
+
+        // A branch that meets its stem behind a join, seen from that join.
+        let side = node("side", &[&b]);
+        let joined = node("joined", &[&a, &b]);
+        let met = Graph::of(&node("meeting", &[&joined, &side]));
+        assert!(met.may_wait(number_of(&met, "joined")));
+        assert!(!met.may_wait(number_of(&met, "meeting")));
+    }
+
+    proptest! {
+        #[test]
+        fn every_instance_is_on_the_rank_that_says_so(size in 1u32..20, executors in 1u32..5, number in 1u32..60) {
+            for placement in [Placement::Everywhere, Placement::OnePerProcess, Placement::Instances(number)] {
+                let instances = placement.instances(size, executors);
+                let mut next = 0;
+                for rank in 0..size {
+                    let here = instances.on(rank);
+                    prop_assert!(here.len() as u32 <= instances.on_one_rank());
+                    for instance in here {
+                        prop_assert_eq!(instance, next);
+                        prop_assert_eq!(instances.rank_of(instance), rank);
+                        next += 1;
+                    }
+                }
+                prop_assert_eq!(next, instances.number);
+            }
+        }
+    }
+}

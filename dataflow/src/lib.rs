@@ -43,6 +43,7 @@ pub use inline::{inline, simulate};
 pub use operator::{
     narrow::{Filter, FlatMap, Map, Out, Pass, Then},
     reduce::Reduce,
+    union::{Union, United},
 };
 pub use record::{Encode, Encoder, Fields, Key, OutOfLine, Record, Slice, Unfit};
 pub use rkyv;

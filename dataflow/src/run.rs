@@ -1,42 +1,41 @@
 //! One rank's part in one run of a graph.
 
-use std::{cell::RefCell, fmt, rc::Rc};
+use std::{cell::RefCell, fmt, rc::Rc, sync::Arc};
 
 use collectives::AllGather;
 use transport::{Buffer, Fabric, Ledger, Rank};
 
 use crate::{
     Error,
-    graph::TaskGraph,
+    graph::{EdgeId, Graph, Placement, TaskGraph, Vertex},
     one_line,
-    stage::{Counters, Place, Progress, Task},
+    stage::{Counters, EVERY_SLOT, Place, Progress, Slot, Task, Wiring},
 };
 
-/// The tags of the messages of a run: which run, what kind, which edge.
+/// The tags of the messages of a run: which run, for which instance on the rank, what kind, which edge.
 pub(crate) mod tag {
-    use crate::graph::EdgeId;
+    use crate::{graph::EdgeId, stage::Slot};
 
     pub(crate) const BATCH: u8 = 1;
     pub(crate) const END: u8 = 2;
     pub(crate) const PLAN: u8 = 3;
     pub(crate) const TOTALS: u8 = 4;
     pub(crate) const FAILED: u8 = 5;
+    /// A reader of an edge wants no more; the slot is the reader's.
+    pub(crate) const STOP: u8 = 6;
 
-    pub(crate) fn new(run: u32, kind: u8, edge: EdgeId) -> u64 {
-        u64::from(run) << 32 | u64::from(kind) << 16 | u64::from(edge)
+    pub(crate) fn new(run: u32, slot: Slot, kind: u8, edge: EdgeId) -> u64 {
+        u64::from(run) << 32 | u64::from(slot) << 24 | u64::from(kind) << 16 | u64::from(edge)
     }
 
-    pub(crate) fn batch(run: u32, edge: EdgeId) -> u64 {
-        new(run, BATCH, edge)
+    /// The tag of what concerns the whole run.
+    pub(crate) fn of_run(run: u32, kind: u8) -> u64 {
+        new(run, 0, kind, 0)
     }
 
-    pub(crate) fn end(run: u32, edge: EdgeId) -> u64 {
-        new(run, END, edge)
-    }
-
-    /// The kind and the edge of a tag.
-    pub(crate) fn parts(tag: u64) -> (u8, EdgeId) {
-        ((tag >> 16) as u8, tag as EdgeId)
+    /// The slot, the kind and the edge of a tag.
+    pub(crate) fn parts(tag: u64) -> (Slot, u8, EdgeId) {
+        ((tag >> 24) as Slot, (tag >> 16) as u8, tag as EdgeId)
     }
 }
 
@@ -125,10 +124,14 @@ pub struct Site {
 pub struct Run {
     number: u32,
     rank: Rank,
+    executors: u32,
     fabric: Rc<RefCell<Fabric>>,
-    /// The tasks that have an instance here, the last of the graph first: so what is nearly done goes on
-    /// first, and makes room.
+    graph: Arc<Graph>,
+    /// The instances of tasks here, those of the last task first: so what is nearly done goes on first, and
+    /// makes room.
     tasks: Vec<Instance>,
+    /// Who reads each edge here, and who writes it.
+    ends: Vec<Ends>,
     counting: Rc<Counting>,
     plan: String,
     plans: AllGather,
@@ -139,8 +142,22 @@ pub struct Run {
 
 struct Instance {
     task: Box<dyn Task>,
-    input: Option<u16>,
+    vertex: usize,
+    slot: Slot,
+    /// Instances that have not ended, by port.
+    open: Vec<u32>,
+    /// Whether the senders were told that no more is wanted, if they had to be.
+    told: bool,
     done: bool,
+}
+
+/// What is on this rank of an edge.
+#[derive(Default)]
+struct Ends {
+    /// The instances that read it, each with which of their ports it is.
+    readers: Vec<(usize, usize)>,
+    /// The instances that write it.
+    writers: Vec<usize>,
 }
 
 /// The most of its share of the arena that one channel's window takes, and the least.
@@ -152,51 +169,61 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// What the tasks' sources and sinks say, or [`transport::Error::LedgerLimit`].
+    /// What the tasks' sources and sinks say, [`transport::Error::LedgerLimit`], [`Error::GraphTooLarge`], or
+    /// [`Error::ArenaTooSmall`].
     pub fn new(graph: &TaskGraph, number: u32, site: &Site) -> Result<Self, Error> {
-        let graph = &graph.0;
-        let (rank, size, capacity) = {
+        let graph = graph.0.clone();
+        let (rank, size) = {
             let fabric = site.fabric.borrow();
-            (fabric.rank(), fabric.size(), fabric.arena().capacity())
+            (fabric.rank(), fabric.size())
         };
+        check_size(&graph, size, site.executors)?;
         let counting = Rc::new(Counting {
             totals: RefCell::default(),
             listener: site.counters.clone(),
         });
-        // Half of the arena for what we send, the other half for what comes from other nodes.
-        let channels = u64::from(graph.edges().max(1)) * u64::from(size);
-        let share = (capacity / 2 / channels).max(WINDOW_BYTES_MIN);
-        let place = Place {
-            fabric: site.fabric.clone(),
-            rank,
-            size,
-            executors: site.executors,
-            ledger: site.ledger.clone(),
-            counters: counting.clone(),
-            window_bytes: share.min(WINDOW_BYTES_MAX) as usize,
-            batch_bytes_max: share as usize,
-            run: number,
-        };
-        let here = |vertex: &&crate::graph::Vertex| vertex.placement.includes(rank, site.executors);
-        let tasks = graph.vertices.iter().rev().filter(here).map(|vertex| {
-            Ok(Instance {
-                task: (vertex.build)(&place)?,
-                input: vertex.input,
-                done: false,
-            })
-        });
+        let place = place(&graph, number, site, &counting)?;
+        let mut ends: Vec<_> = graph.vertices.iter().map(|_| Ends::default()).collect();
+        let mut tasks = Vec::new();
+        for (vertex, Vertex { node, inputs, .. }) in graph.vertices.iter().enumerate().rev() {
+            let instances = node.placement.instances(size, site.executors);
+            let wiring = Rc::new(wiring(&graph, vertex, size, site.executors));
+            for (slot, instance) in instances.on(rank).enumerate() {
+                for (port, &edge) in inputs.iter().enumerate() {
+                    ends[edge].readers.push((tasks.len(), port));
+                }
+                ends[vertex].writers.push(tasks.len());
+                let place = Place {
+                    instance,
+                    instances: instances.number,
+                    wiring: wiring.clone(),
+                    ..place.clone()
+                };
+                tasks.push(Instance {
+                    task: (node.build)(&place)?,
+                    vertex,
+                    slot: slot as Slot,
+                    open: wiring.senders.clone(),
+                    told: false,
+                    done: false,
+                });
+            }
+        }
         let plan = graph.plan();
-        let mut plans = AllGather::new(tag::new(number, tag::PLAN, 0), size);
+        let mut plans = AllGather::new(tag::of_run(number, tag::PLAN), size);
         plans.contribute(plan.as_bytes());
         Ok(Self {
             number,
             rank,
+            executors: site.executors,
             fabric: site.fabric.clone(),
-            tasks: tasks.collect::<Result<_, Error>>()?,
+            graph,
+            tasks,
+            ends,
             counting,
             plan,
             plans,
-            totals: AllGather::new(tag::new(number, tag::TOTALS, 0), size),
+            totals: AllGather::new(tag::of_run(number, tag::TOTALS), size),
             committed: false,
         })
     }
@@ -213,11 +240,18 @@ impl Run {
     /// [`Error::PlansDiffer`], [`Error::Remote`], or [`Error::Malformed`].
     pub fn receive(&mut self, from: Rank, message: Buffer) -> Result<(), Error> {
         let tag = message.tag();
-        let (kind, edge) = tag::parts(tag);
+        let (slot, kind, edge) = tag::parts(tag);
         match kind {
-            tag::BATCH => self.task_of(edge, from, tag)?.receive(from, message),
+            tag::BATCH | tag::END | tag::STOP if usize::from(edge) >= self.ends.len() => {
+                Err(Error::Unexpected { peer: from, tag })
+            }
+            tag::BATCH => self.take_batch(edge.into(), slot, from, message),
             tag::END => {
-                self.task_of(edge, from, tag)?.ended(from);
+                self.take_end(edge.into(), slot, from);
+                Ok(())
+            }
+            tag::STOP => {
+                self.take_stop(edge.into(), slot, from);
                 Ok(())
             }
             tag::PLAN => self.compare_plans(from, message),
@@ -233,14 +267,51 @@ impl Run {
         }
     }
 
-    fn task_of(&mut self, edge: u16, peer: Rank, tag: u64) -> Result<&mut Box<dyn Task>, Error> {
-        let instance = self
-            .tasks
-            .iter_mut()
-            .find(|instance| instance.input == Some(edge));
-        instance
-            .map(|instance| &mut instance.task)
-            .ok_or(Error::Unexpected { peer, tag })
+    /// Hands a batch to all that read it here. The last of them gets our handle on it.
+    fn take_batch(
+        &mut self,
+        edge: usize,
+        slot: Slot,
+        from: Rank,
+        batch: Buffer,
+    ) -> Result<(), Error> {
+        let (peer, tag) = (from, batch.tag());
+        let (ends, tasks) = (&self.ends, &mut self.tasks);
+        let reads =
+            |&&(index, _): &&(usize, usize)| slot == EVERY_SLOT || slot == tasks[index].slot;
+        let mut readers = ends[edge].readers.iter();
+        let Some(mut next) = readers.find(reads).copied() else {
+            return Err(Error::Unexpected { peer, tag });
+        };
+        for &(index, port) in readers {
+            if slot == EVERY_SLOT || slot == tasks[index].slot {
+                let (index, port) = std::mem::replace(&mut next, (index, port));
+                tasks[index].task.receive(port, from, batch.clone())?;
+            }
+        }
+        let (index, port) = next;
+        tasks[index].task.receive(port, from, batch)
+    }
+
+    fn take_end(&mut self, edge: usize, slot: Slot, from: Rank) {
+        for &(index, port) in &self.ends[edge].readers {
+            let reader = &mut self.tasks[index];
+            if slot == EVERY_SLOT || slot == reader.slot {
+                reader.open[port] = reader.open[port].saturating_sub(1);
+                reader.task.ended(port, from);
+            }
+        }
+    }
+
+    fn take_stop(&mut self, edge: usize, slot: Slot, from: Rank) {
+        let (size, executors) = (self.fabric.borrow().size(), self.executors);
+        let Some(readers) = self.graph.vertices[edge].readers else {
+            return;
+        };
+        let reader = readers.instances(size, executors).on(from).start + u32::from(slot);
+        for &index in &self.ends[edge].writers {
+            self.tasks[index].task.stopped(reader);
+        }
     }
 
     fn compare_plans(&mut self, peer: Rank, plan: Buffer) -> Result<(), Error> {
@@ -284,6 +355,16 @@ impl Run {
                 if made != Progress::None {
                     progress = Progress::Made;
                 }
+                if !instance.told && !instance.task.is_reading() {
+                    instance.told = true;
+                    tell_senders(
+                        instance,
+                        &self.graph,
+                        self.number,
+                        self.executors,
+                        &self.fabric,
+                    )?;
+                }
             }
         }
         if progress == Progress::None && self.tasks.iter().all(|instance| instance.done) {
@@ -320,6 +401,114 @@ impl Run {
     }
 }
 
+/// Tells those who still send to an instance that it wants no more.
+fn tell_senders(
+    reader: &Instance,
+    graph: &Graph,
+    run: u32,
+    executors: u32,
+    fabric: &RefCell<Fabric>,
+) -> Result<(), Error> {
+    let mut fabric = fabric.borrow_mut();
+    let size = fabric.size();
+    for (&edge, &open) in graph.vertices[reader.vertex]
+        .inputs
+        .iter()
+        .zip(&reader.open)
+    {
+        if open == 0 {
+            continue;
+        }
+        let senders = graph.vertices[edge]
+            .node
+            .placement
+            .instances(size, executors);
+        let stop = tag::new(run, reader.slot, tag::STOP, edge as EdgeId);
+        for rank in (0..size).filter(|&rank| !senders.on(rank).is_empty()) {
+            fabric.send_copy(rank, stop, &[])?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the numbers of tasks and of their instances fit in a tag.
+fn check_size(graph: &Graph, size: u32, executors: u32) -> Result<(), Error> {
+    if graph.vertices.len() > usize::from(EdgeId::MAX) {
+        return Err(Error::GraphTooLarge {
+            what: format!("{} tasks", graph.vertices.len()),
+            limit: EdgeId::MAX.into(),
+        });
+    }
+    for vertex in &graph.vertices {
+        let instances = vertex.node.placement.instances(size, executors);
+        if instances.on_one_rank() > u32::from(EVERY_SLOT) {
+            return Err(Error::GraphTooLarge {
+                what: format!(
+                    "{} instances of {} on a rank",
+                    instances.on_one_rank(),
+                    vertex.node.name
+                ),
+                limit: EVERY_SLOT.into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What all tasks of a run have in common on a rank.
+fn place(graph: &Graph, run: u32, site: &Site, counters: &Rc<Counting>) -> Result<Place, Error> {
+    let (rank, size, capacity) = {
+        let fabric = site.fabric.borrow();
+        (fabric.rank(), fabric.size(), fabric.arena().capacity())
+    };
+    // Half of the arena for what we send, the other half for what comes from other nodes.
+    let channels = graph.channels(size, site.executors);
+    let share = capacity / 2 / channels;
+    if share < WINDOW_BYTES_MIN {
+        return Err(Error::ArenaTooSmall {
+            bytes: capacity,
+            channels,
+            needed: 2 * channels * WINDOW_BYTES_MIN,
+        });
+    }
+    Ok(Place {
+        fabric: site.fabric.clone(),
+        rank,
+        size,
+        executors: site.executors,
+        ledger: site.ledger.clone(),
+        counters: counters.clone(),
+        window_bytes: share.min(WINDOW_BYTES_MAX) as usize,
+        batch_bytes_max: share as usize,
+        run,
+        instance: 0,
+        instances: 0,
+        wiring: Rc::default(),
+    })
+}
+
+/// What a task of the graph is connected with.
+fn wiring(graph: &Graph, number: usize, size: u32, executors: u32) -> Wiring {
+    let vertex = &graph.vertices[number];
+    let of = |placement: Placement| placement.instances(size, executors);
+    let senders = |&edge: &usize| of(graph.vertices[edge].node.placement).number;
+    let readers = vertex.readers.map_or(Vec::new(), |placement| {
+        let readers = of(placement);
+        let place = |instance| {
+            let rank = readers.rank_of(instance);
+            (rank, (instance - readers.on(rank).start) as Slot)
+        };
+        (0..readers.number).map(place).collect()
+    });
+    Wiring {
+        senders: vertex.inputs.iter().map(senders).collect(),
+        may_wait: graph.may_wait(number),
+        edge: number as EdgeId,
+        readers,
+        reading: graph.readers(number).count() as u32,
+    }
+}
+
 /// Tells the other ranks that this one failed in run `number`, as far as they can still be told.
 pub fn tell_failure(fabric: &mut Fabric, number: u32, error: &Error) {
     let line = one_line(error);
@@ -328,7 +517,7 @@ pub fn tell_failure(fabric: &mut Fabric, number: u32, error: &Error) {
         .collect::<Vec<_>>()
     {
         // Who is gone needs not be told, and without room the end of our process tells it.
-        let _ = fabric.send_copy(rank, tag::new(number, tag::FAILED, 0), line.as_bytes());
+        let _ = fabric.send_copy(rank, tag::of_run(number, tag::FAILED), line.as_bytes());
     }
 }
 

@@ -8,7 +8,7 @@ use std::{cell::RefCell, rc::Rc};
 
 use transport::{Buffer, Fabric, Ledger, Rank};
 
-use crate::{Error, Record};
+use crate::{Error, Record, graph::EdgeId};
 
 /// Takes records, by their views.
 pub trait Push<T: Record> {
@@ -46,6 +46,14 @@ pub trait Output<T: Record>: Sink<T> {
     fn commit(&mut self) -> Result<(), Error> {
         Ok(())
     }
+
+    /// Takes note that the instance of this number of a task that reads the output wants no more.
+    fn stopped(&mut self, _reader: u32) {}
+
+    /// Whether nobody wants more.
+    fn is_closed(&self) -> bool {
+        false
+    }
 }
 
 /// What became of a turn.
@@ -59,7 +67,8 @@ pub enum Progress {
     Done,
 }
 
-/// The start of a stage: where its records come from.
+/// The start of a stage: where its records come from. Its *ports* are the edges that it reads, numbered from 0
+/// in the order in which its task names them; a source has none.
 pub trait Input {
     /// What it gives.
     type Out: Record;
@@ -69,12 +78,13 @@ pub trait Input {
     /// # Errors
     ///
     /// [`Error::Malformed`].
-    fn receive(&mut self, from: Rank, batch: Buffer) -> Result<(), Error>;
+    fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error>;
 
-    /// Takes note that rank `from` has sent its last batch.
-    fn ended(&mut self, from: Rank);
+    /// Takes note that an instance on rank `from` has sent its last batch.
+    fn ended(&mut self, port: usize, from: Rank);
 
-    /// Pushes some records down, as long as they are wanted.
+    /// Pushes some records down, as long as they are wanted. It may be done before its senders are; they are
+    /// told then that no more is wanted.
     ///
     /// # Errors
     ///
@@ -104,7 +114,37 @@ pub struct Place {
     pub batch_bytes_max: usize,
     /// The number of the run.
     pub run: u32,
+    /// The number of this instance, from 0.
+    pub instance: u32,
+    /// How many instances the task has.
+    pub instances: u32,
+    pub(crate) wiring: Rc<Wiring>,
 }
+
+/// What a task is connected with.
+#[derive(Debug, Default)]
+pub(crate) struct Wiring {
+    /// How many instances send on each of its inputs.
+    pub(crate) senders: Vec<u32>,
+    /// Whether it may leave an input unread until another has ended: see [`crate::graph`].
+    #[expect(
+        dead_code,
+        reason = "for tasks with inputs of different kinds, which are to come"
+    )]
+    pub(crate) may_wait: bool,
+    /// The edge that it sends on.
+    pub(crate) edge: EdgeId,
+    /// The instances that read that edge, each as its rank and its number there.
+    pub(crate) readers: Vec<(Rank, Slot)>,
+    /// Tasks that read that edge: each has an instance at each of these places.
+    pub(crate) reading: u32,
+}
+
+/// The number of an instance among those of its task on the same rank.
+pub(crate) type Slot = u8;
+
+/// All of them.
+pub(crate) const EVERY_SLOT: Slot = Slot::MAX;
 
 impl Place {
     /// Whether a rank is in this process.
@@ -127,9 +167,15 @@ pub trait Counters: std::fmt::Debug {
 
 /// One instance of a vertex of the graph.
 pub(crate) trait Task {
-    fn receive(&mut self, from: Rank, batch: Buffer) -> Result<(), Error>;
+    fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error>;
 
-    fn ended(&mut self, from: Rank);
+    fn ended(&mut self, port: usize, from: Rank);
+
+    /// Takes note that an instance that reads the output wants no more.
+    fn stopped(&mut self, _reader: u32) {}
+
+    /// Whether it wants what its inputs may still bring.
+    fn is_reading(&self) -> bool;
 
     fn poll(&mut self) -> Result<Progress, Error>;
 
@@ -186,17 +232,32 @@ where
     N: Narrow<I::Out>,
     O: Output<N::Out>,
 {
-    fn receive(&mut self, from: Rank, batch: Buffer) -> Result<(), Error> {
-        self.input.receive(from, batch)
+    fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
+        if !self.is_reading() {
+            return Ok(()); // It was sent before its sender could know.
+        }
+        self.input.receive(port, from, batch)
     }
 
-    fn ended(&mut self, from: Rank) {
-        self.input.ended(from);
+    fn ended(&mut self, port: usize, from: Rank) {
+        self.input.ended(port, from);
+    }
+
+    fn stopped(&mut self, reader: u32) {
+        self.output.stopped(reader);
+    }
+
+    fn is_reading(&self) -> bool {
+        matches!(self.state, State::Running)
     }
 
     fn poll(&mut self) -> Result<Progress, Error> {
         let moved = self.output.poll()?;
         match self.state {
+            State::Running if self.output.is_closed() => {
+                self.state = State::Finishing;
+                return Ok(Progress::Made);
+            }
             State::Running if self.output.is_full() => {}
             State::Running => {
                 let mut chain = Chain {

@@ -9,8 +9,8 @@ use std::{
 
 use crate::{
     Encode, Error, Key, Record,
-    exchange::{ByKey, Outbox, Receiver, ToAll},
-    graph::{EdgeId, Graph, Job, Placement, Vertex},
+    exchange::{ByKey, Outbox, Receiver, Routed, ToFirst},
+    graph::{Job, Node, Placement},
     operator::{
         narrow::{Filter, FlatMap, Map, Out, Pass, Then},
         reduce::{Combine, Reduce},
@@ -22,21 +22,37 @@ use crate::{
 /// Records on their way: where they come from, and the narrow operators since the last exchange.
 ///
 /// Each method takes the stream and gives the one that follows; a sink ends it and gives the [`Job`].
-/// Nothing is done before the job is run. Functions are cloned for each rank; those that are given
-/// views get borrowed data (`&str` for a `String`). A clone is the same work, done again.
-#[derive(Clone)]
+/// Nothing is done before the job is run. Functions are cloned for each instance; those that are given
+/// views get borrowed data (`&str` for a `String`).
+///
+/// A clone has the same records. Where clones meet again in a job, what comes before their last exchange is
+/// done once for all of them, and what comes after it by each; [`direct`](Self::direct) is an exchange that
+/// leaves records where they are.
 #[must_use = "a stream does nothing until it ends in a sink and its job is run"]
 pub struct Stream<S, N> {
-    graph: Graph,
-    source: S,
+    source: Arc<S>,
     narrow: N,
-    /// The edge that the source receives from.
-    input: Option<EdgeId>,
+    /// The tasks that the source receives from.
+    inputs: Vec<Arc<Node>>,
+    /// How many instances do what has been written since the last exchange.
+    placement: Placement,
     /// The operators since the last exchange.
     name: String,
 }
 
-/// Makes the input of a stage for one rank.
+impl<S, N: Clone> Clone for Stream<S, N> {
+    fn clone(&self) -> Self {
+        Self {
+            source: self.source.clone(),
+            narrow: self.narrow.clone(),
+            inputs: self.inputs.clone(),
+            placement: self.placement,
+            name: self.name.clone(),
+        }
+    }
+}
+
+/// Makes the input of a stage for one instance.
 pub trait Source: Send + Sync + 'static {
     /// The input.
     type Input: Input<Out = Self::Out> + 'static;
@@ -54,13 +70,24 @@ pub trait Source: Send + Sync + 'static {
 
 impl<S: Source> Stream<S, Pass> {
     pub(crate) fn from_source(source: S, name: String) -> Self {
+        Self::after(Vec::new(), source, name)
+    }
+
+    /// The stream of what `source` makes of the outputs of other tasks, which are its ports in this order.
+    pub(crate) fn after(inputs: Vec<Node>, source: S, name: impl Into<String>) -> Self {
         Self {
-            graph: Graph::default(),
-            source,
+            source: Arc::new(source),
             narrow: Pass,
-            input: None,
-            name,
+            inputs: inputs.into_iter().map(Arc::new).collect(),
+            placement: Placement::Everywhere,
+            name: name.into(),
         }
+    }
+
+    /// The same with one instance: for what is the same for all.
+    pub(crate) fn on_one(mut self) -> Self {
+        self.placement = Placement::Instances(1);
+        self
     }
 }
 
@@ -70,24 +97,44 @@ where
     S: Source,
     N: Narrow<S::Out>,
 {
-    fn then<M>(self, operator: M, name: &str) -> Stream<S, Then<N, M, N::Out>>
+    /// Has `instances` instances do what is written since the last exchange, spread over the ranks in order; it
+    /// may be more or fewer than there are ranks. Otherwise every rank has one.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let squares = collection((0..10u64).collect())
+    ///     .parallelism(3)
+    ///     .exchange_by_hash()
+    ///     .parallelism(5)
+    ///     .map(|n| n * n)
+    ///     .collect();
+    /// assert_eq!(inline(&squares)?.len(), 10);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn parallelism(mut self, instances: u32) -> Self {
+        self.placement = Placement::Instances(instances.max(1));
+        self
+    }
+
+    pub(crate) fn then<M>(self, operator: M, name: &str) -> Stream<S, Then<N, M, N::Out>>
     where
         M: Narrow<N::Out>,
     {
         let Self {
-            graph,
             source,
             narrow,
-            input,
+            inputs,
+            placement,
             name: mut names,
         } = self;
         names.push_str(" > ");
         names.push_str(name);
         Stream {
-            graph,
             source,
             narrow: Then::new(narrow, operator),
-            input,
+            inputs,
+            placement,
             name: names,
         }
     }
@@ -160,8 +207,8 @@ where
         V: Record,
         N: Narrow<S::Out, Out = (K, V)>,
     {
-        let output = |place: &Place, edge| Ok(ByKey(Outbox::to_each(place, edge)?));
-        self.exchange("exchange_by_key", output, Received(PhantomData))
+        let output = |place: &Place| Ok(Routed::new(Outbox::to_each(place)?, ByKey));
+        self.exchange("exchange_by_key", output, Received::new())
     }
 
     /// Reduces the values of each key to one. `reduce` is given a value of its own and the view of
@@ -189,9 +236,8 @@ where
         F: Fn(V, V::View<'_>) -> V + Clone + Send + Sync + 'static,
     {
         let combine = reduce.clone();
-        let output = move |place: &Place, edge| {
-            Combine::new(combine.clone(), place, Outbox::to_each(place, edge)?)
-        };
+        let output =
+            move |place: &Place| Combine::new(combine.clone(), place, Outbox::to_each(place)?);
         self.exchange(
             "reduce_by_key",
             output,
@@ -204,27 +250,21 @@ where
 
     /// Gathers all records in one `Vec`, in the order of the ranks, on every process: for results that
     /// fit in memory.
-    pub fn collect(mut self) -> Job<Vec<N::Out>> {
-        let edge = self.graph.add_edge();
-        let mut graph = self.end("collect", move |place: &Place| {
-            let firsts = (0..place.size)
-                .filter(|&rank| Placement::OnePerProcess.includes(rank, place.executors));
-            Ok(ToAll(Outbox::to_all(place, edge, firsts.collect())?))
+    pub fn collect(self) -> Job<Vec<N::Out>> {
+        let records = self.end("collect", |place: &Place| {
+            Ok(Routed::new(Outbox::to_all(place)?, ToFirst))
         });
         let result = Arc::<Mutex<Vec<N::Out>>>::default();
         let collected = result.clone();
-        graph.vertices.push(Vertex {
+        let sink = Node {
             name: "collected".to_owned(),
-            input: Some(edge),
+            inputs: vec![Arc::new(records)],
             placement: Placement::OnePerProcess,
-            build: Arc::new(move |place: &Place| {
+            build: Box::new(move |place: &Place| {
                 Ok(Box::new(Collect::new(place, collected.clone())))
             }),
-        });
-        Job {
-            graph: Arc::new(graph),
-            result,
-        }
+        };
+        Job::new(sink, result)
     }
 
     /// Hands each record to `function`, on the rank where it is.
@@ -244,14 +284,11 @@ where
     where
         F: FnMut(<N::Out as Record>::View<'_>) + Clone + Send + Sync + 'static,
     {
-        let graph = self.end("for_each", move |_: &Place| Ok(ForEach(function.clone())));
-        Job {
-            graph: Arc::new(graph),
-            result: Arc::default(),
-        }
+        let sink = self.end("for_each", move |_: &Place| Ok(ForEach(function.clone())));
+        Job::new(sink, Arc::default())
     }
 
-    /// Writes each record as a line of text, each rank to a file of its own in `folder`:
+    /// Writes each record as a line of text, each instance to a file of its own in `folder`:
     /// `part-00000` and so on. The files appear, by renaming, when every rank has finished.
     ///
     /// Running it fails with [`Error::OutputExists`] if the folder holds such files already.
@@ -260,58 +297,48 @@ where
         N: Narrow<S::Out, Out = String>,
     {
         let folder: PathBuf = folder.as_ref().to_owned();
-        let graph = self.end("write_text", move |place: &Place| {
+        let sink = self.end("write_text", move |place: &Place| {
             WriteText::new(&folder, place)
         });
-        Job {
-            graph: Arc::new(graph),
-            result: Arc::default(),
-        }
+        Job::new(sink, Arc::default())
     }
 
     /// Ends the stage in an output, and starts the next behind the exchange.
-    fn exchange<O, T>(
-        mut self,
+    pub(crate) fn exchange<O, T>(
+        self,
         name: &str,
-        output: impl Fn(&Place, EdgeId) -> Result<O, Error> + Send + Sync + 'static,
+        output: impl Fn(&Place) -> Result<O, Error> + Send + Sync + 'static,
         source: T,
     ) -> Stream<T, Pass>
     where
         O: Output<N::Out> + 'static,
         T: Source,
     {
-        let edge = self.graph.add_edge();
-        let graph = self.end(name, move |place: &Place| output(place, edge));
-        Stream {
-            graph,
-            source,
-            narrow: Pass,
-            input: Some(edge),
-            name: format!("after {name}"),
-        }
+        let sender = self.end(name, output);
+        Stream::after(vec![sender], source, format!("after {name}"))
     }
 
-    /// Ends the stage in an output: the graph has one more task.
-    fn end<O>(
+    /// Ends the stage in an output: a task that another stage may receive from.
+    pub(crate) fn end<O>(
         self,
         name: &str,
         output: impl Fn(&Place) -> Result<O, Error> + Send + Sync + 'static,
-    ) -> Graph
+    ) -> Node
     where
         O: Output<N::Out> + 'static,
     {
         let Self {
-            mut graph,
             source,
             narrow,
-            input,
+            inputs,
+            placement,
             name: names,
         } = self;
-        graph.vertices.push(Vertex {
+        Node {
             name: format!("{names} > {name}"),
-            input,
-            placement: Placement::Everywhere,
-            build: Arc::new(move |place: &Place| {
+            inputs,
+            placement,
+            build: Box::new(move |place: &Place| {
                 let (input, output) = (source.build(place)?, output(place)?);
                 Ok(Box::new(Stage {
                     input,
@@ -320,8 +347,7 @@ where
                     state: State::Running,
                 }))
             }),
-        });
-        graph
+        }
     }
 }
 
@@ -337,12 +363,18 @@ impl<S, N> fmt::Debug for Stream<S, N> {
 #[derive(Debug)]
 pub struct Received<T>(PhantomData<fn() -> T>);
 
+impl<T> Received<T> {
+    pub(crate) fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
 impl<T: Record> Source for Received<T> {
     type Input = Receiver<T>;
     type Out = T;
 
     fn build(&self, place: &Place) -> Result<Receiver<T>, Error> {
-        Ok(Receiver::new(place))
+        Ok(Receiver::new(place, 0))
     }
 }
 
@@ -362,7 +394,7 @@ where
     type Out = (K, V);
 
     fn build(&self, place: &Place) -> Result<Reduce<K, V, F>, Error> {
-        Reduce::new(self.reduce.clone(), place, Receiver::new(place))
+        Reduce::new(self.reduce.clone(), place, Receiver::new(place, 0))
     }
 }
 

@@ -75,6 +75,7 @@ impl Error {
                 | Flow::NotText { .. } => 8,
                 Flow::Output { .. } | Flow::OutputExists { .. } => 9,
                 Flow::Remote { .. } => 6,
+                Flow::ArenaTooSmall { .. } => 10,
                 Flow::Transport(error) => link_code(error),
                 _ => 1,
             },

@@ -238,6 +238,14 @@ where
         }
         Ok(self.send_on() && self.outbox.finish()?)
     }
+
+    fn stopped(&mut self, reader: u32) {
+        self.outbox.stopped(reader);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.outbox.is_closed()
+    }
 }
 
 /// Reduces the pairs of the keys that belong to this rank, and gives one pair for each key when all
@@ -292,12 +300,12 @@ where
 {
     type Out = (K, V);
 
-    fn receive(&mut self, from: Rank, batch: Buffer) -> Result<(), Error> {
-        self.receiver.receive(from, batch)
+    fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
+        self.receiver.receive(port, from, batch)
     }
 
-    fn ended(&mut self, from: Rank) {
-        self.receiver.ended(from);
+    fn ended(&mut self, port: usize, from: Rank) {
+        self.receiver.ended(port, from);
     }
 
     fn poll<D: Sink<(K, V)>>(&mut self, down: &mut D) -> Result<Progress, Error> {

@@ -26,7 +26,7 @@ impl<T: Record> Collect<T> {
         Self {
             place: place.clone(),
             by_rank,
-            open: place.size,
+            open: place.wiring.senders.iter().sum(),
             result,
             reservation: None,
         }
@@ -34,7 +34,7 @@ impl<T: Record> Collect<T> {
 }
 
 impl<T: Record> Task for Collect<T> {
-    fn receive(&mut self, from: Rank, batch: Buffer) -> Result<(), Error> {
+    fn receive(&mut self, _port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
         let bytes = batch.len() as u64;
         match &mut self.reservation {
             Some(reservation) => reservation.grow(bytes)?,
@@ -48,8 +48,12 @@ impl<T: Record> Task for Collect<T> {
         Ok(())
     }
 
-    fn ended(&mut self, _from: Rank) {
+    fn ended(&mut self, _port: usize, _from: Rank) {
         self.open = self.open.saturating_sub(1);
+    }
+
+    fn is_reading(&self) -> bool {
+        true
     }
 
     fn poll(&mut self) -> Result<Progress, Error> {

@@ -1,4 +1,4 @@
-//! Text files, one a rank.
+//! Text files, one an instance.
 
 use std::{
     fs::{self, File},
@@ -37,7 +37,7 @@ impl WriteText {
                 return Err(Error::OutputExists { path: entry.path() });
             }
         }
-        let name = format!("part-{:05}", place.rank);
+        let name = format!("part-{:05}", place.instance);
         let hidden = folder.join(format!(".{name}.{}-{}", process::id(), place.run));
         let file = File::create(&hidden).map_err(failed(&hidden))?;
         Ok(Self {

@@ -14,7 +14,7 @@ use crate::{
 /// Records pushed in one turn, between which messages are looked for.
 const PUSHED_A_TURN: usize = 1024;
 
-/// The records of `items`, of which each rank takes its share. Every process has to have the same.
+/// The records of `items`, of which each instance takes its share. Every process has to have the same.
 ///
 /// ```
 /// use dataflow::{collection, inline};
@@ -41,8 +41,8 @@ impl<T: Record + Sync> Source for Collection<T> {
     type Out = T;
 
     fn build(&self, place: &Place) -> Result<Share<T>, Error> {
-        let cut = |rank: Rank| self.0.len() * rank as usize / place.size as usize;
-        let left = cut(place.rank)..cut(place.rank + 1);
+        let cut = |instance: u32| self.0.len() * instance as usize / place.instances as usize;
+        let left = cut(place.instance)..cut(place.instance + 1);
         Ok(Share {
             items: self.0.clone(),
             left,
@@ -69,14 +69,14 @@ pub struct Share<T> {
 impl<T: Record> Input for Share<T> {
     type Out = T;
 
-    fn receive(&mut self, peer: Rank, batch: Buffer) -> Result<(), Error> {
+    fn receive(&mut self, _port: usize, peer: Rank, batch: Buffer) -> Result<(), Error> {
         Err(Error::Unexpected {
             peer,
             tag: batch.tag(),
         })
     }
 
-    fn ended(&mut self, _from: Rank) {}
+    fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         let start = self.left.start;

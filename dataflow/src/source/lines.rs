@@ -1,7 +1,7 @@
-//! Lines of text files, each read by one rank, however the files are cut.
+//! Lines of text files, each read by one instance, however the files are cut.
 //!
 //! All files together are one stretch of bytes, which is cut into as many equal parts as there are
-//! ranks. A line belongs to the part that its first byte is in: a reader that starts inside a file
+//! instances. A line belongs to the part that its first byte is in: a reader that starts inside a file
 //! looks at the byte before its start, and skips to the first line that starts in its part. So no line
 //! is lost or read twice, wherever the cuts fall.
 
@@ -101,10 +101,11 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// The parts of files that rank `rank` of `size` reads, the last first.
-    fn parts(&self, rank: Rank, size: u32) -> Vec<Part> {
-        let cut = |rank: u32| (u128::from(self.bytes) * u128::from(rank) / u128::from(size)) as u64;
-        let (start, end) = (cut(rank), cut(rank + 1));
+    /// The parts of files that one of so many instances reads, the last first.
+    fn parts(&self, instance: u32, instances: u32) -> Vec<Part> {
+        let (bytes, instances) = (u128::from(self.bytes), u128::from(instances));
+        let cut = |instance: u32| (bytes * u128::from(instance) / instances) as u64;
+        let (start, end) = (cut(instance), cut(instance + 1));
         let mut parts = Vec::new();
         let mut at = 0;
         for (path, bytes) in &*self.files {
@@ -129,7 +130,7 @@ impl Source for Lines {
     type Out = String;
 
     fn build(&self, place: &Place) -> Result<LineReader, Error> {
-        let parts = self.parts(place.rank, place.size);
+        let parts = self.parts(place.instance, place.instances);
         place
             .counters
             .expect(parts.iter().map(|part| part.end - part.start).sum());
@@ -152,7 +153,7 @@ struct Part {
     end: u64,
 }
 
-/// Reads one rank's parts.
+/// Reads one instance's parts.
 #[derive(Debug)]
 pub struct LineReader {
     parts: Vec<Part>,
@@ -298,14 +299,14 @@ impl LineReader {
 impl Input for LineReader {
     type Out = String;
 
-    fn receive(&mut self, peer: Rank, batch: Buffer) -> Result<(), Error> {
+    fn receive(&mut self, _port: usize, peer: Rank, batch: Buffer) -> Result<(), Error> {
         Err(Error::Unexpected {
             peer,
             tag: batch.tag(),
         })
     }
 
-    fn ended(&mut self, _from: Rank) {}
+    fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<String>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         let Some(open) = &mut self.open else {

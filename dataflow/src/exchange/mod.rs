@@ -1,7 +1,7 @@
 //! How records cross an edge of the graph: batches filled in the loans that travel.
 //!
-//! The sender keeps a batch in the making for each *lane*, that is, for each rank, or for all ranks
-//! that are to get the same. A lane has a window: when that is used up, or the arena is, no loan is to
+//! The sender keeps a batch in the making for each *lane*, that is, for each instance that reads the edge, or
+//! for all of them if they are to get the same. A [`Route`] says which lane a record takes. A lane has a window: when that is used up, or the arena is, no loan is to
 //! be had, and the batch in the making goes on in memory of our own, so that the record that is being
 //! pushed gets in. From then on the output is full, and its stage takes no more input until loans have
 //! come back. So memory is bounded by the windows and the yield of one record.
@@ -10,16 +10,18 @@
 //! way, be it one large record. Otherwise a stage could wait for room that is taken up by records that
 //! wait for that stage.
 
+mod route;
+
 use std::{collections::VecDeque, fmt, rc::Rc};
 
 use transport::{Buffer, Rank, Reservation, Window};
 
+pub(crate) use self::route::{ByFunction, ByHash, ByKey, Direct, Rebalance, RoundRobin, ToFirst};
 use crate::{
-    Encode, Error, Key, Record, Unfit,
+    Encode, Error, Record, Unfit,
     batch::{Batch, Builder, Memory, Shape},
-    graph::EdgeId,
     run::tag,
-    stage::{Input, Output, Place, Progress, Push, Sink},
+    stage::{EVERY_SLOT, Input, Output, Place, Progress, Push, Sink, Slot},
 };
 
 /// Bytes of a batch, unless windows are smaller.
@@ -29,18 +31,22 @@ const BATCH_BYTES_MIN: usize = 1 << 10;
 /// The sending end of an edge.
 pub(crate) struct Outbox<T> {
     place: Place,
-    edge: EdgeId,
     batch_bytes: usize,
     lanes: Vec<Lane<T>>,
     /// Lanes whose batch in the making is in memory of our own.
     without_loan: usize,
+    /// Lanes whose readers want more.
+    open: usize,
     overdraft: Reservation,
     error: Option<Error>,
     ended: bool,
 }
 
 struct Lane<T> {
-    to: Rc<[Rank]>,
+    /// Where its readers are.
+    to: Rc<[(Rank, Slot)]>,
+    /// How many of them want more.
+    open: u32,
     window: Rc<Window>,
     builder: Builder<T>,
     shape: Shape,
@@ -49,24 +55,29 @@ struct Lane<T> {
 }
 
 impl<T: Record> Outbox<T> {
-    /// An outbox with a lane to each rank.
-    pub(crate) fn to_each(place: &Place, edge: EdgeId) -> Result<Self, Error> {
-        Self::new(place, edge, (0..place.size).map(|rank| Rc::from([rank])))
+    /// An outbox with a lane to each instance that reads the edge.
+    pub(crate) fn to_each(place: &Place) -> Result<Self, Error> {
+        let readers = place.wiring.readers.iter();
+        Self::new(place, readers.map(|&reader| (Rc::from([reader]), 1)))
     }
 
-    /// An outbox with one lane, to all of `ranks`.
-    pub(crate) fn to_all(place: &Place, edge: EdgeId, ranks: Rc<[Rank]>) -> Result<Self, Error> {
-        Self::new(place, edge, [ranks])
+    /// An outbox with one lane, to all of them. A batch goes to each rank once.
+    pub(crate) fn to_all(place: &Place) -> Result<Self, Error> {
+        let readers = &place.wiring.readers;
+        let firsts = readers.iter().filter(|(_, slot)| *slot == 0);
+        let to = firsts.map(|&(rank, _)| (rank, EVERY_SLOT)).collect();
+        Self::new(place, [(to, readers.len() as u32)])
     }
 
+    /// An outbox with lanes to the places given, each with the number of instances there.
     fn new(
         place: &Place,
-        edge: EdgeId,
-        lanes: impl IntoIterator<Item = Rc<[Rank]>>,
+        lanes: impl IntoIterator<Item = (Rc<[(Rank, Slot)]>, u32)>,
     ) -> Result<Self, Error> {
         let batch_bytes = (place.window_bytes / 2).clamp(BATCH_BYTES_MIN, BATCH_BYTES);
-        let lane = |to| Lane {
+        let lane = |(to, readers)| Lane {
             to,
+            open: readers * place.wiring.reading,
             window: Window::new(place.window_bytes),
             builder: Builder::new(Memory::own(0), Shape::UNKNOWN),
             shape: Shape::UNKNOWN,
@@ -74,9 +85,9 @@ impl<T: Record> Outbox<T> {
         };
         let lanes: Vec<_> = lanes.into_iter().map(lane).collect();
         Ok(Self {
-            edge,
             batch_bytes,
             without_loan: 0,
+            open: lanes.len(),
             lanes,
             overdraft: place.ledger.reserve("records that found no loan", 0)?,
             place: place.clone(),
@@ -104,6 +115,9 @@ impl<T: Record> Outbox<T> {
     /// The same, when the batch in the making has no room.
     #[cold]
     fn push_slowly<E: Encode<Record = T>>(&mut self, lane: usize, value: &E) {
+        if self.lanes[lane].open == 0 {
+            return; // Nobody wants it.
+        }
         let mut bytes = self.batch_bytes;
         let largest = self.place.batch_bytes_max;
         loop {
@@ -174,7 +188,7 @@ impl<T: Record> Outbox<T> {
             lane.waiting.push_back(memory);
             return Ok(true);
         }
-        send(&self.place, self.edge, &lane.to, memory)?;
+        send(&self.place, &lane.to, memory)?;
         Ok(true)
     }
 
@@ -190,7 +204,7 @@ impl<T: Record> Outbox<T> {
                 drop(fabric);
                 loan.copy_from_slice(bytes);
                 lane.waiting.pop_front();
-                send(&self.place, self.edge, &lane.to, Memory::Loan(loan))?;
+                send(&self.place, &lane.to, Memory::Loan(loan))?;
                 moved = true;
             }
             if lane.waiting.is_empty() && lane.builder.is_own() && lane.builder.capacity() > 0 {
@@ -205,18 +219,24 @@ impl<T: Record> Outbox<T> {
                 }
             }
         }
+        self.settle();
+        Ok(moved)
+    }
+
+    /// Strikes out memory of our own when there is none any more.
+    fn settle(&mut self) {
         if self.without_loan == 0 && self.lanes.iter().all(|lane| lane.waiting.is_empty()) {
             self.overdraft.shrink_to(0);
         }
-        Ok(moved)
     }
 
     /// Tells the receivers that this was all.
     fn end(&mut self) -> Result<(), Error> {
         let mut fabric = self.place.fabric.borrow_mut();
         for lane in &self.lanes {
-            for &to in &*lane.to {
-                fabric.send_copy(to, tag::end(self.place.run, self.edge), &[])?;
+            for &(rank, slot) in &*lane.to {
+                let end = tag::new(self.place.run, slot, tag::END, self.place.wiring.edge);
+                fabric.send_copy(rank, end, &[])?;
             }
         }
         Ok(())
@@ -224,20 +244,20 @@ impl<T: Record> Outbox<T> {
 }
 
 /// Sends a finished batch to all of `to`.
-fn send(place: &Place, edge: EdgeId, to: &[Rank], memory: Memory) -> Result<(), Error> {
+fn send(place: &Place, to: &[(Rank, Slot)], memory: Memory) -> Result<(), Error> {
     let Memory::Loan(mut loan) = memory else {
         unreachable!("what is sent is in a loan")
     };
-    loan.set_tag(tag::batch(place.run, edge));
-    let batch = loan.freeze();
-    let mut fabric = place.fabric.borrow_mut();
-    let Some((last, others)) = to.split_last() else {
+    let Some((&(last, slot), others)) = to.split_last() else {
         return Ok(());
     };
-    for &rank in others {
+    loan.set_tag(tag::new(place.run, slot, tag::BATCH, place.wiring.edge));
+    let batch = loan.freeze();
+    let mut fabric = place.fabric.borrow_mut();
+    for &(rank, _) in others {
         fabric.send(rank, batch.clone())?;
     }
-    Ok(fabric.send(*last, batch)?)
+    Ok(fabric.send(last, batch)?)
 }
 
 impl<T: Record> Outbox<T> {
@@ -254,6 +274,31 @@ impl<T: Record> Outbox<T> {
             return Ok(false);
         }
         self.find_loans()
+    }
+
+    /// Takes note that an instance that reads the edge wants no more. When nobody on a lane does, the lane is
+    /// closed: what is on it or pushed to it is dropped.
+    pub(crate) fn stopped(&mut self, reader: u32) {
+        let index = if self.lanes.len() == 1 { 0 } else { reader };
+        let Some(lane) = self.lanes.get_mut(index as usize) else {
+            return;
+        };
+        lane.open = lane.open.saturating_sub(1);
+        if lane.open > 0 {
+            return;
+        }
+        if lane.builder.is_own() && lane.builder.capacity() > 0 {
+            self.without_loan -= 1;
+        }
+        lane.builder = Builder::new(Memory::own(0), lane.shape);
+        lane.waiting.clear();
+        self.settle();
+        self.open = self.lanes.iter().filter(|lane| lane.open > 0).count();
+    }
+
+    /// Whether nobody wants more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.open == 0
     }
 
     pub(crate) fn finish(&mut self) -> Result<bool, Error> {
@@ -275,63 +320,59 @@ impl<T: Record> Outbox<T> {
 impl<T> fmt::Debug for Outbox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Outbox")
-            .field("edge", &self.edge)
+            .field("edge", &self.place.wiring.edge)
             .finish_non_exhaustive()
     }
 }
 
-/// Sends each pair to the rank that its key belongs to.
-pub(crate) struct ByKey<K, V>(pub(crate) Outbox<(K, V)>);
+/// Says which lane of an edge a record takes.
+pub(crate) trait Route<T: Record> {
+    /// The number of the lane, which is less than that of all.
+    fn lane(&mut self, view: T::View<'_>, outbox: &Outbox<T>) -> usize;
+}
 
-impl<K: Key, V: Record> Push<(K, V)> for ByKey<K, V> {
-    #[inline]
-    fn push(&mut self, (key, value): (K::View<'_>, V::View<'_>)) {
-        let lane = self.0.lane_of(K::hash(key));
-        self.0.push_to(lane, &(K::shorten(key), V::shorten(value)));
+/// Sends each record down the lane that its route says.
+pub(crate) struct Routed<T, R> {
+    outbox: Outbox<T>,
+    route: R,
+}
+
+impl<T: Record, R: Route<T>> Routed<T, R> {
+    pub(crate) fn new(outbox: Outbox<T>, route: R) -> Self {
+        Self { outbox, route }
     }
 }
 
-impl<K: Key, V: Record> Sink<(K, V)> for ByKey<K, V> {
-    #[inline]
-    fn is_full(&self) -> bool {
-        self.0.is_full()
-    }
-}
-
-impl<K: Key, V: Record> Output<(K, V)> for ByKey<K, V> {
-    fn poll(&mut self) -> Result<bool, Error> {
-        self.0.poll()
-    }
-
-    fn finish(&mut self) -> Result<bool, Error> {
-        self.0.finish()
-    }
-}
-
-/// Sends every record down the one lane there is.
-pub(crate) struct ToAll<T>(pub(crate) Outbox<T>);
-
-impl<T: Record> Push<T> for ToAll<T> {
+impl<T: Record, R: Route<T>> Push<T> for Routed<T, R> {
     #[inline]
     fn push(&mut self, view: T::View<'_>) {
-        self.0.push_to(0, &view);
+        let lane = self.route.lane(view, &self.outbox);
+        self.outbox.push_to(lane, &view);
     }
 }
 
-impl<T: Record> Sink<T> for ToAll<T> {
+impl<T: Record, R: Route<T>> Sink<T> for Routed<T, R> {
     #[inline]
     fn is_full(&self) -> bool {
-        self.0.is_full()
+        self.outbox.is_full()
     }
 }
 
-impl<T: Record> Output<T> for ToAll<T> {
+impl<T: Record, R: Route<T>> Output<T> for Routed<T, R> {
     fn poll(&mut self) -> Result<bool, Error> {
-        self.0.poll()
+        self.outbox.poll()
     }
 
     fn finish(&mut self) -> Result<bool, Error> {
-        self.0.finish()
+        self.outbox.finish()
+    }
+
+    fn stopped(&mut self, reader: u32) {
+        self.outbox.stopped(reader);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.outbox.is_closed()
     }
 }
 
@@ -347,12 +388,13 @@ pub struct Receiver<T> {
 }
 
 impl<T: Record> Receiver<T> {
-    pub(crate) fn new(place: &Place) -> Self {
+    /// The receiving end of the edge that is input `port` of the task.
+    pub(crate) fn new(place: &Place, port: usize) -> Self {
         Self {
             place: place.clone(),
             arrived: VecDeque::new(),
             pushed: 0,
-            open: place.size,
+            open: place.wiring.senders.get(port).copied().unwrap_or(0),
         }
     }
 }
@@ -369,14 +411,14 @@ pub(crate) fn open<T: Record>(place: &Place, from: Rank, batch: Buffer) -> Resul
 impl<T: Record> Input for Receiver<T> {
     type Out = T;
 
-    fn receive(&mut self, from: Rank, batch: Buffer) -> Result<(), Error> {
+    fn receive(&mut self, _port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
         let batch = open(&self.place, from, batch)?;
         self.place.counters.received(batch.len() as u64);
         self.arrived.push_back(batch);
         Ok(())
     }
 
-    fn ended(&mut self, _from: Rank) {
+    fn ended(&mut self, _port: usize, _from: Rank) {
         self.open = self.open.saturating_sub(1);
     }
 

@@ -1,0 +1,122 @@
+//! The ways a record can take.
+
+use super::{Outbox, Route};
+use crate::{Key, Record, stage::Place};
+
+/// To the instance that the key of a pair belongs to.
+pub(crate) struct ByKey;
+
+impl<K: Key, V: Record> Route<(K, V)> for ByKey {
+    #[inline]
+    fn lane(&mut self, (key, _): (K::View<'_>, V::View<'_>), outbox: &Outbox<(K, V)>) -> usize {
+        outbox.lane_of(K::hash(key))
+    }
+}
+
+/// To the instance that the record as a key belongs to.
+pub(crate) struct ByHash;
+
+impl<T: Key> Route<T> for ByHash {
+    #[inline]
+    fn lane(&mut self, view: T::View<'_>, outbox: &Outbox<T>) -> usize {
+        outbox.lane_of(T::hash(view))
+    }
+}
+
+/// To the instance whose number a function gives, modulo how many there are.
+pub(crate) struct ByFunction<F>(pub(crate) F);
+
+impl<T: Record, F: FnMut(T::View<'_>) -> u64> Route<T> for ByFunction<F> {
+    #[inline]
+    fn lane(&mut self, view: T::View<'_>, outbox: &Outbox<T>) -> usize {
+        ((self.0)(view) % outbox.lanes.len() as u64) as usize
+    }
+}
+
+/// To one instance after the other.
+pub(crate) struct RoundRobin(usize);
+
+impl RoundRobin {
+    /// Begins with the instance of the same number, so that not all begin with the same.
+    pub(crate) fn new(place: &Place) -> Self {
+        Self(place.instance as usize)
+    }
+}
+
+impl<T: Record> Route<T> for RoundRobin {
+    #[inline]
+    fn lane(&mut self, _view: T::View<'_>, outbox: &Outbox<T>) -> usize {
+        self.0 += 1;
+        if self.0 >= outbox.lanes.len() {
+            self.0 = 0;
+        }
+        self.0
+    }
+}
+
+/// To the instance that has read most of what it was sent: a batch at a time, because that is what is read.
+pub(crate) struct Rebalance {
+    lane: usize,
+    /// Records that go to the same lane before another choice.
+    left: u32,
+}
+
+/// Records between two choices. Few enough that the batches of a short job go to all.
+const RECORDS_A_CHOICE: u32 = 256;
+
+impl Rebalance {
+    pub(crate) fn new(place: &Place) -> Self {
+        Self {
+            lane: place.instance as usize,
+            left: 0,
+        }
+    }
+}
+
+impl<T: Record> Route<T> for Rebalance {
+    #[inline]
+    fn lane(&mut self, _view: T::View<'_>, outbox: &Outbox<T>) -> usize {
+        if self.left == 0 {
+            self.left = RECORDS_A_CHOICE;
+            let lanes = outbox.lanes.len();
+            // From the next on, so that lanes that are equally far take turns.
+            let others = (1..=lanes).map(|step| (self.lane + step) % lanes);
+            let unread = |&lane: &usize| outbox.lanes[lane].window.lent();
+            self.lane = others.min_by_key(unread).unwrap_or(0);
+        }
+        self.left -= 1;
+        self.lane
+    }
+}
+
+/// To the instance of the same number, or in the same part of all if they are fewer or more.
+pub(crate) struct Direct {
+    instance: usize,
+    instances: usize,
+}
+
+impl Direct {
+    pub(crate) fn new(place: &Place) -> Self {
+        Self {
+            instance: place.instance as usize,
+            instances: place.instances as usize,
+        }
+    }
+}
+
+impl<T: Record> Route<T> for Direct {
+    #[inline]
+    fn lane(&mut self, _view: T::View<'_>, outbox: &Outbox<T>) -> usize {
+        self.instance * outbox.lanes.len() / self.instances
+    }
+}
+
+/// To the first instance, or down the one lane there is.
+pub(crate) struct ToFirst;
+
+impl<T: Record> Route<T> for ToFirst {
+    #[inline]
+    fn lane(&mut self, _view: T::View<'_>, _outbox: &Outbox<T>) -> usize {
+        0
+    }
+}

@@ -1,0 +1,106 @@
+//! Exchanges that change nothing but where records are.
+
+use crate::{
+    Error, Key, Record,
+    exchange::{ByFunction, ByHash, Direct, Outbox, Rebalance, RoundRobin, Route, Routed, ToFirst},
+    operator::narrow::Pass,
+    stage::{Narrow, Place},
+    stream::{Received, Source, Stream},
+};
+
+impl<S, N, T> Stream<S, N>
+where
+    S: Source,
+    T: Record,
+    N: Narrow<S::Out, Out = T>,
+{
+    /// Sends equal records to the same instance.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let job = collection(vec![1u64, 2, 1]).exchange_by_hash().collect();
+    /// assert_eq!(inline(&job)?.len(), 3);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn exchange_by_hash(self) -> Stream<Received<T>, Pass>
+    where
+        T: Key,
+    {
+        self.route("exchange_by_hash", |_| ByHash)
+    }
+
+    /// Sends each record to the instance whose number `function` gives, modulo how many there are.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let job = collection(vec![1u64, 2, 3]).partition(|n| n / 2).collect();
+    /// assert_eq!(inline(&job)?.len(), 3);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn partition<F>(self, function: F) -> Stream<Received<T>, Pass>
+    where
+        F: FnMut(T::View<'_>) -> u64 + Clone + Send + Sync + 'static,
+    {
+        self.route("partition", move |_| ByFunction(function.clone()))
+    }
+
+    /// Sends one record to each instance in turn, so that all get the same number.
+    pub fn round_robin(self) -> Stream<Received<T>, Pass> {
+        self.route("round_robin", RoundRobin::new)
+    }
+
+    /// Sends records to the instances that are the furthest in reading what they were sent, so that slow ones
+    /// get less.
+    pub fn rebalance(self) -> Stream<Received<T>, Pass> {
+        self.route("rebalance", Rebalance::new)
+    }
+
+    /// Sends the records of each instance to the instance of the same number (or in the same part of all, if
+    /// their numbers differ). Clones of the stream that follows share the work before it.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let squares = collection(vec![1u64, 2, 3]).map(|n| n * n).direct();
+    /// let odd = squares.clone().filter(|n| n % 2 == 1);
+    /// let mut both = inline(&odd.union(squares).collect())?;
+    /// both.sort();
+    /// assert_eq!(both, [1, 1, 4, 9, 9]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn direct(self) -> Stream<Received<T>, Pass> {
+        self.route("direct", Direct::new)
+    }
+
+    /// Sends every record to all instances. It travels to each rank once.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let job = collection(vec![1u64, 2]).broadcast().parallelism(3).collect();
+    /// assert_eq!(inline(&job)?.len(), 6);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn broadcast(self) -> Stream<Received<T>, Pass> {
+        let output = |place: &Place| Ok(Routed::new(Outbox::to_all(place)?, ToFirst));
+        self.exchange("broadcast", output, Received::new())
+    }
+
+    /// Sends every record to one instance.
+    pub fn gather(self) -> Stream<Received<T>, Pass> {
+        self.route("gather", |_| ToFirst).on_one()
+    }
+
+    fn route<R: Route<T> + 'static>(
+        self,
+        name: &str,
+        route: impl Fn(&Place) -> R + Send + Sync + 'static,
+    ) -> Stream<Received<T>, Pass> {
+        let output = move |place: &Place| -> Result<_, Error> {
+            Ok(Routed::new(Outbox::to_each(place)?, route(place)))
+        };
+        self.exchange(name, output, Received::new())
+    }
+}

@@ -1,0 +1,166 @@
+//! Where the jobs of these tests run.
+
+use std::{cell::RefCell, fmt::Debug, rc::Rc};
+
+use dataflow::{Counters, Error, Job, Progress, Run, Site, inline};
+use proptest::prelude::*;
+use transport::{Arena, Event, Fabric, Ledger, Simulation};
+use updraft::Config;
+
+/// A job of so many ranks on a simulated network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cluster {
+    pub(crate) seed: u64,
+    pub(crate) size: u32,
+    pub(crate) executors: u32,
+    pub(crate) arena_bytes: u64,
+    /// The limit of the ledger that all ranks share.
+    pub(crate) memory_bytes: u64,
+}
+
+/// Any cluster, and some instances for a task.
+pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
+    (any::<u64>(), 1u32..=5, 1u32..=3).prop_map(|(seed, size, executors)| Cluster {
+        seed,
+        size,
+        executors,
+        arena_bytes: 1 << 20,
+        memory_bytes: 1 << 40,
+    })
+}
+
+/// As many instances as ranks, fewer, or more.
+pub(crate) fn instances() -> impl Strategy<Value = u32> {
+    1u32..12
+}
+
+impl Cluster {
+    /// What a job gives.
+    pub(crate) fn run<R: Default>(self, job: &Job<R>) -> Result<R, Error> {
+        let network = Simulation::new(self.seed, self.size);
+        let ledger = Ledger::new(self.memory_bytes);
+        let mut ranks = Vec::new();
+        for rank in 0..self.size {
+            let fabric = network.fabric(rank, &Arena::new(&ledger, self.arena_bytes)?);
+            ranks.push(Driven::new(fabric, self.executors, &ledger, job)?);
+        }
+        let mut done = vec![false; self.size as usize];
+        let mut idle = 0;
+        while done.iter().any(|done| !done) {
+            let rank = network.draw(self.size.into()) as usize;
+            let mut moved = false;
+            if !done[rank] {
+                let progress = ranks[rank].turn()?;
+                done[rank] = progress == Progress::Done;
+                moved = progress != Progress::None || ranks[rank].received;
+            }
+            idle = if moved || network.advance() {
+                0
+            } else {
+                idle + 1
+            };
+            assert!(
+                idle < 1_000 * self.size,
+                "{self:?}: no rank makes progress any more"
+            );
+        }
+        drop(ranks);
+        assert_eq!(ledger.used(), 0, "{self:?}: memory is given back");
+        Ok(job.take_result())
+    }
+
+    /// The job gives `expected`, in some order, here and on one thread; for some seeds also in threads.
+    pub(crate) fn gives<T: Ord + Debug + Send>(self, job: &Job<Vec<T>>, expected: Vec<T>) {
+        let expected = sorted(expected);
+        assert_eq!(
+            sorted(inline(job).unwrap()),
+            expected,
+            "on one thread: {}",
+            job.plan()
+        );
+        assert_eq!(
+            sorted(self.run(job).unwrap()),
+            expected,
+            "{self:?}: {}",
+            job.plan()
+        );
+        if self.seed.is_multiple_of(8) {
+            let config = Config {
+                executors: Some(self.size),
+                progress: false,
+                ..Config::default()
+            };
+            let given = updraft::run(config, |env| env.run(job)).unwrap();
+            assert_eq!(
+                sorted(given),
+                expected,
+                "{} threads: {}",
+                self.size,
+                job.plan()
+            );
+        }
+    }
+}
+
+pub(crate) fn sorted<T: Ord>(mut records: Vec<T>) -> Vec<T> {
+    records.sort();
+    records
+}
+
+/// One rank of a job, driven by the test.
+pub(crate) struct Driven {
+    fabric: Rc<RefCell<Fabric>>,
+    run: Run,
+    received: bool,
+}
+
+impl Driven {
+    pub(crate) fn new<R: Default>(
+        fabric: Fabric,
+        executors: u32,
+        ledger: &Ledger,
+        job: &Job<R>,
+    ) -> Result<Self, Error> {
+        let fabric = Rc::new(RefCell::new(fabric));
+        let site = Site {
+            fabric: fabric.clone(),
+            executors,
+            ledger: ledger.clone(),
+            counters: Rc::new(Nobody),
+        };
+        let run = Run::new(&job.task_graph(), 0, &site)?;
+        Ok(Self {
+            fabric,
+            run,
+            received: false,
+        })
+    }
+
+    pub(crate) fn turn(&mut self) -> Result<Progress, Error> {
+        self.received = false;
+        loop {
+            let event = self.fabric.borrow_mut().receive();
+            let event = event.map_err(transport::Error::from)?;
+            match event {
+                Some(Event::Message { from, buffer }) => self.run.receive(from, buffer)?,
+                Some(Event::Ended { peer, error }) => self.run.ended(peer, *error)?,
+                Some(Event::Refused { .. } | Event::Completed { .. }) | None => {
+                    return self.run.poll();
+                }
+            }
+            self.received = true;
+        }
+    }
+}
+
+/// Wants to know nothing.
+#[derive(Debug)]
+struct Nobody;
+
+impl Counters for Nobody {
+    fn read(&self, _records: u64, _bytes: u64) {}
+
+    fn received(&self, _records: u64) {}
+
+    fn expect(&self, _bytes: u64) {}
+}

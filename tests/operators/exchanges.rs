@@ -1,0 +1,181 @@
+//! Where records go, and that none is lost or doubled on its way.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use dataflow::{Pass, Received, Stream, collection};
+
+use proptest::prelude::*;
+
+use crate::cluster::{Cluster, cluster, instances};
+
+fn texts() -> impl Strategy<Value = Vec<String>> {
+    prop::collection::vec("[a-c]{0,3}|[a-z]{0,40}", 0..200)
+}
+
+/// Tags each record with the number of the instance that has it: a function is cloned for each.
+macro_rules! by_instance {
+    ($stream:expr) => {{
+        let instances = Numbers::default();
+        $stream.map(move |text| (instances.mine(), text.to_owned()))
+    }};
+}
+
+/// Gives each clone a number of its own, when it is first asked.
+#[derive(Default)]
+struct Numbers {
+    next: Arc<AtomicU64>,
+    mine: std::sync::OnceLock<u64>,
+}
+
+impl Clone for Numbers {
+    fn clone(&self) -> Self {
+        Self {
+            next: self.next.clone(),
+            mine: std::sync::OnceLock::new(),
+        }
+    }
+}
+
+impl Numbers {
+    fn mine(&self) -> u64 {
+        *self
+            .mine
+            .get_or_init(|| self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// What each instance got, by its number.
+fn shares(pairs: Vec<(u64, String)>) -> BTreeMap<u64, Vec<String>> {
+    let mut shares = BTreeMap::<u64, Vec<String>>::new();
+    for (instance, text) in pairs {
+        shares.entry(instance).or_default().push(text);
+    }
+    shares
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn whatever_way_records_take_they_all_arrive_once(
+        texts in texts(),
+        cluster in cluster(),
+        from in instances(),
+        to in instances(),
+    ) {
+        let source = || collection(texts.clone()).parallelism(from);
+        let arrive = |stream: Stream<Received<String>, Pass>| {
+            cluster.gives(&stream.parallelism(to).collect(), texts.clone());
+        };
+        arrive(source().exchange_by_hash());
+        arrive(source().partition(|text| text.len() as u64 * 7));
+        arrive(source().round_robin());
+        arrive(source().rebalance());
+        arrive(source().direct());
+        arrive(source().gather());
+    }
+
+    #[test]
+    fn a_broadcast_gives_every_instance_everything(
+        texts in texts(),
+        cluster in cluster(),
+        from in instances(),
+        to in instances(),
+    ) {
+        let job = collection(texts.clone()).parallelism(from).broadcast().parallelism(to).collect();
+        let all = (0..to).flat_map(|_| texts.clone()).collect();
+        cluster.gives(&job, all);
+    }
+
+    #[test]
+    fn equal_records_meet_and_so_do_those_of_one_partition(
+        texts in texts(),
+        cluster in cluster(),
+        to in instances(),
+    ) {
+        let job = by_instance!(collection(texts.clone()).exchange_by_hash().parallelism(to)).collect();
+        let found = cluster.run(&job).unwrap();
+        let places: BTreeSet<_> = found.into_iter().collect();
+        let distinct: BTreeSet<_> = texts.iter().collect();
+        prop_assert_eq!(places.len(), distinct.len(), "each is at one place");
+
+        let partition = |text: &str| text.len() as u64;
+        let job = collection(texts).partition(move |text| partition(text)).parallelism(to);
+        let shares = shares(cluster.run(&by_instance!(job).collect()).unwrap());
+        let mut seen = BTreeSet::new();
+        for share in shares.values() {
+            let numbers: BTreeSet<u64> = share.iter().map(|text| partition(text) % u64::from(to)).collect();
+            prop_assert_eq!(numbers.len(), 1, "an instance has one partition");
+            prop_assert!(seen.insert(numbers.first().copied()), "which nobody else has");
+        }
+    }
+
+    #[test]
+    fn round_robin_gives_each_instance_the_same_number(
+        cluster in cluster(),
+        from in instances(),
+        to in instances(),
+        each in 0usize..20,
+    ) {
+        // As many from each sender as all take in some rounds.
+        let texts: Vec<_> = (0..from as usize * to as usize * each).map(|n| n.to_string()).collect();
+        let job = collection(texts).parallelism(from).round_robin().parallelism(to);
+        let shares = shares(cluster.run(&by_instance!(job).collect()).unwrap());
+        for share in shares.values() {
+            prop_assert_eq!(share.len(), from as usize * each);
+        }
+    }
+
+    #[test]
+    fn direct_leaves_records_in_their_order_and_gather_brings_all_to_one(
+        texts in texts(),
+        cluster in cluster(),
+    ) {
+        let stay = collection(texts.clone()).direct().direct().collect();
+        prop_assert_eq!(&cluster.run(&stay).unwrap(), &texts);
+        let job = by_instance!(collection(texts).gather()).collect();
+        prop_assert!(shares(cluster.run(&job).unwrap()).len() <= 1);
+    }
+
+    #[test]
+    fn a_union_is_both_and_a_stream_with_itself_twice_itself(
+        one in texts(),
+        other in texts(),
+        cluster in cluster(),
+        to in instances(),
+    ) {
+        let job = collection(one.clone()).union(collection(other.clone()).exchange_by_hash());
+        let both = [one.clone(), other].concat();
+        cluster.gives(&job.parallelism(to).collect(), both);
+
+        let stream = collection(one.clone()).exchange_by_hash();
+        let job = stream.clone().union(stream.filter(|text| text.len() % 2 == 0));
+        let even = one.iter().filter(|text| text.len() % 2 == 0).cloned();
+        cluster.gives(&job.collect(), one.iter().cloned().chain(even).collect());
+    }
+}
+
+#[test]
+fn rebalancing_spares_the_instance_that_does_not_read() {
+    // Nobody reads while one rank fills the windows of all: records go round then.
+    let cluster = Cluster {
+        seed: 3,
+        size: 4,
+        executors: 1,
+        arena_bytes: 1 << 20,
+        memory_bytes: 1 << 40,
+    };
+    let texts: Vec<_> = (0..40_000).map(|n| n.to_string()).collect();
+    let job = collection(texts).parallelism(1).rebalance();
+    let shares = shares(cluster.run(&by_instance!(job).collect()).unwrap());
+    assert_eq!(shares.len(), 4);
+    for share in shares.values() {
+        assert!(share.len() > 1_000, "{}", share.len());
+    }
+}

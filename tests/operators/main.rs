@@ -1,0 +1,6 @@
+//! What operators promise: what a plain reference gives, on one thread, in threads, and over simulated networks,
+//! with any number of ranks and instances, and however small the arenas.
+
+mod cluster;
+mod exchanges;
+mod graphs;
