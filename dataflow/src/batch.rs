@@ -239,6 +239,55 @@ impl<T: Record> Batch<T> {
         self.elements().len()
     }
 
+    /// Bytes that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// A copy in memory of our own, so that the batch's goes back to its sender.
+    pub(crate) fn keep(&self) -> Kept<T> {
+        let mut bytes = AlignedVec::with_capacity(self.buffer.len());
+        bytes.extend_from_slice(&self.buffer);
+        Kept {
+            bytes,
+            record: PhantomData,
+        }
+    }
+
+    /// The views of the records from the one at `start` on.
+    pub(crate) fn views(&self, start: usize) -> impl Iterator<Item = T::View<'_>> {
+        self.elements()[start..].iter().map(T::view)
+    }
+}
+
+/// Records that are kept: a batch in memory of our own.
+pub(crate) struct Kept<T> {
+    bytes: AlignedVec<ALIGN>,
+    record: PhantomData<fn() -> T>,
+}
+
+impl<T: Record> Kept<T> {
+    fn elements(&self) -> &[T::Archived] {
+        // SAFETY: the bytes are those of a batch, which by the invariant of this module were a valid archive of
+        // `Vec<T>`; pointers in it are relative, its alignment is that of a batch, and nobody writes to it.
+        unsafe { rkyv::access_unchecked::<Root<T>>(&self.bytes) }.as_slice()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.elements().len()
+    }
+
+    /// Bytes that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The view of a record.
+    #[inline]
+    pub(crate) fn view(&self, index: usize) -> T::View<'_> {
+        T::view(&self.elements()[index])
+    }
+
     /// The views of the records from the one at `start` on.
     pub(crate) fn views(&self, start: usize) -> impl Iterator<Item = T::View<'_>> {
         self.elements()[start..].iter().map(T::view)
@@ -263,6 +312,21 @@ pub fn with_encoded<E: Encode, R>(
     value: &E,
     function: impl FnOnce(<E::Record as Record>::View<'_>) -> R,
 ) -> R {
+    match try_with_encoded(value, function) {
+        Ok(result) => result,
+        Err(unfit) => panic!("a value cannot be archived: {unfit}"),
+    }
+}
+
+/// The same for values that may be too large for that.
+///
+/// # Errors
+///
+/// [`Unfit`] if the value cannot be archived at all.
+pub(crate) fn try_with_encoded<E: Encode, R>(
+    value: &E,
+    function: impl FnOnce(<E::Record as Record>::View<'_>) -> R,
+) -> Result<R, Unfit> {
     let mut spare = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
     if spare.is_empty() {
         spare.resize(ENCODED_BYTES, 0);
@@ -273,10 +337,9 @@ pub fn with_encoded<E: Encode, R>(
             Ok(()) => break builder.seal(),
             Err(unfit) => {
                 let bytes = (builder.capacity() * 2).min(OFFSET_MAX);
-                assert!(
-                    unfit == Unfit::Full && bytes > builder.capacity(),
-                    "a value cannot be archived"
-                );
+                if unfit != Unfit::Full || bytes <= builder.capacity() {
+                    return Err(unfit);
+                }
                 spare = AlignedVec::with_capacity(bytes);
                 spare.resize(bytes, 0);
             }
@@ -288,11 +351,16 @@ pub fn with_encoded<E: Encode, R>(
     // SAFETY: a builder of the same type has just made these bytes.
     let root = unsafe { rkyv::access_unchecked::<Root<E::Record>>(&bytes) };
     let result = function(E::Record::view(&root.as_slice()[0]));
-    let capacity = bytes.capacity();
-    bytes.resize(capacity, 0);
-    SPARE.with_borrow_mut(|spare| spare.push(bytes));
-    result
+    if bytes.capacity() <= SPARE_BYTES_MAX {
+        let capacity = bytes.capacity();
+        bytes.resize(capacity, 0);
+        SPARE.with_borrow_mut(|spare| spare.push(bytes));
+    }
+    Ok(result)
 }
+
+/// The most that is kept for the next value: what was needed for a larger one is given back.
+const SPARE_BYTES_MAX: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -41,8 +41,15 @@ pub use exchange::Receiver;
 pub use graph::{Job, TaskGraph};
 pub use inline::{inline, simulate};
 pub use operator::{
-    narrow::{Filter, FlatMap, Map, Out, Pass, Then},
-    reduce::Reduce,
+    aggregate::{
+        Aggregate, Conclude, Count, Extreme, Fold, Made, Make, Mean, Merged, Of, Sum, Whole,
+    },
+    join::{
+        Anti, By, Cogroup, Cogrouped, Cross, Crossed, Full, Group, Grouped, HashJoin, Inner, Join,
+        Joined, Left, Mark, Order, Right, Semi, Unordered,
+    },
+    narrow::{Filter, FlatMap, Keyed, Keys, Map, Out, Pass, Then},
+    reduce::{Accumulate, Once, Reduce, Reduced, Reducing},
     union::{Union, United},
 };
 pub use record::{Encode, Encoder, Fields, Key, OutOfLine, Record, Slice, Unfit};
@@ -50,7 +57,7 @@ pub use rkyv;
 pub use run::{Run, Site, Totals, run_of, tell_failure};
 pub use source::{Collection, Lines, collection, lines, lines_of};
 pub use stage::{Counters, Input, Narrow, Output, Place, Progress, Push, Sink};
-pub use stream::{Received, Reduced, Source, Stream};
+pub use stream::{Received, Source, Stream};
 
 #[doc(hidden)]
 pub use record::parts as record_parts;

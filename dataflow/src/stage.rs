@@ -127,10 +127,6 @@ pub(crate) struct Wiring {
     /// How many instances send on each of its inputs.
     pub(crate) senders: Vec<u32>,
     /// Whether it may leave an input unread until another has ended: see [`crate::graph`].
-    #[expect(
-        dead_code,
-        reason = "for tasks with inputs of different kinds, which are to come"
-    )]
     pub(crate) may_wait: bool,
     /// The edge that it sends on.
     pub(crate) edge: EdgeId,

@@ -11,10 +11,7 @@ use crate::{
     Encode, Error, Key, Record,
     exchange::{ByKey, Outbox, Receiver, Routed, ToFirst},
     graph::{Job, Node, Placement},
-    operator::{
-        narrow::{Filter, FlatMap, Map, Out, Pass, Then},
-        reduce::{Combine, Reduce},
-    },
+    operator::narrow::{Filter, FlatMap, Map, Out, Pass, Then},
     sink::{Collect, ForEach, WriteText},
     stage::{Input, Narrow, Output, Place, Stage, State},
 };
@@ -211,43 +208,6 @@ where
         self.exchange("exchange_by_key", output, Received::new())
     }
 
-    /// Reduces the values of each key to one. `reduce` is given a value of its own and the view of
-    /// another and has to be associative and commutative: values are combined on every rank before
-    /// they meet on the rank of their key. (A default value stands in for the first argument while
-    /// `reduce` runs.)
-    ///
-    /// ```
-    /// use dataflow::{collection, inline};
-    ///
-    /// let job = collection(vec!["a", "b", "a"].into_iter().map(String::from).collect())
-    ///     .flat_map(|word, out| out.push((word, 1u64)))
-    ///     .reduce_by_key(|a, b| a + b)
-    ///     .collect();
-    /// let mut counts = inline(&job)?;
-    /// counts.sort();
-    /// assert_eq!(counts, [("a".to_owned(), 2), ("b".to_owned(), 1)]);
-    /// # Ok::<(), dataflow::Error>(())
-    /// ```
-    pub fn reduce_by_key<K, V, F>(self, reduce: F) -> Stream<Reduced<K, V, F>, Pass>
-    where
-        K: Key,
-        V: Record + Default,
-        N: Narrow<S::Out, Out = (K, V)>,
-        F: Fn(V, V::View<'_>) -> V + Clone + Send + Sync + 'static,
-    {
-        let combine = reduce.clone();
-        let output =
-            move |place: &Place| Combine::new(combine.clone(), place, Outbox::to_each(place)?);
-        self.exchange(
-            "reduce_by_key",
-            output,
-            Reduced {
-                reduce,
-                pair: PhantomData,
-            },
-        )
-    }
-
     /// Gathers all records in one `Vec`, in the order of the ranks, on every process: for results that
     /// fit in memory.
     pub fn collect(self) -> Job<Vec<N::Out>> {
@@ -375,31 +335,5 @@ impl<T: Record> Source for Received<T> {
 
     fn build(&self, place: &Place) -> Result<Receiver<T>, Error> {
         Ok(Receiver::new(place, 0))
-    }
-}
-
-/// One pair for each key.
-pub struct Reduced<K, V, F> {
-    reduce: F,
-    pair: PhantomData<fn() -> (K, V)>,
-}
-
-impl<K, V, F> Source for Reduced<K, V, F>
-where
-    K: Key,
-    V: Record + Default,
-    F: Fn(V, V::View<'_>) -> V + Clone + Send + Sync + 'static,
-{
-    type Input = Reduce<K, V, F>;
-    type Out = (K, V);
-
-    fn build(&self, place: &Place) -> Result<Reduce<K, V, F>, Error> {
-        Reduce::new(self.reduce.clone(), place, Receiver::new(place, 0))
-    }
-}
-
-impl<K, V, F> fmt::Debug for Reduced<K, V, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Reduced")
     }
 }

@@ -24,7 +24,7 @@ pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
         seed,
         size,
         executors,
-        arena_bytes: 1 << 20,
+        arena_bytes: 4 << 20,
         memory_bytes: 1 << 40,
     })
 }

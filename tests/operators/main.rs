@@ -4,3 +4,4 @@
 mod cluster;
 mod exchanges;
 mod graphs;
+mod joins;

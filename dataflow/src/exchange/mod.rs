@@ -380,7 +380,8 @@ impl<T: Record, R: Route<T>> Output<T> for Routed<T, R> {
 #[derive(Debug)]
 pub struct Receiver<T> {
     place: Place,
-    arrived: VecDeque<Batch<T>>,
+    /// Batches, and who sent them.
+    arrived: VecDeque<(Rank, Batch<T>)>,
     /// Records of the first batch that were pushed already.
     pushed: usize,
     /// Senders that have not ended.
@@ -396,6 +397,16 @@ impl<T: Record> Receiver<T> {
             pushed: 0,
             open: place.wiring.senders.get(port).copied().unwrap_or(0),
         }
+    }
+
+    /// Takes the next batch as a whole, for who does not push its records one by one.
+    pub(crate) fn next_batch(&mut self) -> Option<(Rank, Batch<T>)> {
+        self.arrived.pop_front()
+    }
+
+    /// Whether nothing is left and nothing is to come.
+    pub(crate) fn is_done(&self) -> bool {
+        self.open == 0 && self.arrived.is_empty()
     }
 }
 
@@ -414,7 +425,7 @@ impl<T: Record> Input for Receiver<T> {
     fn receive(&mut self, _port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
         let batch = open(&self.place, from, batch)?;
         self.place.counters.received(batch.len() as u64);
-        self.arrived.push_back(batch);
+        self.arrived.push_back((from, batch));
         Ok(())
     }
 
@@ -423,7 +434,7 @@ impl<T: Record> Input for Receiver<T> {
     }
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
-        let Some(batch) = self.arrived.front() else {
+        let Some((_, batch)) = self.arrived.front() else {
             return Ok(if self.open == 0 {
                 Progress::Done
             } else {

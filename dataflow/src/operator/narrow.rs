@@ -109,6 +109,32 @@ where
     }
 }
 
+/// Makes each record the key of nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Keyed;
+
+impl<T: Record> Narrow<T> for Keyed {
+    type Out = (T, ());
+
+    #[inline]
+    fn push<D: Push<(T, ())>>(&mut self, view: T::View<'_>, down: &mut D) {
+        down.push((view, ()));
+    }
+}
+
+/// Keeps the keys of pairs.
+#[derive(Debug, Clone, Copy)]
+pub struct Keys;
+
+impl<K: Record, V: Record> Narrow<(K, V)> for Keys {
+    type Out = K;
+
+    #[inline]
+    fn push<D: Push<K>>(&mut self, (key, _): (K::View<'_>, V::View<'_>), down: &mut D) {
+        down.push(key);
+    }
+}
+
 /// Turns each record into any number of others.
 pub struct FlatMap<F, U> {
     function: F,

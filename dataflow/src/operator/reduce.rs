@@ -4,16 +4,212 @@
 //! on the rank that the key belongs to. How much the first table may hold is bounded: when the bound,
 //! or the worker's ledger, is reached, it is sent on and starts anew.
 
-use std::{fmt, mem};
+use std::{fmt, marker::PhantomData, mem};
 
 use hashbrown::{HashTable, hash_table};
 use transport::{Buffer, Rank, Reservation};
 
 use crate::{
-    Error, Key, Record,
+    Encode, Error, Key, Record,
     exchange::{Outbox, Receiver},
-    stage::{Input, Output, Place, Progress, Push, Sink},
+    operator::narrow::{Keyed, Keys, Pass, Then},
+    stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
+    stream::{Source, Stream},
 };
+
+/// How many values become one.
+pub trait Accumulate<I: Record>: Clone + Send + Sync + 'static {
+    /// What is kept of them on the way.
+    type State: Record;
+
+    /// What is made of that in the end.
+    type Out: Encode;
+
+    /// What is kept of the first value.
+    fn start(&self, first: I::View<'_>) -> Self::State;
+
+    /// Adds another.
+    fn add(&self, state: &mut Self::State, more: I::View<'_>);
+
+    /// Ends it.
+    fn finish(&self, state: Self::State) -> Self::Out;
+}
+
+/// Reduces by a function of two values.
+pub struct Reducing<V, F> {
+    function: F,
+    value: PhantomData<fn() -> V>,
+}
+
+impl<V, F> Reducing<V, F> {
+    pub(crate) fn new(function: F) -> Self {
+        Self {
+            function,
+            value: PhantomData,
+        }
+    }
+}
+
+impl<V, F: Clone> Clone for Reducing<V, F> {
+    fn clone(&self) -> Self {
+        Self::new(self.function.clone())
+    }
+}
+
+impl<V, F> fmt::Debug for Reducing<V, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reducing")
+    }
+}
+
+impl<V, F> Accumulate<V> for Reducing<V, F>
+where
+    V: Record + Default,
+    F: Fn(V, V::View<'_>) -> V + Clone + Send + Sync + 'static,
+{
+    type State = V;
+    type Out = V;
+
+    #[inline]
+    fn start(&self, first: V::View<'_>) -> V {
+        V::own(first)
+    }
+
+    #[inline]
+    fn add(&self, state: &mut V, more: V::View<'_>) {
+        *state = (self.function)(mem::take(state), more);
+    }
+
+    #[inline]
+    fn finish(&self, state: V) -> V {
+        state
+    }
+}
+
+impl<S, N, K, V> Stream<S, N>
+where
+    S: Source,
+    K: Key,
+    V: Record,
+    N: Narrow<S::Out, Out = (K, V)>,
+{
+    /// Reduces the values of each key to one. `reduce` is given a value of its own and the view of
+    /// another and has to be associative and commutative: values are combined on every rank before
+    /// they meet on the rank of their key. (A default value stands in for the first argument while
+    /// `reduce` runs.)
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let job = collection(vec!["a", "b", "a"].into_iter().map(String::from).collect())
+    ///     .flat_map(|word, out| out.push((word, 1u64)))
+    ///     .reduce_by_key(|a, b| a + b)
+    ///     .collect();
+    /// let mut counts = inline(&job)?;
+    /// counts.sort();
+    /// assert_eq!(counts, [("a".to_owned(), 2), ("b".to_owned(), 1)]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn reduce_by_key<F>(self, reduce: F) -> Stream<Reduced<K, V, Reducing<V, F>>, Pass>
+    where
+        V: Default,
+        F: Fn(V, V::View<'_>) -> V + Clone + Send + Sync + 'static,
+    {
+        let reduce = Reducing::new(reduce);
+        self.accumulate_by_key("reduce_by_key", reduce.clone(), reduce)
+    }
+
+    /// Combines what `before` keeps of each key where it arises, and by `after` on the instance of the key.
+    pub(crate) fn accumulate_by_key<A, B>(
+        self,
+        name: &'static str,
+        before: A,
+        after: B,
+    ) -> Stream<Reduced<K, A::State, B>, Pass>
+    where
+        A: Accumulate<V>,
+        B: Accumulate<A::State>,
+    {
+        let output = move |place: &Place| {
+            Combine::<K, V, A>::new(before.clone(), place, Outbox::to_each(place)?)
+        };
+        self.exchange(
+            name,
+            output,
+            Reduced {
+                name,
+                accumulate: after,
+                pair: PhantomData,
+            },
+        )
+    }
+}
+
+impl<S, N, T> Stream<S, N>
+where
+    S: Source,
+    T: Key,
+    N: Narrow<S::Out, Out = T>,
+{
+    /// Each record once, however often it is there.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let mut once = inline(&collection(vec![2u64, 1, 2]).distinct().collect())?;
+    /// once.sort();
+    /// assert_eq!(once, [1, 2]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
+    pub fn distinct(self) -> Stream<Reduced<T, (), Once>, Then<Pass, Keys, (T, ())>> {
+        let records = self.then(Keyed, "as key");
+        records
+            .accumulate_by_key("distinct", Once, Once)
+            .then(Keys, "its key")
+    }
+}
+
+/// Keeps nothing of a value but that it was there.
+#[derive(Debug, Clone, Copy)]
+pub struct Once;
+
+impl Accumulate<()> for Once {
+    type State = ();
+    type Out = ();
+
+    fn start(&self, (): ()) {}
+
+    fn add(&self, (): &mut (), (): ()) {}
+
+    fn finish(&self, (): ()) {}
+}
+
+/// One pair for each key.
+pub struct Reduced<K, I, A> {
+    name: &'static str,
+    accumulate: A,
+    pair: PhantomData<fn() -> (K, I)>,
+}
+
+impl<K: Key, I: Record, A: Accumulate<I>> Source for Reduced<K, I, A> {
+    type Input = Reduce<K, I, A>;
+    type Out = (K, <A::Out as Encode>::Record);
+
+    fn build(&self, place: &Place) -> Result<Self::Input, Error> {
+        Ok(Reduce {
+            receiver: Receiver::new(place, 0),
+            table: Table::new(self.accumulate.clone(), place, self.name)?,
+            drain: None,
+        })
+    }
+}
+
+impl<K, I, A> fmt::Debug for Reduced<K, I, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reduced")
+    }
+}
 
 /// The most bytes that values combined before the exchange may take.
 const COMBINE_BYTES_MAX: u64 = 512 << 20;
@@ -25,12 +221,12 @@ struct Entry<K: Key, V> {
     value: V,
 }
 
-/// The values by key.
-struct Table<K: Key, V, F> {
-    entries: HashTable<Entry<K, V>>,
-    reduce: F,
-    /// Bytes that keys keep outside of the table.
-    key_bytes: usize,
+/// What is kept by key.
+struct Table<K: Key, I: Record, A: Accumulate<I>> {
+    entries: HashTable<Entry<K, A::State>>,
+    accumulate: A,
+    /// Bytes that keys and values keep outside of the table.
+    outside: usize,
     /// Bytes of what was drained and is not all gone.
     draining: u64,
     reservation: Reservation,
@@ -39,18 +235,13 @@ struct Table<K: Key, V, F> {
 /// The values of a table on their way out.
 type Drain<K, V> = hash_table::IntoIter<Entry<K, V>>;
 
-impl<K, V, F> Table<K, V, F>
-where
-    K: Key,
-    V: Record + Default,
-    F: Fn(V, V::View<'_>) -> V,
-{
-    fn new(reduce: F, place: &Place, holder: &'static str) -> Result<Self, Error> {
+impl<K: Key, I: Record, A: Accumulate<I>> Table<K, I, A> {
+    fn new(accumulate: A, place: &Place, holder: &'static str) -> Result<Self, Error> {
         let reservation = place.ledger.reserve(holder, 0)?;
         Ok(Self {
             entries: HashTable::new(),
-            reduce,
-            key_bytes: 0,
+            accumulate,
+            outside: 0,
             draining: 0,
             reservation,
         })
@@ -58,12 +249,22 @@ where
 
     /// Combines a pair with what is there. It is taken also when the ledger refuses the growth.
     #[inline]
-    fn merge(&mut self, key: K::View<'_>, value: V::View<'_>) -> Result<(), Error> {
+    fn merge(&mut self, key: K::View<'_>, value: I::View<'_>) -> Result<(), Error> {
         let hash = K::hash(key);
-        let same = |entry: &Entry<K, V>| entry.hash == hash && K::is(&entry.key, key);
+        let same = |entry: &Entry<K, A::State>| entry.hash == hash && K::is(&entry.key, key);
         match self.entries.find_mut(hash, same) {
+            Some(entry) if mem::needs_drop::<A::State>() => {
+                let before = entry.value.heap_bytes();
+                self.accumulate.add(&mut entry.value, value);
+                let after = entry.value.heap_bytes();
+                self.outside = (self.outside + after).saturating_sub(before);
+                if after > before {
+                    self.reservation.grow((after - before) as u64)?;
+                }
+                Ok(())
+            }
             Some(entry) => {
-                entry.value = (self.reduce)(mem::take(&mut entry.value), value);
+                self.accumulate.add(&mut entry.value, value);
                 Ok(())
             }
             None => self.insert(hash, key, value),
@@ -72,7 +273,7 @@ where
 
     #[cold]
     #[inline(never)]
-    fn insert(&mut self, hash: u64, key: K::View<'_>, value: V::View<'_>) -> Result<(), Error> {
+    fn insert(&mut self, hash: u64, key: K::View<'_>, value: I::View<'_>) -> Result<(), Error> {
         let room = if self.entries.len() == self.entries.capacity() {
             self.make_room()
         } else {
@@ -81,10 +282,10 @@ where
         let entry = Entry {
             hash,
             key: K::store(key),
-            value: V::own(value),
+            value: self.accumulate.start(value),
         };
-        let bytes = K::stored_bytes(&entry.key);
-        self.key_bytes += bytes;
+        let bytes = K::stored_bytes(&entry.key) + entry.value.heap_bytes();
+        self.outside += bytes;
         self.entries.insert_unique(hash, entry, |entry| entry.hash);
         if bytes > 0 {
             self.reservation.grow(bytes as u64)?;
@@ -96,7 +297,7 @@ where
     fn make_room(&mut self) -> Result<(), Error> {
         let before = self.entries.allocation_size();
         let capacity = self.entries.capacity();
-        let after = 2 * before.max(8 * size_of::<Entry<K, V>>());
+        let after = 2 * before.max(8 * size_of::<Entry<K, A::State>>());
         let room = self.reservation.grow(after as u64);
         self.entries.reserve(capacity.max(1), |entry| entry.hash);
         self.forget_what_is_gone();
@@ -105,7 +306,7 @@ where
 
     /// Leaves on the ledger what is still there.
     fn forget_what_is_gone(&mut self) {
-        let here = (self.entries.allocation_size() + self.key_bytes) as u64;
+        let here = (self.entries.allocation_size() + self.outside) as u64;
         self.reservation.shrink_to(self.draining + here);
     }
 
@@ -113,8 +314,8 @@ where
         self.reservation.bytes()
     }
 
-    fn drain(&mut self) -> Drain<K, V> {
-        self.key_bytes = 0;
+    fn drain(&mut self) -> Drain<K, A::State> {
+        self.outside = 0;
         self.draining = self.reservation.bytes();
         mem::take(&mut self.entries).into_iter()
     }
@@ -127,24 +328,19 @@ where
 }
 
 /// Combines the pairs of each key before they are exchanged.
-pub(crate) struct Combine<K: Key, V: Record, F> {
-    table: Table<K, V, F>,
+struct Combine<K: Key, I: Record, A: Accumulate<I>> {
+    table: Table<K, I, A>,
     bytes_max: u64,
-    drain: Option<Drain<K, V>>,
-    outbox: Outbox<(K, V)>,
+    drain: Option<Drain<K, A::State>>,
+    outbox: Outbox<(K, A::State)>,
 }
 
-impl<K, V, F> Combine<K, V, F>
-where
-    K: Key,
-    V: Record + Default,
-    F: Fn(V, V::View<'_>) -> V,
-{
-    pub(crate) fn new(reduce: F, place: &Place, outbox: Outbox<(K, V)>) -> Result<Self, Error> {
+impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
+    fn new(accumulate: A, place: &Place, outbox: Outbox<(K, A::State)>) -> Result<Self, Error> {
         // Two tables a rank, this one and that of the keys that belong here, share what arenas leave.
         let left = place.ledger.limit().saturating_sub(place.ledger.used());
         let bytes_max = (left / (4 * u64::from(place.executors))).min(COMBINE_BYTES_MAX);
-        let table = Table::new(reduce, place, "combining before reduce_by_key")?;
+        let table = Table::new(accumulate, place, "combining by key before an exchange")?;
         Ok(Self {
             table,
             bytes_max,
@@ -168,21 +364,16 @@ where
             let key = K::stored(&entry.key);
             entry.value.with_view(|value| {
                 self.outbox
-                    .push_to(lane, &(K::shorten(key), V::shorten(value)));
+                    .push_to(lane, &(K::shorten(key), A::State::shorten(value)));
             });
         }
         false
     }
 }
 
-impl<K, V, F> Push<(K, V)> for Combine<K, V, F>
-where
-    K: Key,
-    V: Record + Default,
-    F: Fn(V, V::View<'_>) -> V,
-{
+impl<K: Key, I: Record, A: Accumulate<I>> Push<(K, I)> for Combine<K, I, A> {
     #[inline]
-    fn push(&mut self, (key, value): (K::View<'_>, V::View<'_>)) {
+    fn push(&mut self, (key, value): (K::View<'_>, I::View<'_>)) {
         // Whatever refused the growth, what there is can be sent on to make room.
         let refused = self.table.merge(key, value).is_err();
         if refused || self.table.bytes() > self.bytes_max {
@@ -191,12 +382,7 @@ where
     }
 }
 
-impl<K, V, F> Combine<K, V, F>
-where
-    K: Key,
-    V: Record + Default,
-    F: Fn(V, V::View<'_>) -> V,
-{
+impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
     #[cold]
     fn start_drain(&mut self) {
         if self.drain.is_none() {
@@ -206,24 +392,14 @@ where
     }
 }
 
-impl<K, V, F> Sink<(K, V)> for Combine<K, V, F>
-where
-    K: Key,
-    V: Record + Default,
-    F: Fn(V, V::View<'_>) -> V,
-{
+impl<K: Key, I: Record, A: Accumulate<I>> Sink<(K, I)> for Combine<K, I, A> {
     #[inline]
     fn is_full(&self) -> bool {
         self.drain.is_some() || self.outbox.is_full()
     }
 }
 
-impl<K, V, F> Output<(K, V)> for Combine<K, V, F>
-where
-    K: Key,
-    V: Record + Default,
-    F: Fn(V, V::View<'_>) -> V,
-{
+impl<K: Key, I: Record, A: Accumulate<I>> Output<(K, I)> for Combine<K, I, A> {
     fn poll(&mut self) -> Result<bool, Error> {
         let moved = self.outbox.poll()?;
         let sent = self.drain.is_some() && !self.outbox.is_full();
@@ -250,27 +426,17 @@ where
 
 /// Reduces the pairs of the keys that belong to this rank, and gives one pair for each key when all
 /// have come.
-pub struct Reduce<K: Key, V: Record, F> {
-    receiver: Receiver<(K, V)>,
-    table: Table<K, V, F>,
-    drain: Option<Drain<K, V>>,
+pub struct Reduce<K: Key, I: Record, A: Accumulate<I>> {
+    receiver: Receiver<(K, I)>,
+    table: Table<K, I, A>,
+    drain: Option<Drain<K, A::State>>,
 }
 
-impl<K, V, F> Reduce<K, V, F>
-where
-    K: Key,
-    V: Record + Default,
-    F: Fn(V, V::View<'_>) -> V,
-{
-    pub(crate) fn new(reduce: F, place: &Place, receiver: Receiver<(K, V)>) -> Result<Self, Error> {
-        Ok(Self {
-            receiver,
-            table: Table::new(reduce, place, "reduce_by_key")?,
-            drain: None,
-        })
-    }
-
-    fn give<D: Sink<(K, V)>>(&mut self, down: &mut D) -> Progress {
+impl<K: Key, I: Record, A: Accumulate<I>> Reduce<K, I, A> {
+    fn give<D>(&mut self, down: &mut D) -> Progress
+    where
+        D: Sink<(K, <A::Out as Encode>::Record)>,
+    {
         let drain = self.drain.get_or_insert_with(|| self.table.drain());
         for _ in 0..GIVEN_A_TURN {
             if down.is_full() {
@@ -280,10 +446,8 @@ where
                 self.table.drained();
                 return Progress::Done;
             };
-            let key = K::stored(&entry.key);
-            entry
-                .value
-                .with_view(|value| down.push((K::shorten(key), V::shorten(value))));
+            let value = self.table.accumulate.finish(entry.value);
+            (K::stored(&entry.key), value).with_view(|pair| down.push(pair));
         }
         Progress::Made
     }
@@ -292,13 +456,8 @@ where
 /// Results given in one turn, between which messages are looked for.
 const GIVEN_A_TURN: usize = 4096;
 
-impl<K, V, F> Input for Reduce<K, V, F>
-where
-    K: Key,
-    V: Record + Default,
-    F: Fn(V, V::View<'_>) -> V,
-{
-    type Out = (K, V);
+impl<K: Key, I: Record, A: Accumulate<I>> Input for Reduce<K, I, A> {
+    type Out = (K, <A::Out as Encode>::Record);
 
     fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
         self.receiver.receive(port, from, batch)
@@ -308,7 +467,7 @@ where
         self.receiver.ended(port, from);
     }
 
-    fn poll<D: Sink<(K, V)>>(&mut self, down: &mut D) -> Result<Progress, Error> {
+    fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if self.drain.is_some() {
             return Ok(self.give(down));
         }
@@ -328,37 +487,27 @@ where
 }
 
 /// Pushes pairs into a table.
-struct Into<'a, K: Key, V, F> {
-    table: &'a mut Table<K, V, F>,
+struct Into<'a, K: Key, I: Record, A: Accumulate<I>> {
+    table: &'a mut Table<K, I, A>,
     error: Option<Error>,
 }
 
-impl<K, V, F> Push<(K, V)> for Into<'_, K, V, F>
-where
-    K: Key,
-    V: Record + Default,
-    F: Fn(V, V::View<'_>) -> V,
-{
+impl<K: Key, I: Record, A: Accumulate<I>> Push<(K, I)> for Into<'_, K, I, A> {
     #[inline]
-    fn push(&mut self, (key, value): (K::View<'_>, V::View<'_>)) {
+    fn push(&mut self, (key, value): (K::View<'_>, I::View<'_>)) {
         if let Err(error) = self.table.merge(key, value) {
             self.error.get_or_insert(error);
         }
     }
 }
 
-impl<K, V, F> Sink<(K, V)> for Into<'_, K, V, F>
-where
-    K: Key,
-    V: Record + Default,
-    F: Fn(V, V::View<'_>) -> V,
-{
+impl<K: Key, I: Record, A: Accumulate<I>> Sink<(K, I)> for Into<'_, K, I, A> {
     fn is_full(&self) -> bool {
         false
     }
 }
 
-impl<K: Key, V: Record, F> fmt::Debug for Reduce<K, V, F> {
+impl<K: Key, I: Record, A: Accumulate<I>> fmt::Debug for Reduce<K, I, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reduce")
             .field("keys", &self.table.entries.len())

@@ -94,6 +94,10 @@ impl Record for String {
     fn own(view: &str) -> Self {
         view.to_owned()
     }
+
+    fn heap_bytes(&self) -> usize {
+        self.capacity()
+    }
 }
 
 /// What is written as a `String`.
@@ -139,6 +143,10 @@ impl<T: Record> Record for Option<T> {
 
     fn own(view: Option<T::View<'_>>) -> Self {
         view.map(T::own)
+    }
+
+    fn heap_bytes(&self) -> usize {
+        self.as_ref().map_or(0, T::heap_bytes)
     }
 }
 
@@ -252,6 +260,15 @@ impl<T: Record> Record for Vec<T> {
     fn own(view: Slice<'_, T>) -> Self {
         view.iter().map(T::own).collect()
     }
+
+    fn heap_bytes(&self) -> usize {
+        let inner = if std::mem::needs_drop::<T>() {
+            self.iter().map(T::heap_bytes).sum()
+        } else {
+            0
+        };
+        self.capacity() * size_of::<T>() + inner
+    }
 }
 
 /// Writes a sequence of values as a `Vec`.
@@ -344,6 +361,11 @@ macro_rules! tuple {
 
             fn own(($($field,)*): Self::View<'_>) -> Self {
                 ($($type::own($field),)*)
+            }
+
+            fn heap_bytes(&self) -> usize {
+                let ($($field,)*) = self;
+                [$($field.heap_bytes()),*].into_iter().sum()
             }
         }
 

@@ -22,6 +22,14 @@ pub trait Key: Record {
     /// Whether what was kept is the same key.
     fn is(stored: &Self::Stored, view: Self::View<'_>) -> bool;
 
+    /// Whether two keys are the same.
+    fn same(one: Self::View<'_>, other: Self::View<'_>) -> bool;
+
+    /// Whether it is a key that joins nothing: `None`, or a tuple with one in it, as in SQL.
+    fn is_null(_view: Self::View<'_>) -> bool {
+        false
+    }
+
     /// Bytes that it keeps outside of itself.
     fn stored_bytes(_stored: &Self::Stored) -> usize {
         0
@@ -61,6 +69,11 @@ macro_rules! plain {
             #[inline]
             fn is(stored: &$type, view: $type) -> bool {
                 *stored == view
+            }
+
+            #[inline]
+            fn same(one: $type, other: $type) -> bool {
+                one == other
             }
         }
     )*};
@@ -104,6 +117,11 @@ impl Key for String {
         stored == view
     }
 
+    #[inline]
+    fn same(one: &str, other: &str) -> bool {
+        one == other
+    }
+
     fn stored_bytes(stored: &CompactString) -> usize {
         if stored.is_heap_allocated() {
             stored.capacity()
@@ -133,8 +151,57 @@ impl Key for Vec<u8> {
         **stored == *view
     }
 
+    fn same(one: Slice<'_, u8>, other: Slice<'_, u8>) -> bool {
+        *one == *other
+    }
+
     fn stored_bytes(stored: &Box<[u8]>) -> usize {
         stored.len()
+    }
+}
+
+/// A key that may be missing. Missing ones are grouped like any other, but [join nothing](Key::is_null).
+impl<K: Key> Key for Option<K> {
+    type Stored = Option<K::Stored>;
+
+    #[inline]
+    fn hash(view: Option<K::View<'_>>) -> u64 {
+        view.map_or(0, |view| mix(K::hash(view)))
+    }
+
+    fn store(view: Option<K::View<'_>>) -> Self::Stored {
+        view.map(K::store)
+    }
+
+    fn stored(stored: &Self::Stored) -> Option<K::View<'_>> {
+        stored.as_ref().map(K::stored)
+    }
+
+    #[inline]
+    fn is(stored: &Self::Stored, view: Option<K::View<'_>>) -> bool {
+        match (stored, view) {
+            (Some(stored), Some(view)) => K::is(stored, view),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
+    #[inline]
+    fn same(one: Option<K::View<'_>>, other: Option<K::View<'_>>) -> bool {
+        match (one, other) {
+            (Some(one), Some(other)) => K::same(one, other),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
+    #[inline]
+    fn is_null(view: Option<K::View<'_>>) -> bool {
+        view.is_none_or(K::is_null)
+    }
+
+    fn stored_bytes(stored: &Self::Stored) -> usize {
+        stored.as_ref().map_or(0, K::stored_bytes)
     }
 }
 
@@ -160,6 +227,16 @@ macro_rules! tuple {
 
             fn is(stored: &Self::Stored, view: Self::View<'_>) -> bool {
                 $($type::is(&stored.$index, view.$index))&&*
+            }
+
+            #[inline]
+            fn same(one: Self::View<'_>, other: Self::View<'_>) -> bool {
+                $($type::same(one.$index, other.$index))&&*
+            }
+
+            #[inline]
+            fn is_null(view: Self::View<'_>) -> bool {
+                $($type::is_null(view.$index))||*
             }
 
             fn stored_bytes(stored: &Self::Stored) -> usize {

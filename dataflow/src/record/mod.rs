@@ -43,6 +43,12 @@ pub trait Record:
 
     /// A value of its own, with the contents of a view.
     fn own(view: Self::View<'_>) -> Self;
+
+    /// Bytes that the value keeps outside of itself, which whoever holds many enters on the ledger. For structs
+    /// that a program declares it is not known, and taken for none.
+    fn heap_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// A value that can be written as a record: the record itself, its view, or parts of both, such as a

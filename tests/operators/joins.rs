@@ -1,0 +1,339 @@
+//! Joins and groups give what nested loops give.
+
+use std::{collections::BTreeMap, fmt::Debug};
+
+use dataflow::{Error, Key, Record, Stream, collection};
+use proptest::prelude::*;
+
+use crate::cluster::{Cluster, cluster, instances, sorted};
+
+/// A key that may be missing.
+trait Nullable {
+    fn is_null(&self) -> bool;
+}
+
+impl<T> Nullable for Option<T> {
+    fn is_null(&self) -> bool {
+        self.is_none()
+    }
+}
+
+impl Nullable for (Option<u8>, u8) {
+    fn is_null(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl Nullable for u64 {
+    fn is_null(&self) -> bool {
+        false
+    }
+}
+
+/// What every pair of rows gives that have the same key, and which rows have no partner.
+struct Nested<K, L, R> {
+    pairs: Vec<(K, L, R)>,
+    left_alone: Vec<(K, L)>,
+    right_alone: Vec<(K, R)>,
+}
+
+fn nested<K, L, R>(left: &[(K, L)], right: &[(K, R)]) -> Nested<K, L, R>
+where
+    K: Nullable + PartialEq + Clone,
+    L: Clone,
+    R: Clone,
+{
+    let joins = |one: &K, other: &K| !one.is_null() && one == other;
+    let mut pairs = Vec::new();
+    for (key, l) in left {
+        for (_, r) in right.iter().filter(|(other, _)| joins(key, other)) {
+            pairs.push((key.clone(), l.clone(), r.clone()));
+        }
+    }
+    let left_alone = left
+        .iter()
+        .filter(|(key, _)| !right.iter().any(|(other, _)| joins(key, other)));
+    let right_alone = right
+        .iter()
+        .filter(|(key, _)| !left.iter().any(|(other, _)| joins(key, other)));
+    Nested {
+        pairs,
+        left_alone: left_alone.cloned().collect(),
+        right_alone: right_alone.cloned().collect(),
+    }
+}
+
+/// Every join of two lists gives what nested loops give.
+fn joins<K, L, R>(left: &[(K, L)], right: &[(K, R)], cluster: Cluster, (m, n): (u32, u32))
+where
+    K: Key + Nullable + Ord + Clone + Debug + Sync,
+    L: Record + Ord + Clone + Debug + Sync,
+    R: Record + Ord + Clone + Debug + Sync,
+{
+    let l = || collection(left.to_vec()).parallelism(m);
+    let r = || collection(right.to_vec());
+    let Nested {
+        pairs,
+        left_alone,
+        right_alone,
+    } = nested(left, right);
+
+    let inner = pairs.iter().cloned().map(|(k, l, r)| (k, (l, r)));
+    cluster.gives(&l().join(r()).parallelism(n).collect(), inner.collect());
+
+    let both = pairs.iter().cloned().map(|(k, l, r)| (k, (l, Some(r))));
+    let alone = left_alone.iter().cloned().map(|(k, l)| (k, (l, None)));
+    cluster.gives(
+        &l().left_join(r()).parallelism(n).collect(),
+        both.chain(alone).collect(),
+    );
+
+    let both = pairs.iter().cloned().map(|(k, l, r)| (k, (Some(l), r)));
+    let alone = right_alone.iter().cloned().map(|(k, r)| (k, (None, r)));
+    cluster.gives(
+        &l().right_join(r()).parallelism(n).collect(),
+        both.chain(alone).collect(),
+    );
+
+    let both = pairs.into_iter().map(|(k, l, r)| (k, (Some(l), Some(r))));
+    let lefts = left_alone
+        .iter()
+        .cloned()
+        .map(|(k, l)| (k, (Some(l), None)));
+    let rights = right_alone.into_iter().map(|(k, r)| (k, (None, Some(r))));
+    cluster.gives(
+        &l().full_join(r()).parallelism(n).collect(),
+        both.chain(lefts).chain(rights).collect(),
+    );
+
+    let mut with_partner = left.to_vec();
+    for row in &left_alone {
+        let at = with_partner.iter().position(|other| other == row).unwrap();
+        with_partner.remove(at);
+    }
+    cluster.gives(&l().semi_join(r()).parallelism(n).collect(), with_partner);
+    cluster.gives(&l().anti_join(r()).parallelism(n).collect(), left_alone);
+
+    let mut groups = BTreeMap::<K, (Vec<L>, Vec<R>)>::new();
+    for (key, l) in left {
+        groups.entry(key.clone()).or_default().0.push(l.clone());
+    }
+    for (key, r) in right {
+        groups.entry(key.clone()).or_default().1.push(r.clone());
+    }
+    let in_order = |groups: Vec<(K, (Vec<L>, Vec<R>))>| {
+        let groups = groups.into_iter();
+        sorted(
+            groups
+                .map(|(key, (l, r))| (key, (sorted(l), sorted(r))))
+                .collect(),
+        )
+    };
+    let job = l().cogroup(r()).parallelism(n).collect();
+    let groups = in_order(groups.into_iter().collect());
+    assert_eq!(in_order(dataflow::inline(&job).unwrap()), groups);
+    assert_eq!(in_order(cluster.run(&job).unwrap()), groups, "{cluster:?}");
+}
+
+/// Rows with keys of a few, so that keys are there several times on both sides.
+fn rows<K: Debug>(
+    key: impl Strategy<Value = K>,
+    max: usize,
+) -> impl Strategy<Value = Vec<(K, String)>> {
+    prop::collection::vec((key, "[a-c]{0,2}|[a-z]{0,40}"), 0..max)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn joins_by_numbers_that_may_be_missing(
+        left in rows(prop::option::of(0u8..7), 40),
+        right in rows(prop::option::of(0u8..7), 40),
+        cluster in cluster(),
+        spread in (instances(), instances()),
+    ) {
+        joins(&left, &right, cluster, spread);
+    }
+
+    #[test]
+    fn joins_by_texts_that_may_be_missing(
+        left in rows(prop::option::of("[ab]{0,2}|[a-c]{20,30}"), 30),
+        right in rows(prop::option::of("[ab]{0,2}|[a-c]{20,30}"), 30),
+        cluster in cluster(),
+        spread in (instances(), instances()),
+    ) {
+        joins(&left, &right, cluster, spread);
+    }
+
+    #[test]
+    fn joins_by_pairs_of_which_one_may_be_missing(
+        left in rows((prop::option::of(0u8..3), 0u8..3), 30),
+        right in rows((prop::option::of(0u8..3), 0u8..3), 30),
+        cluster in cluster(),
+        spread in (instances(), instances()),
+    ) {
+        joins(&left, &right, cluster, spread);
+    }
+
+    #[test]
+    fn joins_whose_rows_have_all_the_same_key(
+        left in 0u64..60,
+        right in 0u64..60,
+        cluster in cluster(),
+        spread in (instances(), instances()),
+    ) {
+        let of = |rows: u64| -> Vec<(u64, u64)> { (0..rows).map(|row| (7, row)).collect() };
+        joins(&of(left), &of(right), cluster, spread);
+    }
+
+    #[test]
+    fn joins_with_nothing_on_a_side(
+        some in rows(prop::option::of(0u8..7), 30),
+        cluster in cluster(),
+        spread in (instances(), instances()),
+    ) {
+        joins(&some, &Vec::<(Option<u8>, u64)>::new(), cluster, spread);
+        joins(&Vec::<(Option<u8>, u64)>::new(), &some, cluster, spread);
+    }
+
+    #[test]
+    fn a_cross_join_gives_every_pair(
+        left in prop::collection::vec("[a-z]{0,20}", 0..40),
+        right in prop::collection::vec(any::<u64>(), 0..40),
+        cluster in cluster(),
+        (m, n) in (instances(), instances()),
+    ) {
+        let pairs = left.iter().flat_map(|l| right.iter().map(|r| (l.clone(), *r)));
+        let job = collection(left.clone()).parallelism(m).cross_join(collection(right.clone()));
+        cluster.gives(&job.parallelism(n).collect(), pairs.collect());
+    }
+
+    #[test]
+    fn groups_have_all_values_of_their_key(
+        pairs in rows(prop::option::of(0u8..7), 80),
+        cluster in cluster(),
+        n in instances(),
+    ) {
+        let mut groups = BTreeMap::<Option<u8>, Vec<String>>::new();
+        for (key, value) in &pairs {
+            groups.entry(*key).or_default().push(value.clone());
+        }
+        let groups: Vec<_> = groups.into_iter().map(|(key, values)| (key, sorted(values))).collect();
+        let job = collection(pairs.clone()).group_by_key_sorted(str::to_owned).parallelism(n);
+        cluster.gives(&job.collect(), groups.clone());
+        let job = collection(pairs).group_by_key().parallelism(n).map(|(key, values)| {
+            (key, sorted(values.iter().map(str::to_owned).collect()))
+        });
+        cluster.gives(&job.collect(), groups);
+    }
+
+    #[test]
+    fn a_stream_joined_with_itself_is_read_once_and_never_waits_for_itself(
+        seed in any::<u64>(),
+        rows in 1u64..60_000,
+        size in 1u32..5,
+    ) {
+        // Far more on each branch than its windows hold.
+        let cluster = Cluster { seed, size, executors: 1, arena_bytes: 1 << 20, memory_bytes: 1 << 40 };
+        let stream = collection((0..rows).collect()).map(|n| (n, n * n)).exchange_by_key();
+        let other = stream.clone().filter(|(n, _)| n % 3 == 0).map(|(n, _)| (n / 3, n));
+        let job = stream.left_join(other).filter(|(n, (square, _))| n * n == square).aggregate(|of| {
+            (of.count(), of.sum(|(_, (_, other))| u64::from(other.is_some())), of.max(|(_, (_, other))| other))
+        });
+        let thirds = rows.div_ceil(3);
+        let most = Some(3 * (thirds - 1));
+        prop_assert_eq!(cluster.run(&job.collect()).unwrap(), vec![(rows, thirds, Some(most))]);
+    }
+}
+
+#[test]
+fn joins_of_two_streams_in_opposite_orders_do_not_wait_for_each_other() {
+    for seed in 0..12 {
+        let cluster = Cluster {
+            seed,
+            size: 1 + seed as u32 % 4,
+            executors: 1,
+            arena_bytes: 1 << 20,
+            memory_bytes: 1 << 40,
+        };
+        let of = |factor: u64| {
+            collection((0..50_000u64).collect())
+                .map(move |n| (n * factor, n))
+                .exchange_by_key()
+        };
+        let (a, b) = (of(2), of(3));
+        let first = a.clone().join(b.clone()).map(|(key, (x, y))| (key, x + y));
+        let second = b.join(a).map(|(key, (y, x))| (key, x + y));
+        let job = first
+            .join(second)
+            .filter(|(_, (one, other))| one == other)
+            .count();
+        let common = (0..100_000u64).step_by(2).filter(|n| n % 3 == 0).count() as u64;
+        assert_eq!(
+            cluster.run(&job.collect()).unwrap(),
+            [common],
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn one_row_with_very_many_partners_does_not_fill_the_memory() {
+    let cluster = Cluster {
+        seed: 5,
+        size: 3,
+        executors: 1,
+        arena_bytes: 1 << 20,
+        memory_bytes: 16 << 20,
+    };
+    let many = collection((0..100_000u64).collect()).map(|n| (7u64, n));
+    let few = collection(vec![(7u64, 1u64), (7, 2), (8, 3)]);
+    let pairs = few
+        .clone()
+        .join(many.clone())
+        .map(|(_, (few, many))| few * many)
+        .exchange_by_hash();
+    let sum: u64 = (0..100_000u64).map(|n| 3 * n).sum();
+    let job = pairs.aggregate(|of| (of.count(), of.sum(|n| n)));
+    assert_eq!(cluster.run(&job.collect()).unwrap(), [(200_000, sum)]);
+    let job = many
+        .map(|(_, n)| n)
+        .cross_join(few.map(|(_, n)| n))
+        .exchange_by_hash()
+        .count();
+    assert_eq!(cluster.run(&job.collect()).unwrap(), [300_000]);
+}
+
+#[test]
+fn what_does_not_fit_on_the_ledger_is_an_error_that_names_the_join() {
+    let numbers = || collection((0..400_000u64).collect());
+    let pairs = || numbers().map(|n| (n, n));
+    fn fails<S, N>(job: Stream<S, N>, name: &str)
+    where
+        S: dataflow::Source,
+        N: dataflow::Narrow<S::Out>,
+    {
+        let cluster = Cluster {
+            seed: 1,
+            size: 2,
+            executors: 1,
+            arena_bytes: 1 << 20,
+            memory_bytes: 8 << 20,
+        };
+        let error = cluster
+            .run(&job.map(|_| 0u64).count().collect())
+            .unwrap_err();
+        let Error::Transport(transport::Error::LedgerLimit { holder, .. }) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(holder, name);
+    }
+    fails(pairs().join(pairs()), "join");
+    fails(pairs().full_join(pairs()), "full_join");
+    fails(pairs().semi_join(pairs()), "semi_join");
+    fails(pairs().cogroup(pairs()), "cogroup");
+    fails(pairs().group_by_key(), "group_by_key");
+    fails(collection(vec![1u64]).cross_join(numbers()), "cross_join");
+    fails(numbers().distinct(), "distinct");
+}
