@@ -86,6 +86,21 @@ pub enum Error {
         limit: usize,
     },
 
+    /// A function of the program failed.
+    #[error("{operator} failed in instance {instance} of task \"{task}\", for {record}")]
+    Function {
+        /// The operator that called it, and where in the program it is written.
+        operator: String,
+        /// The task, by its operators.
+        task: String,
+        /// The instance of the task.
+        instance: u32,
+        /// The record that came into the task.
+        record: String,
+        /// What the function said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
     /// A graph has more of something than can be numbered.
     #[error("{what} are too many: at most {limit}")]
     GraphTooLarge {

@@ -44,11 +44,12 @@ pub use operator::{
     aggregate::{
         Aggregate, Conclude, Count, Extreme, Fold, Made, Make, Mean, Merged, Of, Sum, Whole,
     },
-    join::{
-        Anti, By, Cogroup, Cogrouped, Cross, Crossed, Full, Group, Grouped, HashJoin, Inner, Join,
-        Joined, Left, Mark, Order, Right, Semi, Unordered,
-    },
-    narrow::{Filter, FlatMap, Keyed, Keys, Map, Out, Pass, Then},
+    cross::{Cross, Crossed},
+    fallible::{TryFlatMap, TryMap},
+    group::{By, Cogroup, Cogrouped, Group, Grouped, Order, Unordered},
+    join::{Anti, Full, HashJoin, Inner, Join, Joined, Left, Mark, Right, Semi},
+    limit::{Take, Taken, TopN, Topped},
+    narrow::{Filter, FlatMap, Keyed, Keys, Map, Numbered, Out, Pass, Then},
     reduce::{Accumulate, Once, Reduce, Reduced, Reducing},
     union::{Union, United},
 };
@@ -56,7 +57,7 @@ pub use record::{Encode, Encoder, Fields, Key, OutOfLine, Record, Slice, Unfit};
 pub use rkyv;
 pub use run::{Run, Site, Totals, run_of, tell_failure};
 pub use source::{Collection, Lines, collection, lines, lines_of};
-pub use stage::{Counters, Input, Narrow, Output, Place, Progress, Push, Sink};
+pub use stage::{Counters, Failure, Input, Narrow, Output, Place, Progress, Push, Sink};
 pub use stream::{Received, Source, Stream};
 
 #[doc(hidden)]

@@ -501,6 +501,7 @@ fn wiring(graph: &Graph, number: usize, size: u32, executors: u32) -> Wiring {
         (0..readers.number).map(place).collect()
     });
     Wiring {
+        name: vertex.node.name.clone(),
         senders: vertex.inputs.iter().map(senders).collect(),
         may_wait: graph.may_wait(number),
         edge: number as EdgeId,

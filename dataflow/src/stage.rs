@@ -90,6 +90,11 @@ pub trait Input {
     ///
     /// What the source says.
     fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error>;
+
+    /// Which record was pushed last, as people find it again.
+    fn last(&self) -> String {
+        "a record that was made here".to_owned()
+    }
 }
 
 /// Where and in what an instance of a task runs. Cloning gives another handle on the same.
@@ -124,6 +129,8 @@ pub struct Place {
 /// What a task is connected with.
 #[derive(Debug, Default)]
 pub(crate) struct Wiring {
+    /// The operators of the task, as people read them.
+    pub(crate) name: String,
     /// How many instances send on each of its inputs.
     pub(crate) senders: Vec<u32>,
     /// Whether it may leave an input unread until another has ended: see [`crate::graph`].
@@ -185,14 +192,58 @@ pub trait Narrow<T: Record>: Clone + Send + Sync + 'static {
 
     /// Takes one record and pushes what becomes of it.
     fn push<D: Push<Self::Out>>(&mut self, view: T::View<'_>, down: &mut D);
+
+    /// Learns where it is, before the first record.
+    fn begin(&mut self, _place: &Place) {}
+
+    /// Whether a function of the program failed. No more records come then.
+    #[inline]
+    fn has_failed(&self) -> bool {
+        false
+    }
+
+    /// Takes the failure.
+    fn failure(&mut self) -> Option<Failure> {
+        None
+    }
+}
+
+/// A function of the program failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The operator that called it.
+    pub operator: String,
+    /// What it said.
+    pub cause: Box<dyn std::error::Error + Send + Sync>,
 }
 
 /// An input, narrow operators and an output, put together.
 pub(crate) struct Stage<I, N, O> {
-    pub(crate) input: I,
-    pub(crate) narrow: N,
-    pub(crate) output: O,
-    pub(crate) state: State,
+    /// Given up with all that it holds when no more of it is wanted: batches that nobody reads would keep their
+    /// sender waiting.
+    input: Option<I>,
+    narrow: N,
+    output: O,
+    state: State,
+    place: Place,
+}
+
+impl<I, N, O> Stage<I, N, O>
+where
+    I: Input,
+    N: Narrow<I::Out>,
+    O: Output<N::Out>,
+{
+    pub(crate) fn new(input: I, mut narrow: N, output: O, place: &Place) -> Self {
+        narrow.begin(place);
+        Self {
+            input: Some(input),
+            narrow,
+            output,
+            state: State::Running,
+            place: place.clone(),
+        }
+    }
 }
 
 /// How far a stage is.
@@ -218,7 +269,29 @@ impl<T: Record, N: Narrow<T>, O: Output<N::Out>> Push<T> for Chain<'_, N, O> {
 impl<T: Record, N: Narrow<T>, O: Output<N::Out>> Sink<T> for Chain<'_, N, O> {
     #[inline]
     fn is_full(&self) -> bool {
-        self.output.is_full()
+        self.output.is_full() || self.narrow.has_failed()
+    }
+}
+
+impl<I, N, O> Stage<I, N, O>
+where
+    I: Input,
+    N: Narrow<I::Out>,
+{
+    /// The failure of a function, with where and with what that was.
+    #[cold]
+    fn failure(&mut self) -> Error {
+        let Failure { operator, cause } = self.narrow.failure().unwrap_or_else(|| Failure {
+            operator: "an operator".to_owned(),
+            cause: "it does not say why".into(),
+        });
+        Error::Function {
+            operator,
+            task: self.place.wiring.name.clone(),
+            instance: self.place.instance,
+            record: self.input.as_ref().map(I::last).unwrap_or_default(),
+            source: cause,
+        }
     }
 }
 
@@ -229,14 +302,16 @@ where
     O: Output<N::Out>,
 {
     fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
-        if !self.is_reading() {
-            return Ok(()); // It was sent before its sender could know.
+        match &mut self.input {
+            Some(input) => input.receive(port, from, batch),
+            None => Ok(()), // It was sent before its sender could know.
         }
-        self.input.receive(port, from, batch)
     }
 
     fn ended(&mut self, port: usize, from: Rank) {
-        self.input.ended(port, from);
+        if let Some(input) = &mut self.input {
+            input.ended(port, from);
+        }
     }
 
     fn stopped(&mut self, reader: u32) {
@@ -244,36 +319,43 @@ where
     }
 
     fn is_reading(&self) -> bool {
-        matches!(self.state, State::Running)
+        self.input.is_some()
     }
 
     fn poll(&mut self) -> Result<Progress, Error> {
         let moved = self.output.poll()?;
-        match self.state {
-            State::Running if self.output.is_closed() => {
+        if self.output.is_closed() {
+            self.input = None;
+        }
+        match (&self.state, &mut self.input) {
+            (State::Running, None) => {
                 self.state = State::Finishing;
                 return Ok(Progress::Made);
             }
-            State::Running if self.output.is_full() => {}
-            State::Running => {
+            (State::Running, Some(_)) if self.output.is_full() => {}
+            (State::Running, Some(input)) => {
                 let mut chain = Chain {
                     narrow: &mut self.narrow,
                     output: &mut self.output,
                 };
-                match self.input.poll(&mut chain)? {
-                    Progress::Done => self.state = State::Finishing,
+                let progress = input.poll(&mut chain)?;
+                if self.narrow.has_failed() {
+                    return Err(self.failure());
+                }
+                match progress {
+                    Progress::Done => self.input = None,
                     Progress::None if !moved => return Ok(Progress::None),
                     Progress::Made | Progress::None => {}
                 }
                 return Ok(Progress::Made);
             }
-            State::Finishing => {
+            (State::Finishing, _) => {
                 if self.output.finish()? {
                     self.state = State::Done;
                     return Ok(Progress::Done);
                 }
             }
-            State::Done => return Ok(Progress::Done),
+            (State::Done, _) => return Ok(Progress::Done),
         }
         Ok(if moved {
             Progress::Made

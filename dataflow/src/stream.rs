@@ -13,7 +13,7 @@ use crate::{
     graph::{Job, Node, Placement},
     operator::narrow::{Filter, FlatMap, Map, Out, Pass, Then},
     sink::{Collect, ForEach, WriteText},
-    stage::{Input, Narrow, Output, Place, Stage, State},
+    stage::{Input, Narrow, Output, Place, Stage},
 };
 
 /// Records on their way: where they come from, and the narrow operators since the last exchange.
@@ -300,12 +300,7 @@ where
             placement,
             build: Box::new(move |place: &Place| {
                 let (input, output) = (source.build(place)?, output(place)?);
-                Ok(Box::new(Stage {
-                    input,
-                    narrow: narrow.clone(),
-                    output,
-                    state: State::Running,
-                }))
+                Ok(Box::new(Stage::new(input, narrow.clone(), output, place)))
             }),
         }
     }

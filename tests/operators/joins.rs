@@ -63,6 +63,9 @@ where
     }
 }
 
+/// The values of two lists by key.
+type Groups<K, L, R> = Vec<(K, (Vec<L>, Vec<R>))>;
+
 /// Every join of two lists gives what nested loops give.
 fn joins<K, L, R>(left: &[(K, L)], right: &[(K, R)], cluster: Cluster, (m, n): (u32, u32))
 where
@@ -121,7 +124,7 @@ where
     for (key, r) in right {
         groups.entry(key.clone()).or_default().1.push(r.clone());
     }
-    let in_order = |groups: Vec<(K, (Vec<L>, Vec<R>))>| {
+    let in_order = |groups: Groups<K, L, R>| {
         let groups = groups.into_iter();
         sorted(
             groups

@@ -3,5 +3,7 @@
 
 mod cluster;
 mod exchanges;
+mod failures;
 mod graphs;
 mod joins;
+mod reductions;

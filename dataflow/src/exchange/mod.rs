@@ -276,6 +276,12 @@ impl<T: Record> Outbox<T> {
         self.find_loans()
     }
 
+    /// Has the next poll say what went wrong.
+    #[cold]
+    pub(crate) fn fail(&mut self, error: Error) {
+        self.error.get_or_insert(error);
+    }
+
     /// Takes note that an instance that reads the edge wants no more. When nobody on a lane does, the lane is
     /// closed: what is on it or pushed to it is dropped.
     pub(crate) fn stopped(&mut self, reader: u32) {
@@ -384,6 +390,8 @@ pub struct Receiver<T> {
     arrived: VecDeque<(Rank, Batch<T>)>,
     /// Records of the first batch that were pushed already.
     pushed: usize,
+    /// Who sent the record that was pushed last, and which of a batch of how many it was.
+    last: Option<(Rank, usize, usize)>,
     /// Senders that have not ended.
     open: u32,
 }
@@ -395,6 +403,7 @@ impl<T: Record> Receiver<T> {
             place: place.clone(),
             arrived: VecDeque::new(),
             pushed: 0,
+            last: None,
             open: place.wiring.senders.get(port).copied().unwrap_or(0),
         }
     }
@@ -434,22 +443,35 @@ impl<T: Record> Input for Receiver<T> {
     }
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
-        let Some((_, batch)) = self.arrived.front() else {
+        let Some((from, batch)) = self.arrived.front() else {
             return Ok(if self.open == 0 {
                 Progress::Done
             } else {
                 Progress::None
             });
         };
+        let (from, len) = (*from, batch.len());
         for view in batch.views(self.pushed) {
             if down.is_full() {
-                return Ok(Progress::Made);
+                break;
             }
             down.push(view);
             self.pushed += 1;
         }
-        self.arrived.pop_front();
-        self.pushed = 0;
+        self.last = Some((from, self.pushed, len));
+        if self.pushed == len {
+            self.arrived.pop_front();
+            self.pushed = 0;
+        }
         Ok(Progress::Made)
+    }
+
+    fn last(&self) -> String {
+        match self.last {
+            Some((from, number, len)) => {
+                format!("record {number} in a batch of {len} from rank {from}")
+            }
+            None => "no record".to_owned(),
+        }
     }
 }

@@ -427,6 +427,7 @@ where
     /// assert_eq!(inline(&longest.collect())?, [3]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
     pub fn fold<A, F, G>(
         self,
         start: A,
@@ -521,6 +522,7 @@ where
     /// assert_eq!(sales, [('a', (2, Some(5))), ('b', (1, Some(1)))]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
     pub fn aggregate_by_key<A: Aggregate<V>>(
         self,
         of: impl FnOnce(Of<V>) -> A,

@@ -3,7 +3,7 @@
 use crate::{
     Error, Key, Record,
     exchange::{ByFunction, ByHash, Direct, Outbox, Rebalance, RoundRobin, Route, Routed, ToFirst},
-    operator::narrow::Pass,
+    operator::narrow::{Numbered, Pass, Then},
     stage::{Narrow, Place},
     stream::{Received, Source, Stream},
 };
@@ -86,6 +86,23 @@ where
     pub fn broadcast(self) -> Stream<Received<T>, Pass> {
         let output = |place: &Place| Ok(Routed::new(Outbox::to_all(place)?, ToFirst));
         self.exchange("broadcast", output, Received::new())
+    }
+
+    /// Pairs each record with the number of the instance that has it: before [`gather`](Self::gather) or
+    /// [`broadcast`](Self::broadcast), who sent what.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let parts = collection(vec!['a', 'b', 'c', 'd']).parallelism(2).with_instance().gather();
+    /// let mut parts = inline(&parts.collect())?;
+    /// parts.sort();
+    /// assert_eq!(parts, [(0, 'a'), (0, 'b'), (1, 'c'), (1, 'd')]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
+    pub fn with_instance(self) -> Stream<S, Then<N, Numbered, T>> {
+        self.then(Numbered::default(), "with_instance")
     }
 
     /// Sends every record to one instance.

@@ -1,9 +1,13 @@
 //! What is done to records.
 
 pub(crate) mod aggregate;
+pub(crate) mod cross;
 mod exchange;
+pub(crate) mod fallible;
+pub(crate) mod group;
 mod index;
 pub(crate) mod join;
+pub(crate) mod limit;
 pub(crate) mod narrow;
 pub(crate) mod reduce;
 pub(crate) mod union;

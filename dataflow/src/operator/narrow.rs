@@ -4,7 +4,7 @@ use std::{fmt, marker::PhantomData};
 
 use crate::{
     Encode, Record,
-    stage::{Narrow, Push},
+    stage::{Failure, Narrow, Place, Push},
 };
 
 /// Passes every record on.
@@ -69,6 +69,20 @@ impl<S: Record, T: Record, N: Narrow<S, Out = T>, M: Narrow<T>> Narrow<S> for Th
                 down,
             },
         );
+    }
+
+    fn begin(&mut self, place: &Place) {
+        self.first.begin(place);
+        self.second.begin(place);
+    }
+
+    #[inline]
+    fn has_failed(&self) -> bool {
+        self.first.has_failed() || self.second.has_failed()
+    }
+
+    fn failure(&mut self) -> Option<Failure> {
+        self.first.failure().or_else(|| self.second.failure())
     }
 }
 
@@ -135,6 +149,23 @@ impl<K: Record, V: Record> Narrow<(K, V)> for Keys {
     }
 }
 
+/// Pairs each record with the number of the instance.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Numbered(u32);
+
+impl<T: Record> Narrow<T> for Numbered {
+    type Out = (u32, T);
+
+    #[inline]
+    fn push<D: Push<(u32, T)>>(&mut self, view: T::View<'_>, down: &mut D) {
+        down.push((self.0, view));
+    }
+
+    fn begin(&mut self, place: &Place) {
+        self.0 = place.instance;
+    }
+}
+
 /// Turns each record into any number of others.
 pub struct FlatMap<F, U> {
     function: F,
@@ -181,7 +212,11 @@ pub struct Out<'a, U: Record> {
     down: &'a mut dyn Push<U>,
 }
 
-impl<U: Record> Out<'_, U> {
+impl<'a, U: Record> Out<'a, U> {
+    pub(crate) fn new(down: &'a mut dyn Push<U>) -> Self {
+        Self { down }
+    }
+
     /// Puts one record: the record itself, its view, or parts of both.
     #[inline]
     pub fn push<E: Encode<Record = U>>(&mut self, value: E) {

@@ -88,6 +88,12 @@ impl<T: Record> Input for Union<T> {
         }
         Ok(all)
     }
+
+    fn last(&self) -> String {
+        let sides = self.sides.len();
+        let side = (self.next + sides - 1) % sides;
+        format!("{} on side {side}", self.sides[side].last())
+    }
 }
 
 impl<T> fmt::Debug for Union<T> {

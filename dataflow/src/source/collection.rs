@@ -96,6 +96,10 @@ impl<T: Record> Input for Share<T> {
             Progress::Made
         })
     }
+
+    fn last(&self) -> String {
+        format!("item {} of the collection", self.left.start.wrapping_sub(1))
+    }
 }
 
 impl<T> fmt::Debug for Share<T> {

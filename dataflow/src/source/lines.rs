@@ -175,6 +175,8 @@ struct Open {
     at_end: bool,
     /// Whether what comes first is the rest of a line that belongs to the part before.
     skipping: bool,
+    /// Where the line starts that was pushed last.
+    last: u64,
 }
 
 impl Open {
@@ -190,6 +192,7 @@ impl Open {
             filled: 0,
             at_end: false,
             skipping,
+            last: offset,
         })
     }
 
@@ -268,15 +271,17 @@ impl LineReader {
             }
         };
         let limit = open.part.end.saturating_sub(open.offset);
-        let (mut at, mut records) = (0, 0);
+        let (mut at, mut records, mut last) = (0, 0, 0);
         while at < text.len() && (at as u64) < limit && !down.is_full() {
             let end =
                 memchr(b'\n', &text.as_bytes()[at..]).map_or(text.len(), |newline| at + newline);
             let line = &text[at..end];
             down.push(line.strip_suffix('\r').unwrap_or(line));
+            last = at;
             records += 1;
             at = (end + 1).min(text.len());
         }
+        open.last = open.offset + last as u64;
         open.take(at);
         self.place.counters.read(records, at as u64);
         Ok(())
@@ -334,6 +339,15 @@ impl Input for LineReader {
         }
         self.push_lines(down)?;
         Ok(Progress::Made)
+    }
+
+    fn last(&self) -> String {
+        match &self.open {
+            Some(Open { part, last, .. }) => {
+                format!("the line at byte {last} of {}", part.path.display())
+            }
+            None => "no line".to_owned(),
+        }
     }
 }
 

@@ -1,0 +1,150 @@
+//! Functions of the program that fail: the error says where and with what, and the job ends.
+
+use dataflow::{Error, Job, collection, lines_of, one_line};
+use proptest::prelude::*;
+use updraft::Config;
+
+use crate::cluster::{Cluster, cluster, instances};
+
+/// What a job fails with.
+fn failure<R: Default + std::fmt::Debug>(cluster: Cluster, job: &Job<R>) -> Facts {
+    match cluster.run(job).unwrap_err() {
+        Error::Function {
+            operator,
+            task,
+            instance,
+            record,
+            source,
+        } => Facts {
+            operator,
+            task,
+            instance,
+            record,
+            cause: source.to_string(),
+        },
+        error => panic!("{error}"),
+    }
+}
+
+#[derive(Debug)]
+struct Facts {
+    operator: String,
+    task: String,
+    instance: u32,
+    record: String,
+    cause: String,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn a_failure_names_operator_instance_and_record(
+        len in 1u64..5_000,
+        bad in any::<prop::sample::Index>(),
+        cluster in cluster(),
+        m in instances(),
+    ) {
+        let bad = bad.index(len as usize) as u64;
+        let job = collection((0..len).collect())
+            .parallelism(m)
+            .filter(|_| true)
+            .try_map(move |n| if n == bad { Err(format!("{n} is bad")) } else { Ok(n) })
+            .exchange_by_hash()
+            .collect();
+        let facts = failure(cluster, &job);
+        prop_assert_eq!(facts.record, format!("item {bad} of the collection"));
+        prop_assert_eq!(facts.cause, format!("{bad} is bad"));
+        prop_assert!(facts.operator.starts_with("try_map at tests/operators/failures.rs:"), "{}", facts.operator);
+        prop_assert_eq!(&facts.task, &format!("collection of {len} > filter > try_map > exchange_by_hash"));
+        let cut = |instance: u32| len * u64::from(instance) / u64::from(m);
+        prop_assert!((cut(facts.instance)..cut(facts.instance + 1)).contains(&bad));
+    }
+
+    #[test]
+    fn a_failure_behind_an_exchange_names_who_sent_the_record(
+        len in 1u64..3_000,
+        cluster in cluster(),
+    ) {
+        let job = collection((0..len).collect())
+            .gather()
+            .try_flat_map(|n, out| {
+                out.push(n);
+                if n == 0 { Err("none at all") } else { Ok(()) }
+            })
+            .collect();
+        let facts = failure(cluster, &job);
+        // The first record of the first rank that had any.
+        prop_assert!(facts.record.starts_with("record 1 in a batch of "), "{}", facts.record);
+        let from = (0..cluster.size).position(|rank| len * u64::from(rank + 1) / u64::from(cluster.size) > 0);
+        prop_assert!(facts.record.ends_with(&format!("from rank {}", from.unwrap())), "{}", facts.record);
+        prop_assert_eq!(facts.instance, 0);
+    }
+}
+
+#[test]
+fn a_failure_names_the_line() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "1\n22\nthree\n4\n").unwrap();
+    let job = lines_of(vec![file.path().to_owned()])
+        .unwrap()
+        .try_for_each(|line| line.parse::<u64>().map(drop));
+    for size in 1..5 {
+        let cluster = Cluster {
+            seed: 1,
+            size,
+            executors: 1,
+            arena_bytes: 1 << 20,
+            memory_bytes: 1 << 30,
+        };
+        let facts = failure(cluster, &job);
+        assert_eq!(
+            facts.record,
+            format!("the line at byte 5 of {}", file.path().display())
+        );
+        assert_eq!(facts.cause, "invalid digit found in string");
+    }
+}
+
+#[test]
+fn no_function_is_called_again_after_it_has_failed() {
+    let mut calls = 0;
+    let job = collection((0..100u64).collect())
+        .flat_map(|n, out| {
+            for _ in 0..3 {
+                out.push(n);
+            }
+        })
+        .try_map(move |n| {
+            calls += 1;
+            assert!(calls <= 31, "it was called after its failure");
+            if n == 10 { Err("ten") } else { Ok(n) }
+        })
+        .collect();
+    let error = dataflow::inline(&job).unwrap_err();
+    assert!(
+        one_line(&error).ends_with("item 10 of the collection: ten"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_failure_ends_the_job_in_all_threads() {
+    let job = collection((0..1_000_000u64).collect())
+        .exchange_by_hash()
+        .try_map(|n| if n == 777_777 { Err("no luck") } else { Ok(n) })
+        .exchange_by_hash()
+        .count()
+        .collect();
+    let config = Config {
+        executors: Some(4),
+        progress: false,
+        ..Config::default()
+    };
+    let error = updraft::run(config, |env| env.run(&job)).unwrap_err();
+    let line = one_line(&error);
+    assert!(
+        line.starts_with("try_map at ") && line.ends_with(": no luck"),
+        "{line}"
+    );
+}
