@@ -16,5 +16,6 @@ pub mod counts;
 pub mod hand_written;
 pub mod measure;
 pub mod split;
+pub mod timely_operators;
 pub mod timely_peer;
 pub mod zipf;

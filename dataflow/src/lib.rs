@@ -56,7 +56,7 @@ pub use operator::{
 pub use record::{Encode, Encoder, Fields, Key, OutOfLine, Record, Slice, Unfit};
 pub use rkyv;
 pub use run::{Run, Site, Totals, run_of, tell_failure};
-pub use source::{Collection, Lines, collection, lines, lines_of};
+pub use source::{Collection, Generate, Generator, Lines, collection, generate, lines, lines_of};
 pub use stage::{Counters, Failure, Input, Narrow, Output, Place, Progress, Push, Sink};
 pub use stream::{Received, Source, Stream};
 
