@@ -31,6 +31,10 @@ pub enum Error {
         reason: String,
     },
 
+    /// The program says of itself that it failed.
+    #[error(transparent)]
+    Program(Box<dyn std::error::Error + Send + Sync>),
+
     /// A function of the program panicked on an executor.
     #[error("rank {rank} panicked: {message}")]
     Panicked {
@@ -53,6 +57,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// The error of a program whose own work failed: what a function given to [`bsp`](crate::bsp) or
+    /// [`run`](crate::run) returns for a reason that is none of the others.
+    pub fn program(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Program(reason.into())
+    }
+
     /// The exit code that tells what kind of error ended a process:
     ///
     /// | code | |
@@ -86,7 +96,7 @@ impl Error {
             Self::Coordinator(coordinator::Error::Aborted { .. }) | Self::Aborted { .. } => 6,
             Self::Coordinator(_) | Self::Thread(_) => 3,
             Self::Config { .. } => 7,
-            Self::Panicked { .. } => 1,
+            Self::Program(_) | Self::Panicked { .. } => 1,
         }
     }
 

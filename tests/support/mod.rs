@@ -47,7 +47,7 @@ fn programs() -> &'static Path {
         let mut cargo = Command::new(env!("CARGO"));
         cargo
             .args(["build", "-q", "--workspace", "--bin", "updraft"])
-            .args(["--example", "wordcount", "--example", "kmeans"])
+            .arg("--examples")
             .current_dir(env!("CARGO_MANIFEST_DIR"));
         if !cfg!(debug_assertions) {
             cargo.arg("--release");

@@ -1,18 +1,29 @@
 //! K-means clustering by Lloyd's iterations ("Least squares quantization in PCM", 1982).
 //!
 //! In each iteration every rank assigns its points to the nearest centroid and sums them by centroid; the
-//! sums are reduced by key and collected on every worker, which is an all-reduce, and every worker
-//! computes the same new centroids. With `--check` the result is compared with a plain loop.
+//! sums of all ranks are added, and every rank computes the same new centroids. It is written twice: as a
+//! dataflow, where the sums are reduced by key and collected on every worker, and, with `--bsp`, in the manner of MPI,
+//! where that is an all-reduce. With `--check` the result is compared with a plain loop.
+
+#[path = "../input/mod.rs"]
+mod input;
+mod kernel;
+mod points;
 
 use std::{
     fs::{self, File},
-    io::{self, BufRead, BufReader},
+    io::{BufRead, BufReader},
+    ops::Range,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::Instant,
 };
 
 use clap::Parser;
+use input::{cannot_read, invalid};
+use kernel::Clustering;
+use points::Generated;
 use updraft::{
     Error,
     dataflow::{Narrow, Source, collection, lines_of},
@@ -26,7 +37,7 @@ struct Arguments {
     points: Option<PathBuf>,
 
     /// Clusters.
-    #[arg(short, long, default_value_t = 8)]
+    #[arg(short, long, default_value_t = 8, value_parser = input::at_least_one)]
     k: usize,
 
     /// Iterations.
@@ -44,6 +55,10 @@ struct Arguments {
     /// What the generated points follow from.
     #[arg(long, default_value_t = 1, conflicts_with = "points")]
     seed: u64,
+
+    /// Run in the manner of MPI, with an all-reduce, and not as a dataflow.
+    #[arg(long)]
+    bsp: bool,
 
     /// Compare the result with a plain loop on one thread.
     #[arg(long)]
@@ -66,25 +81,70 @@ fn main() -> ExitCode {
 }
 
 fn cluster(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
+    let started = Instant::now();
     match &arguments.points {
         Some(path) => {
             let start = first_points(path, arguments.k)?;
-            check_points(env, path, start.first().map_or(0, Vec::len))?;
-            let found = iterate(env, arguments.iterations, start.clone(), |centroids| {
-                Ok(sums(lines_of(vec![path.clone()])?.map(parse), centroids))
-            })?;
-            report(env, arguments, found, start, || all_points(path))
+            let dimensions = start.first().map_or(0, Vec::len);
+            check_points(env, path, dimensions)?;
+            let found = if arguments.bsp && dimensions > 0 {
+                let path = path.clone();
+                in_the_manner_of_mpi(env, arguments.iterations, &start, move |world| {
+                    let mut mine = Vec::new();
+                    input::lines(&path, world.rank(), world.size(), |line| {
+                        mine.extend(parse(line));
+                        Ok(())
+                    })?;
+                    Ok(mine)
+                })?
+            } else {
+                iterate(env, arguments.iterations, start.clone(), |centroids| {
+                    Ok(sums(lines_of(vec![path.clone()])?.map(parse), centroids))
+                })?
+            };
+            report(env, arguments, started, found, start, || all_points(path))
         }
         None => {
-            let points = generate(arguments);
-            let start = points[..arguments.k.min(points.len())].to_vec();
-            let shared = collection(points.clone());
-            let found = iterate(env, arguments.iterations, start.clone(), |centroids| {
-                Ok(sums(shared.clone(), centroids))
-            })?;
-            report(env, arguments, found, start, || Ok(points.clone()))
+            let generated = arguments.generated();
+            let start = points(&generated, 0..generated.k.min(generated.points));
+            let found = if arguments.bsp && generated.dimensions > 0 {
+                let generated = generated.clone();
+                in_the_manner_of_mpi(env, arguments.iterations, &start, move |world| {
+                    let edge = |rank: usize| generated.points * rank / world.size();
+                    Ok(generated.coordinates(edge(world.rank())..edge(world.rank() + 1)))
+                })?
+            } else {
+                let shared = collection(points(&generated, 0..generated.points));
+                iterate(env, arguments.iterations, start.clone(), |centroids| {
+                    Ok(sums(shared.clone(), centroids))
+                })?
+            };
+            report(env, arguments, started, found, start, || {
+                Ok(points(&generated, 0..generated.points))
+            })
         }
     }
+}
+
+/// Lloyd's iterations, on all ranks; `own` gives each its part of the points.
+fn in_the_manner_of_mpi(
+    env: &mut Env,
+    iterations: usize,
+    start: &[Point],
+    own: impl Fn(&Group) -> Result<Vec<f64>, Error> + Send + Sync + 'static,
+) -> Result<Vec<Point>, Error> {
+    let dimensions = start.first().map_or(1, Vec::len);
+    let start: Vec<f64> = start.iter().flatten().copied().collect();
+    let found = env.bsp(move |world| {
+        let points = own(world)?;
+        let mut clustering = Clustering::new(start.clone(), dimensions);
+        for _ in 0..iterations {
+            clustering.step(world, &points)?;
+        }
+        Ok(clustering.centroids().to_vec())
+    })?;
+    let found = found.into_iter().next().unwrap_or_default();
+    Ok(found.chunks(dimensions).map(<[f64]>::to_vec).collect())
 }
 
 /// Of each centroid, the sum of its points and their number.
@@ -167,6 +227,7 @@ fn reference(points: &[Point], mut centroids: Vec<Point>, iterations: usize) -> 
 fn report(
     env: &Env,
     arguments: &Arguments,
+    started: Instant,
     found: Vec<Point>,
     start: Vec<Point>,
     points: impl Fn() -> Result<Vec<Point>, Error>,
@@ -174,6 +235,11 @@ fn report(
     if env.worker() != 0 {
         return Ok(());
     }
+    eprintln!(
+        "{} iterations in {:.3} s",
+        arguments.iterations,
+        started.elapsed().as_secs_f64()
+    );
     for centroid in &found {
         let texts: Vec<_> = centroid.iter().map(f64::to_string).collect();
         println!("{}", texts.join(","));
@@ -183,8 +249,9 @@ fn report(
         let difference = difference(&found, &expected);
         println!("largest relative difference to a plain loop: {difference:e}");
         if difference > 1e-9 {
-            let reason = "the result differs from that of a plain loop".to_owned();
-            return Err(Error::Config { reason });
+            return Err(Error::program(
+                "the result differs from that of a plain loop",
+            ));
         }
     }
     Ok(())
@@ -197,30 +264,22 @@ fn difference(found: &[Point], expected: &[Point]) -> f64 {
         .fold(0.0, f64::max)
 }
 
-/// Points around `k` places, on a grid of 1/1024: their sums are exact, so the result does not depend on
-/// the order in which they are added.
-fn generate(arguments: &Arguments) -> Vec<Point> {
-    let mut state = arguments.seed;
-    let mut draw = move || {
-        // SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let mut coordinate = move |spread: u64| (draw() % (spread * 1024)) as f64 / 1024.0;
-    let places: Vec<Point> = (0..arguments.k)
-        .map(|_| {
-            (0..arguments.dimensions)
-                .map(|_| coordinate(1000))
-                .collect()
-        })
-        .collect();
-    (0..arguments.generate)
-        .map(|number| {
-            let place = &places[number % places.len()];
-            place.iter().map(|x| x + coordinate(100)).collect()
-        })
+impl Arguments {
+    fn generated(&self) -> Generated {
+        Generated {
+            k: self.k,
+            points: self.generate,
+            dimensions: self.dimensions,
+            seed: self.seed,
+        }
+    }
+}
+
+fn points(generated: &Generated, numbers: Range<usize>) -> Vec<Point> {
+    let coordinates = generated.coordinates(numbers.clone());
+    let dimensions = generated.dimensions;
+    (0..numbers.len())
+        .map(|number| coordinates[number * dimensions..(number + 1) * dimensions].to_vec())
         .collect()
 }
 
@@ -251,7 +310,7 @@ fn check_points(env: &mut Env, path: &Path, dimensions: usize) -> Result<(), Err
         None => Ok(()),
         Some(line) => {
             let problem = format!("{line:?} is not {dimensions} numbers with commas between them");
-            Err(cannot_read(path)(io::Error::new(io::ErrorKind::InvalidData, problem)).into())
+            Err(cannot_read(path)(invalid(&problem)).into())
         }
     }
 }
@@ -262,13 +321,6 @@ fn all_points(path: &Path) -> Result<Vec<Point>, Error> {
         .lines()
         .map(parse)
         .collect())
-}
-
-fn cannot_read(path: &Path) -> impl Fn(io::Error) -> updraft::dataflow::Error {
-    move |source| updraft::dataflow::Error::Input {
-        path: path.to_owned(),
-        source,
-    }
 }
 
 /// The numbers of a line that was checked.

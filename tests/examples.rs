@@ -1,0 +1,167 @@
+//! What the example programs in the manner of MPI promise: with `--check` each compares its result with that of a plain
+//! loop, and it has to be the same in threads and in processes, whatever the number of ranks and the path.
+
+mod support;
+
+use std::{
+    fmt::Write,
+    fs,
+    process::{Command, Stdio},
+};
+
+use support::{Folder, Launch, command, example};
+
+/// Ways to run a program: the arguments of `updraft run`, or none to start the program itself, and its own.
+const WAYS: [(&[&str], &[&str]); 6] = [
+    (&[], &["--executors", "1"]),
+    (&[], &["--executors", "2"]),
+    (&[], &["--executors", "5"]),
+    (&["-n", "3", "--executors", "1"], &[]),
+    (&["-n", "2", "--executors", "3"], &[]),
+    (&["-n", "3", "--executors", "1", "--transport", "tcp"], &[]),
+];
+
+/// What a program prints that is run in some way, with these arguments.
+fn output(name: &str, (launcher, own): (&[&str], &[&str]), arguments: &[&str]) -> Vec<String> {
+    let mut program = if launcher.is_empty() {
+        Command::new(example(name))
+    } else {
+        let mut program = command();
+        program
+            .arg("run")
+            .args(launcher)
+            .arg("--")
+            .arg(example(name));
+        program
+    };
+    program.args(own).args(arguments).stdin(Stdio::null());
+    let launch = Launch::of(program);
+    assert_eq!(launch.code(), Some(0), "{name}: {}", launch.err);
+    let lines = launch.out.lines();
+    let unmarked = lines.map(|line| line.strip_prefix("[w0] ").unwrap_or(line).to_owned());
+    unmarked.collect()
+}
+
+/// Runs a program with `--check` in all ways; gives what it printed in each.
+fn check(name: &str, arguments: &[&str]) -> Vec<Vec<String>> {
+    let arguments = [arguments, &["--check"]].concat();
+    let outputs: Vec<_> = WAYS
+        .iter()
+        .map(|&way| output(name, way, &arguments))
+        .collect();
+    assert!(
+        outputs
+            .iter()
+            .all(|lines| lines.last().is_some_and(|line| line.contains("plain loop")))
+    );
+    outputs
+}
+
+fn assert_all_equal(outputs: &[Vec<String>]) {
+    assert!(
+        outputs.iter().all(|output| *output == outputs[0]),
+        "{outputs:#?}"
+    );
+}
+
+#[test]
+fn kmeans_in_the_manner_of_mpi_gives_what_its_dataflow_gives() {
+    let arguments = ["--generate", "5000", "--dimensions", "3", "-k", "11"];
+    let outputs = check("kmeans", &[&arguments[..], &["--bsp"]].concat());
+    assert_all_equal(&outputs);
+    let dataflow = output("kmeans", WAYS[1], &[&arguments[..], &["--check"]].concat());
+    assert_eq!(outputs[0], dataflow);
+    assert_eq!(dataflow.len(), 12);
+}
+
+#[test]
+fn kmeans_in_the_manner_of_mpi_reads_each_point_of_a_file_once() {
+    let folder = Folder::new();
+    let path = folder.0.join("points.csv");
+    let mut points = String::new();
+    for number in 0..1000_u32 {
+        writeln!(
+            points,
+            "{}.5,{}",
+            number % 3 * 1000 + number % 7,
+            number % 13
+        )
+        .unwrap();
+    }
+    fs::write(&path, points.trim_end()).unwrap();
+    let outputs = check("kmeans", &["--bsp", "-k", "3", path.to_str().unwrap()]);
+    assert_all_equal(&outputs);
+}
+
+#[test]
+fn pagerank_agrees_with_a_plain_loop() {
+    let arguments = ["--vertices", "1000", "--generate", "9000", "--top", "20"];
+    let pulled = check(
+        "pagerank",
+        &[&arguments[..], &["--exchange", "gather"]].concat(),
+    );
+    let pushed = check(
+        "pagerank",
+        &[&arguments[..], &["--exchange", "scatter"]].concat(),
+    );
+    for lines in pulled.iter().chain(&pushed) {
+        assert_eq!(
+            lines[..20],
+            pulled[0][..20],
+            "the order or nine digits differ"
+        );
+    }
+}
+
+#[test]
+fn pagerank_reads_each_edge_of_a_file_once() {
+    let folder = Folder::new();
+    let path = folder.0.join("edges.txt");
+    let mut edges = String::from("# from to\n\n");
+    for number in 0..500_u64 {
+        let (from, to) = (number * number % 97, number * 31 % 103);
+        writeln!(edges, "{from}\t{to}").unwrap();
+    }
+    fs::write(&path, edges.trim_end()).unwrap();
+    check("pagerank", &[path.to_str().unwrap()]);
+    fs::write(&path, "0 1\n1 two\n").unwrap();
+    let mut program = Command::new(example("pagerank"));
+    let launch = Launch::of({
+        program.arg(&path).args(["--executors", "2"]);
+        program
+    });
+    assert_eq!(launch.code(), Some(8), "{}", launch.err);
+    launch.assert_err("edges.txt");
+    launch.assert_err("\"1 two\" is not the numbers of two vertices");
+}
+
+#[test]
+fn heat_spreads_as_by_a_plain_loop_to_the_last_bit() {
+    for size in [
+        ["--rows", "40", "--columns", "33"],
+        ["--rows", "3", "--columns", "70"],
+    ] {
+        let outputs = check(
+            "heat",
+            &[&size[..], &["--iterations", "60", "--every", "20"]].concat(),
+        );
+        assert_all_equal(&outputs);
+    }
+}
+
+#[test]
+fn conjugate_gradients_find_the_solution_that_a_plain_loop_finds() {
+    check("cg", &["--side", "31", "--every", "50"]);
+    check("cg", &["--side", "2"]);
+}
+
+#[test]
+fn bodies_move_as_by_a_plain_loop_to_the_last_bit() {
+    let outputs = check(
+        "nbody",
+        &["--bodies", "101", "--iterations", "10", "--every", "5"],
+    );
+    for output in &outputs {
+        assert_eq!(output.last(), outputs[0].last());
+    }
+}
