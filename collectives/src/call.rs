@@ -63,7 +63,8 @@ impl<'g> Call<'g> {
         self.group.fate.check().err().unwrap_or(error)
     }
 
-    fn tag(&self, step: u32) -> u64 {
+    /// The tag of the messages of a step.
+    pub(crate) fn tag(&self, step: u32) -> u64 {
         tag::collective(self.group.fate.context, self.number, step, self.hash)
     }
 

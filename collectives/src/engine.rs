@@ -21,6 +21,7 @@ use crate::{
     Error,
     fate::Fate,
     group::Group,
+    message::Mail,
     tag::{self, Kind},
 };
 
@@ -46,8 +47,10 @@ pub(crate) struct Inner {
     clock: Option<Box<dyn Fn() -> Duration>>,
     /// Polls of shared words before giving way.
     pub(crate) spins: u32,
-    inbox: RefCell<Inbox>,
     /// Messages of collectives that nobody has asked for yet, of groups that are yet to be made among others.
+    inbox: RefCell<Inbox>,
+    /// Messages from one member to another.
+    pub(crate) mail: RefCell<Mail>,
     fates: RefCell<HashMap<u16, Weak<Fate>>>,
     /// How each rank went that is gone.
     gone: RefCell<HashMap<Rank, Error>>,
@@ -116,6 +119,7 @@ impl Engine {
             clock,
             spins: if spins { SPINS } else { 1 },
             inbox: RefCell::default(),
+            mail: RefCell::default(),
             fates: RefCell::default(),
             gone: RefCell::default(),
             unsent: RefCell::default(),
@@ -219,10 +223,8 @@ impl Engine {
 
     /// Waits until something has happened that a pending future may wait for.
     fn rest(&self) -> Result<(), Error> {
-        let now = self.clock();
-        self.0.now.set(now);
+        self.tick();
         let mut fabric = self.0.fabric.borrow_mut();
-        fabric.tick(now);
         let watched = self.0.watched.borrow();
         let has_changed = |watched: &Watched| {
             let words = watched.region.words().unwrap_or_default();
@@ -231,6 +233,13 @@ impl Engine {
         };
         fabric.wait_until(Some(SLEEP_MAX), || watched.iter().any(has_changed))?;
         Ok(())
+    }
+
+    /// Lets time do its work.
+    pub(crate) fn tick(&self) {
+        let now = self.clock();
+        self.0.now.set(now);
+        self.0.fabric.borrow_mut().tick(now);
     }
 
     pub(crate) fn has_clock(&self) -> bool {
@@ -279,6 +288,9 @@ impl Engine {
                 return fate.notice(self, from, &message);
             }
         }
+        if parts.kind == Kind::Message {
+            return self.0.mail.borrow_mut().put(parts.context, from, message);
+        }
         self.0
             .inbox
             .borrow_mut()
@@ -326,7 +338,8 @@ impl Engine {
             inbox.messages = others;
             left.extend(ours);
         }
-        drop(left); // Their loans go back while nothing is borrowed.
+        let unreceived = self.0.mail.borrow_mut().forget(context);
+        drop((left, unreceived)); // Their loans go back while nothing is borrowed.
     }
 
     /// Takes note that a rank is gone, as the engine does itself when it receives.

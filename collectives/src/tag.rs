@@ -1,19 +1,23 @@
 //! What the tags of messages between members of a group say.
 //!
 //! From the top: one bit that tells them from all other messages, three of the kind, sixteen of the group's context.
-//! Then, of a collective, twelve of the call's number, twelve of the step, twenty of the call's signature.
+//! Then, of a collective, twelve of the call's number, twelve of the step, twenty of the call's signature; of a message
+//! from one member to another, twelve of the size of its elements, thirty-two of the number it was sent under.
 
 const OURS: u64 = 1 << 63;
 const KIND_SHIFT: u32 = 60;
 const CONTEXT_SHIFT: u32 = 44;
 const CALL_SHIFT: u32 = 32;
 const STEP_SHIFT: u32 = 20;
+const ELEMENT_SHIFT: u32 = 32;
 
 /// Calls that can be told apart.
 pub(crate) const CALLS: u32 = 1 << (CONTEXT_SHIFT - CALL_SHIFT);
 /// The bits of a signature.
 pub(crate) const SIGNATURE_MASK: u32 = (1 << STEP_SHIFT) - 1;
 const STEP_MASK: u32 = (1 << (CALL_SHIFT - STEP_SHIFT)) - 1;
+/// Stands for elements of as many bytes and more.
+const ELEMENT_MAX: usize = (1 << (CONTEXT_SHIFT - ELEMENT_SHIFT)) - 1;
 
 /// In place of a context: what is said concerns all groups.
 pub(crate) const ALL_GROUPS: u16 = u16::MAX;
@@ -21,6 +25,7 @@ pub(crate) const ALL_GROUPS: u16 = u16::MAX;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Collective,
+    Message,
     Notice,
     Other,
 }
@@ -40,6 +45,7 @@ pub(crate) fn parts(tag: u64) -> Parts {
     Parts {
         kind: match (tag >> KIND_SHIFT) & 7 {
             0 => Kind::Collective,
+            1 => Kind::Message,
             2 => Kind::Notice,
             _ => Kind::Other,
         },
@@ -72,6 +78,28 @@ pub(crate) fn signature(tag: u64) -> u32 {
     tag as u32 & SIGNATURE_MASK
 }
 
+/// The tag of a message from one member to another, sent under `number`; without a size of its elements if it may be
+/// read as any.
+pub(crate) fn message(context: u16, element_bytes: Option<usize>, number: u32) -> u64 {
+    let element = element_bytes.map_or(0, |bytes| bytes.min(ELEMENT_MAX)) as u64;
+    new(1, context) | element << ELEMENT_SHIFT | u64::from(number)
+}
+
+/// What a message from one member to another was sent under.
+pub(crate) fn of_message(tag: u64) -> u32 {
+    tag as u32
+}
+
+/// The size of the elements of such a message; zero if it may be read as any.
+pub(crate) fn element_bytes(tag: u64) -> usize {
+    (tag >> ELEMENT_SHIFT) as usize & ELEMENT_MAX
+}
+
+/// Whether such a message can be read as elements of this size.
+pub(crate) fn has_elements_of(tag: u64, bytes: usize) -> bool {
+    [0, bytes.min(ELEMENT_MAX)].contains(&element_bytes(tag))
+}
+
 /// The tag of what is said about a group as a whole.
 pub(crate) fn notice(context: u16) -> u64 {
     new(2, context)
@@ -92,5 +120,21 @@ mod tests {
         assert!(!is_same_call(tag, collective(0xabcd, 2, 5000, 0xf_ffff)));
         assert!(!is_same_call(tag, collective(0xabce, 1, 5000, 0xf_ffff)));
         assert_eq!(parts(notice(9)).kind, Kind::Notice);
+    }
+
+    #[test]
+    fn the_tag_of_a_message_says_how_it_can_be_read() {
+        let tag = message(0xabcd, Some(12), u32::MAX);
+        assert!(is_ours(tag));
+        assert_eq!(
+            (parts(tag).kind, parts(tag).context),
+            (Kind::Message, 0xabcd)
+        );
+        assert_eq!((of_message(tag), element_bytes(tag)), (u32::MAX, 12));
+        assert!(has_elements_of(tag, 12) && !has_elements_of(tag, 8));
+        let of_any = message(1, None, 0);
+        assert!(has_elements_of(of_any, 1) && has_elements_of(of_any, 5000));
+        let of_large = message(1, Some(5000), 0);
+        assert!(has_elements_of(of_large, 5000) && !has_elements_of(of_large, 904));
     }
 }

@@ -1,5 +1,8 @@
 //! What the operations of groups promise: the same as a plain loop over the operands of all members, whatever the
 //! algorithm, the number of members, the length and the network.
 
+mod buffers;
 mod harness;
+mod messages;
 mod operations;
+mod together;
