@@ -51,6 +51,7 @@ mod reduce;
 mod reduce_scatter;
 mod scan;
 mod tag;
+mod value;
 
 use std::ops::Range;
 
@@ -64,6 +65,8 @@ pub use message::{Envelope, Message};
 pub use operation::Operation;
 pub use parts::Parts;
 pub use plan::{Algorithm, Model, Operator};
+pub use rkyv;
+pub use value::Value;
 
 /// The part of a vector of `len` elements that is member `member`'s of `size`: parts differ by one element at most.
 pub(crate) fn parts_of(len: usize, size: usize, member: usize) -> Range<usize> {

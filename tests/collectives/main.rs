@@ -6,3 +6,4 @@ mod harness;
 mod messages;
 mod operations;
 mod together;
+mod values;

@@ -284,7 +284,7 @@ fn groups(world: Group) -> Program<()> {
         let copy = parity.duplicate().await?;
         assert_eq!(
             sum(&copy).await?,
-            members.iter().map(|&rank| u64::from(rank)).sum()
+            members.iter().map(|&rank| u64::from(rank)).sum::<u64>()
         );
         let some = world.subgroup(&[size - 1, 0]).await?;
         assert_eq!(some.is_some(), me == 0 || me == size - 1);
