@@ -51,6 +51,7 @@ mod reduce;
 mod reduce_scatter;
 mod scan;
 mod tag;
+mod topology;
 mod value;
 
 use std::ops::Range;
@@ -66,6 +67,7 @@ pub use operation::Operation;
 pub use parts::Parts;
 pub use plan::{Algorithm, Model, Operator};
 pub use rkyv;
+pub use topology::{Cartesian, Dimension, Graph, Neighbours, balanced_dims};
 pub use value::Value;
 
 /// The part of a vector of `len` elements that is member `member`'s of `size`: parts differ by one element at most.

@@ -6,4 +6,5 @@ mod harness;
 mod messages;
 mod operations;
 mod together;
+mod topology;
 mod values;
