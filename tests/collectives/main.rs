@@ -2,6 +2,7 @@
 //! algorithm, the number of members, the length and the network.
 
 mod buffers;
+mod exact;
 mod harness;
 mod messages;
 mod operations;
