@@ -168,11 +168,15 @@ impl Group {
     #[inline]
     pub(crate) async fn begin(&self, signature: Signature) -> Result<Call<'_>, Error> {
         self.fate.check()?;
-        if self.board.is_none() && self.calls.get() % CALLS_AHEAD == CALLS_AHEAD - 1 {
-            Box::pin(self.let_others_come()).await?;
+        let mut number = self.calls.get();
+        let is_held_up = self.board.is_none() && number % CALLS_AHEAD == CALLS_AHEAD - 1;
+        // Taken before anything waits: others that begin meanwhile come after it, at all members.
+        self.calls
+            .set(number.wrapping_add(1 + u32::from(is_held_up)));
+        if is_held_up {
+            Box::pin(self.let_others_come(number)).await?;
+            number = number.wrapping_add(1);
         }
-        let number = self.calls.get();
-        self.calls.set(number.wrapping_add(1));
         Ok(Call::new(self, number, signature))
     }
 
@@ -190,9 +194,7 @@ impl Group {
     /// Waits for the members that have not come as far. Those that share a board need not: each call waits for
     /// its slot.
     #[cold]
-    async fn let_others_come(&self) -> Result<(), Error> {
-        let number = self.calls.get();
-        self.calls.set(number.wrapping_add(1));
+    async fn let_others_come(&self, number: u32) -> Result<(), Error> {
         let call = Call::new(self, number, Signature::new("barrier"));
         let result = barrier::dissemination(&call).await;
         call.end(result)

@@ -3,6 +3,7 @@
 
 mod buffers;
 mod exact;
+mod flight;
 mod harness;
 mod messages;
 mod operations;
