@@ -19,7 +19,7 @@ use crate::{
 
 /// Groups that a job can make, and groups of all ranks besides: their contexts come after those.
 const CONTEXTS: u32 = 1 << 15;
-/// After so many calls the members wait for one another, so that what a member sends ahead has a bound.
+/// After so many calls that go by messages the members wait for one another, so that what a member sends ahead has a bound.
 const CALLS_AHEAD: u32 = 256;
 
 /// Ranks that act together: a communicator, in MPI's words.
@@ -34,6 +34,8 @@ pub struct Group {
     pub(crate) engine: Engine,
     pub(crate) fate: Rc<Fate>,
     calls: Cell<u32>,
+    /// Those that went by messages.
+    by_messages: Cell<u32>,
     board: Option<Board>,
     pub(crate) model: Rc<Model>,
     /// The number of the node of each member: the first member that is on it.
@@ -69,6 +71,7 @@ impl Group {
         Self {
             engine: engine.clone(),
             calls: Cell::new(0),
+            by_messages: Cell::new(0),
             board: None,
             model,
             nodes: (0..fate.members.len()).collect(),
@@ -169,7 +172,9 @@ impl Group {
     pub(crate) async fn begin(&self, signature: Signature) -> Result<Call<'_>, Error> {
         self.fate.check()?;
         let mut number = self.calls.get();
-        let is_held_up = self.board.is_none() && number % CALLS_AHEAD == CALLS_AHEAD - 1;
+        let by_messages = self.by_messages.get().wrapping_add(1);
+        self.by_messages.set(by_messages);
+        let is_held_up = by_messages.is_multiple_of(CALLS_AHEAD);
         // Taken before anything waits: others that begin meanwhile come after it, at all members.
         self.calls
             .set(number.wrapping_add(1 + u32::from(is_held_up)));
@@ -191,8 +196,7 @@ impl Group {
         Ok((Call::new(self, number, signature), board))
     }
 
-    /// Waits for the members that have not come as far. Those that share a board need not: each call waits for
-    /// its slot.
+    /// Waits for the members that have not come as far. Calls that go by boards need not: each waits for its slot.
     #[cold]
     async fn let_others_come(&self, number: u32) -> Result<(), Error> {
         let call = Call::new(self, number, Signature::new("barrier"));

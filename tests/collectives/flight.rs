@@ -1,6 +1,11 @@
 //! Several operations of one group under way at the same time.
 
-use std::future::IntoFuture;
+use std::{
+    cell::Cell,
+    future::{Future, IntoFuture, poll_fn},
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
 
 use collectives::{Error, Group, op::Sum};
 use transport::Transport;
@@ -127,6 +132,51 @@ fn more_operations_than_slots_can_be_in_flight() {
         }
     }
     for result in threads(Transport::Shm, 3, many) {
+        result.unwrap();
+    }
+}
+
+/// One member is as far ahead of the others as it can be.
+fn ahead(group: Group) -> Program<()> {
+    Box::pin(async move {
+        const CALLS: usize = 5000;
+        if group.rank() != 0 {
+            let begun = Cell::new(0);
+            let mut calls = pin!(async {
+                for number in 0..CALLS as u32 {
+                    group.gather_values(0, number).await?;
+                    begun.set(begun.get() + 1);
+                }
+                Ok::<_, Error>(())
+            });
+            for _ in 0..100 {
+                let polled = poll_fn(|_| {
+                    let context = &mut Context::from_waker(Waker::noop());
+                    Poll::Ready(calls.as_mut().poll(context))
+                });
+                assert!(polled.await.is_pending());
+            }
+            assert!((1..1000).contains(&begun.get()), "{}", begun.get());
+            group.send(0, 0, &[1u8]).await?;
+            return calls.await;
+        }
+        for from in 1..group.size() {
+            group.receive::<u8>(Some(from), None).await?;
+        }
+        for number in 0..CALLS as u32 {
+            let all = group.gather_values(0, number).await?;
+            assert_eq!(all, Some(vec![number; group.size()]));
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_a_member_sends_ahead_has_a_bound() {
+    for result in simulate(1, 3, ahead) {
+        result.unwrap();
+    }
+    for result in threads(Transport::Shm, 3, ahead) {
         result.unwrap();
     }
 }
