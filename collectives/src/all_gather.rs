@@ -75,7 +75,7 @@ impl Group {
     }
 }
 
-async fn by_messages<T: Element>(
+pub(crate) async fn by_messages<T: Element>(
     call: &Call<'_>,
     algorithm: Algorithm,
     mine: &[T],
@@ -96,7 +96,7 @@ async fn by_messages<T: Element>(
     }
 }
 
-async fn on_board<T: Element>(
+pub(crate) async fn on_board<T: Element>(
     call: &Call<'_>,
     board: &Board,
     wrote: bool,
@@ -171,8 +171,8 @@ pub(crate) async fn ring<T: Element>(
 async fn bruck<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result<(), Error> {
     let (me, size, len) = (call.me(), call.size(), mine.len());
     // Counted from our own block.
-    let mut blocks = mine.to_vec();
-    blocks.resize(all.len(), bytemuck::Zeroable::zeroed());
+    let mut blocks = call.scratch::<T>(all.len());
+    copy(&mut blocks[..len], mine);
     let mut have = 1;
     while have < size {
         let more = have.min(size - have);

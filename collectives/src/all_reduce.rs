@@ -1,5 +1,7 @@
 //! The vectors of all members become one, which all get.
 
+use std::ops::Range;
+
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
     fate::Signature, op::Op, parts_of, plan::SEGMENT, reduce::combine_all, segments,
@@ -40,7 +42,7 @@ impl Group {
     }
 }
 
-async fn by_messages<T: Element, O: Op<T>>(
+pub(crate) async fn by_messages<T: Element, O: Op<T>>(
     call: &Call<'_>,
     algorithm: Algorithm,
     data: &mut [T],
@@ -62,7 +64,7 @@ async fn by_messages<T: Element, O: Op<T>>(
     }
 }
 
-async fn on_board<T: Element, O: Op<T>>(
+pub(crate) async fn on_board<T: Element, O: Op<T>>(
     call: &Call<'_>,
     board: &Board,
     wrote: bool,
@@ -153,6 +155,23 @@ impl Power {
         }
     }
 
+    /// Of what is left of `len` elements when partners at larger distances have halved it: what the member at `place` keeps
+    /// when it and its partner at `distance` halve that, and what it gives.
+    fn halves(&self, place: usize, distance: usize, len: usize) -> (Range<usize>, Range<usize>) {
+        let (mut keep, mut give) = (0..len, 0..0);
+        let mut larger = self.size / 2;
+        while larger >= distance {
+            let middle = keep.start + keep.len() / 2;
+            let halves = (keep.start..middle, middle..keep.end);
+            (keep, give) = match place & larger {
+                0 => halves,
+                _ => (halves.1, halves.0),
+            };
+            larger /= 2;
+        }
+        (keep, give)
+    }
+
     /// Gives the operands of the members that do not take part to those that do. Our place, if we take part.
     async fn fold<T: Element, O: Op<T>>(
         &self,
@@ -218,27 +237,22 @@ async fn rabenseifner<T: Element, O: Op<T>>(
 ) -> Result<(), Error> {
     let power = Power::of(call);
     if let Some(place) = power.fold(call, data, op).await? {
-        let (mut start, mut end) = (0, data.len());
-        let mut halves = Vec::new();
         let mut distance = power.size / 2;
         while distance > 0 {
             let partner = power.member(place ^ distance);
-            let middle = start + (end - start) / 2;
-            let (keep, give) = if place & distance == 0 {
-                (start..middle, middle..end)
-            } else {
-                (middle..end, start..middle)
-            };
-            call.send(partner, 0, &data[give.clone()]).await?;
+            let (keep, give) = power.halves(place, distance, data.len());
+            call.send(partner, 0, &data[give]).await?;
             let theirs = call.receive_exactly::<T>(partner, keep.len()).await?;
-            op.combine(&mut data[keep.clone()], &theirs);
-            (start, end) = (keep.start, keep.end);
-            halves.push((partner, keep, give));
+            op.combine(&mut data[keep], &theirs);
             distance /= 2;
         }
-        while let Some((partner, keep, give)) = halves.pop() {
+        distance = 1;
+        while distance < power.size {
+            let partner = power.member(place ^ distance);
+            let (keep, give) = power.halves(place, distance, data.len());
             call.send(partner, 1, &data[keep]).await?;
             call.receive_into(partner, &mut data[give]).await?;
+            distance *= 2;
         }
     }
     power.unfold(call, data).await

@@ -71,7 +71,7 @@ impl Group {
     }
 }
 
-async fn on_board<T: Element>(
+pub(crate) async fn on_board<T: Element>(
     call: &Call<'_>,
     board: &Board,
     wrote: bool,
@@ -91,7 +91,7 @@ async fn on_board<T: Element>(
     Ok(())
 }
 
-async fn by_messages<T: Element>(
+pub(crate) async fn by_messages<T: Element>(
     call: &Call<'_>,
     algorithm: Algorithm,
     data: &[T],
@@ -152,21 +152,22 @@ async fn bruck<T: Element>(call: &Call<'_>, data: &[T], into: &mut [T]) -> Resul
     let (me, size) = (call.me(), call.size());
     let len = data.len() / size;
     // Block *d* is for the member *d* further on.
-    let mut blocks = data[me * len..].to_vec();
-    blocks.extend_from_slice(&data[..me * len]);
+    let mut blocks = call.scratch_copy(data);
+    blocks.rotate_left(me * len);
+    let mut packed = call.scratch::<T>(data.len());
     let mut bit = 1;
     while bit < size {
-        let travel: Vec<usize> = (0..size).filter(|distance| distance & bit != 0).collect();
-        let mut packed = Vec::with_capacity(travel.len() * len);
-        for &distance in &travel {
-            packed.extend_from_slice(&blocks[distance * len..(distance + 1) * len]);
+        let travel = || (0..size).filter(|distance| distance & bit != 0);
+        for (index, distance) in travel().enumerate() {
+            let block = &blocks[distance * len..(distance + 1) * len];
+            copy(&mut packed[index * len..(index + 1) * len], block);
         }
         let (to, from) = ((me + bit) % size, (me + size - bit) % size);
-        for segment in segments::<T>(packed.len(), SEGMENT) {
+        for segment in segments::<T>(travel().count() * len, SEGMENT) {
             call.send(to, bit as u32, &packed[segment.clone()]).await?;
             call.receive_into(from, &mut packed[segment]).await?;
         }
-        for (index, &distance) in travel.iter().enumerate() {
+        for (index, distance) in travel().enumerate() {
             let block = &packed[index * len..(index + 1) * len];
             copy(&mut blocks[distance * len..(distance + 1) * len], block);
         }

@@ -45,7 +45,7 @@ impl Group {
     }
 }
 
-async fn by_messages<T: Element>(
+pub(crate) async fn by_messages<T: Element>(
     call: &Call<'_>,
     algorithm: Algorithm,
     root: usize,
@@ -71,7 +71,7 @@ pub(crate) fn into<T: Element>(data: &mut [T]) -> impl FnMut(usize, &[T]) {
     |at, elements| data[at..at + elements.len()].copy_from_slice(elements)
 }
 
-async fn on_board<T: Element>(
+pub(crate) async fn on_board<T: Element>(
     call: &Call<'_>,
     board: &Board,
     root: usize,

@@ -22,6 +22,7 @@ use crate::{
     fate::Fate,
     group::Group,
     message::Mail,
+    scratch::Spare,
     tag::{self, Kind},
 };
 
@@ -51,6 +52,7 @@ pub(crate) struct Inner {
     inbox: RefCell<Inbox>,
     /// Messages from one member to another.
     pub(crate) mail: RefCell<Mail>,
+    pub(crate) spare: Spare,
     fates: RefCell<HashMap<u16, Weak<Fate>>>,
     /// How each rank went that is gone.
     gone: RefCell<HashMap<Rank, Error>>,
@@ -120,6 +122,7 @@ impl Engine {
             spins: if spins { SPINS } else { 1 },
             inbox: RefCell::default(),
             mail: RefCell::default(),
+            spare: Spare::default(),
             fates: RefCell::default(),
             gone: RefCell::default(),
             unsent: RefCell::default(),

@@ -135,7 +135,7 @@ impl Group {
     }
 }
 
-async fn gather<T: Element>(
+pub(crate) async fn gather<T: Element>(
     call: &Call<'_>,
     algorithm: Algorithm,
     root: usize,
@@ -176,7 +176,7 @@ async fn gather_flat<T: Element>(
     Ok(())
 }
 
-async fn gather_on_board<T: Element>(
+pub(crate) async fn gather_on_board<T: Element>(
     call: &Call<'_>,
     board: &Board,
     wrote: bool,
@@ -217,15 +217,14 @@ async fn gather_by_tree<T: Element>(
     let place = (me + size - root) % size;
     let (count, above) = subtree(place, size);
     // Counted from our own block.
-    let mut blocks = mine.to_vec();
+    let mut blocks = call.scratch::<T>(count * len);
+    copy(&mut blocks[..len], mine);
     let mut bit = 1;
     while bit < count {
         let below = place + bit;
         let (theirs, _) = subtree(below, size);
-        let start = blocks.len();
-        blocks.resize(start + theirs * len, bytemuck::Zeroable::zeroed());
         for segment in segments::<T>(theirs * len, SEGMENT) {
-            let into = &mut blocks[start..][segment];
+            let into = &mut blocks[bit * len..][segment];
             call.receive_into((below + root) % size, into).await?;
         }
         bit *= 2;
@@ -245,7 +244,7 @@ async fn gather_by_tree<T: Element>(
     Ok(())
 }
 
-async fn scatter_on_board<T: Element>(
+pub(crate) async fn scatter_on_board<T: Element>(
     call: &Call<'_>,
     board: &Board,
     root: usize,
@@ -260,7 +259,7 @@ async fn scatter_on_board<T: Element>(
     board.write(call, all).await
 }
 
-async fn scatter<T: Element>(
+pub(crate) async fn scatter<T: Element>(
     call: &Call<'_>,
     algorithm: Algorithm,
     root: usize,
@@ -311,19 +310,18 @@ async fn scatter_by_tree<T: Element>(
     let place = (me + size - root) % size;
     let (count, above) = subtree(place, size);
     // Counted from our own block.
-    let mut blocks: Vec<T>;
+    let mut blocks = call.scratch::<T>(count * len);
     if let Some(above) = above {
-        blocks = vec![bytemuck::Zeroable::zeroed(); count * len];
         for segment in segments::<T>(count * len, SEGMENT) {
             call.receive_into((above + root) % size, &mut blocks[segment])
                 .await?;
         }
         copy(mine, &blocks[..len]);
     } else {
-        blocks = Vec::with_capacity(all.len());
         for index in 0..size {
             let member = (index + root) % size;
-            blocks.extend_from_slice(&all[member * len..(member + 1) * len]);
+            let block = &all[member * len..(member + 1) * len];
+            copy(&mut blocks[index * len..(index + 1) * len], block);
         }
     }
     let mut bit = count.next_power_of_two() / 2;

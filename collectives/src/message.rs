@@ -291,7 +291,7 @@ impl Group {
         let Some(mut loan) = loan else {
             return Ok(false);
         };
-        loan.copy_from_slice(bytes);
+        crate::copy(&mut loan, bytes);
         loan.set_tag(tag);
         engine.send(to, loan.freeze())?;
         if is_small {

@@ -46,7 +46,7 @@ impl Group {
     }
 }
 
-async fn by_messages<T: Element, O: Op<T>>(
+pub(crate) async fn by_messages<T: Element, O: Op<T>>(
     call: &Call<'_>,
     algorithm: Algorithm,
     root: usize,
@@ -67,7 +67,7 @@ async fn by_messages<T: Element, O: Op<T>>(
     }
 }
 
-async fn on_board<T: Element, O: Op<T>>(
+pub(crate) async fn on_board<T: Element, O: Op<T>>(
     call: &Call<'_>,
     board: &Board,
     wrote: bool,
@@ -114,7 +114,7 @@ pub(crate) async fn combine_all<T: Element, O: Op<T>>(
         if me == 1 {
             op.combine_into_right(&first, data);
         } else {
-            let mut left = first.to_vec();
+            let mut left = call.scratch_copy(&first);
             for from in 1..me {
                 let right = call.receive_exactly::<T>(from, data.len()).await?;
                 op.combine(&mut left, &right);

@@ -11,6 +11,7 @@ use crate::{
     op::Op,
     plan::SEGMENT,
     reduce::combine_all,
+    scratch::Scratch,
     segments,
 };
 
@@ -117,7 +118,7 @@ impl Group {
     }
 }
 
-async fn on_board<T: Element, O: Op<T>>(
+pub(crate) async fn on_board<T: Element, O: Op<T>>(
     call: &Call<'_>,
     board: &Board,
     wrote: bool,
@@ -132,7 +133,7 @@ async fn on_board<T: Element, O: Op<T>>(
     board.combine(call, 0..call.size(), first, mine, op).await
 }
 
-async fn by_messages<T: Element, O: Op<T>>(
+pub(crate) async fn by_messages<T: Element, O: Op<T>>(
     call: &Call<'_>,
     algorithm: Algorithm,
     data: &[T],
@@ -147,7 +148,7 @@ async fn by_messages<T: Element, O: Op<T>>(
     match algorithm {
         Algorithm::Ring => {
             let own = block(call.me());
-            let mut all = data.to_vec();
+            let mut all = call.scratch_copy(data);
             around(call, &mut all, block, op).await?;
             copy(mine, &all[own]);
             Ok(())
@@ -201,7 +202,7 @@ async fn pairwise<T: Element, O: Op<T>>(
     let (me, size) = (call.me(), call.size());
     copy(mine, &data[block(me)]);
     // From the one before us downwards, and then from the last.
-    let mut right: Option<Vec<T>> = None;
+    let mut right: Option<Scratch<'_, T>> = None;
     for distance in 1..size {
         let (to, from) = ((me + distance) % size, (me + size - distance) % size);
         call.send(to, distance as u32, &data[block(to)]).await?;
@@ -210,7 +211,7 @@ async fn pairwise<T: Element, O: Op<T>>(
             op.combine_into_right(&theirs, mine);
         } else {
             match &mut right {
-                None => right = Some(theirs.to_vec()),
+                None => right = Some(call.scratch_copy(&theirs)),
                 Some(right) => op.combine_into_right(&theirs, right),
             }
         }

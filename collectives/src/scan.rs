@@ -2,7 +2,7 @@
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call, copy,
-    fate::Signature, op::Op, plan::SEGMENT, segments,
+    fate::Signature, op::Op, plan::SEGMENT, scratch::Scratch, segments,
 };
 
 impl Group {
@@ -67,7 +67,7 @@ async fn scan<T: Element, O: Op<T>>(
     .await
 }
 
-async fn by_messages<T: Element, O: Op<T>>(
+pub(crate) async fn by_messages<T: Element, O: Op<T>>(
     call: &Call<'_>,
     algorithm: Algorithm,
     data: &mut [T],
@@ -84,7 +84,7 @@ async fn by_messages<T: Element, O: Op<T>>(
     }
 }
 
-async fn on_board<T: Element, O: Op<T>>(
+pub(crate) async fn on_board<T: Element, O: Op<T>>(
     call: &Call<'_>,
     board: &Board,
     wrote: bool,
@@ -115,13 +115,13 @@ async fn flat<T: Element, O: Op<T>>(
                 call.give(to, message.clone())?;
             }
         }
-        let mut before: Option<Vec<T>> = None;
+        let mut before: Option<Scratch<'_, T>> = None;
         for from in 0..me {
             let theirs = call.receive_exactly::<T>(from, data.len()).await?;
             match &mut before {
                 None if me == 1 && with_own => op.combine_into_right(&theirs, data),
                 None if me == 1 => copy(data, &theirs),
-                None => before = Some(theirs.to_vec()),
+                None => before = Some(call.scratch_copy(&theirs)),
                 Some(before) => op.combine(before, &theirs),
             }
         }
@@ -163,7 +163,7 @@ async fn chain<T: Element, O: Op<T>>(
             match bytemuck::try_cast_slice_mut::<u8, T>(&mut loan) {
                 Ok(out) => op.combine_to(out, &before, data),
                 Err(_) => {
-                    let mut out = before.to_vec();
+                    let mut out = call.scratch_copy(&before);
                     op.combine(&mut out, data);
                     loan.copy_from_slice(bytemuck::cast_slice(&out));
                 }
@@ -185,8 +185,8 @@ async fn recursive_doubling<T: Element, O: Op<T>>(
 ) -> Result<(), Error> {
     let (me, size) = (call.me(), call.size());
     // What the members make that we know of, with us and without us.
-    let mut with_us = data.to_vec();
-    let mut before: Option<Vec<T>> = None;
+    let mut with_us = call.scratch_copy(data);
+    let mut before: Option<Scratch<'_, T>> = None;
     let mut distance = 1;
     while distance < size {
         if me + distance < size {
@@ -195,7 +195,7 @@ async fn recursive_doubling<T: Element, O: Op<T>>(
         if me >= distance {
             let theirs = call.receive_exactly::<T>(me - distance, data.len()).await?;
             match &mut before {
-                None => before = Some(theirs.to_vec()),
+                None => before = Some(call.scratch_copy(&theirs)),
                 Some(before) => op.combine_into_right(&theirs, before),
             }
             op.combine_into_right(&theirs, &mut with_us);

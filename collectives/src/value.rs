@@ -348,7 +348,7 @@ impl Writer<rancor::Error> for Sink<'_> {
         if let Some(into) = &mut self.into {
             let place = into.get_mut(self.written..end);
             let place = place.ok_or_else(|| rancor::Error::new(Grown))?;
-            place.copy_from_slice(bytes);
+            crate::copy(place, bytes);
         }
         self.written = end;
         Ok(())

@@ -7,6 +7,7 @@ mod flight;
 mod harness;
 mod messages;
 mod operations;
+mod plans;
 mod together;
 mod topology;
 mod values;

@@ -92,6 +92,8 @@ pub(super) struct Sockets {
     here: Here,
     poll: Poll,
     events: Events,
+    /// What the last look saw; kept for its memory.
+    seen: Vec<(Token, bool, bool)>,
     unix: UnixListener,
     tcp: TcpListener,
     address: Address,
@@ -149,6 +151,7 @@ impl Sockets {
             },
             poll,
             events: Events::with_capacity(256),
+            seen: Vec::new(),
             unix,
             tcp,
             address,
@@ -324,7 +327,7 @@ impl Sockets {
             }
             _ => {}
         }
-        let mut seen = Vec::new();
+        let mut seen = std::mem::take(&mut self.seen);
         for event in &self.events {
             let (readable, writable) = (
                 event.is_readable() || event.is_read_closed() || event.is_error(),
@@ -332,7 +335,7 @@ impl Sockets {
             );
             seen.push((event.token(), readable, writable));
         }
-        for (token, readable, writable) in seen {
+        for (token, readable, writable) in seen.drain(..) {
             match token {
                 UNIX_LISTENER | TCP_LISTENER => self.accept(token),
                 WAKE => {
@@ -347,6 +350,7 @@ impl Sockets {
                 Token(id) => self.notice(id, readable, writable),
             }
         }
+        self.seen = seen;
         Ok(std::mem::take(&mut self.steps))
     }
 
