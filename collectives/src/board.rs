@@ -41,6 +41,8 @@ const OPERAND: usize = 2;
 pub(crate) const BOARD_BYTES: usize = (COUNT_WORDS + SLOTS * SLOT_WORDS) * WORD;
 /// The most members that have boards: each looks at those of all others.
 pub(crate) const MEMBERS_MAX: usize = 64;
+/// The most looks in a poll of a future, after which others go on.
+const SPINS_A_POLL: u32 = 16;
 /// Looks at a board before the first pause.
 const QUICK_LOOKS: u32 = 64;
 /// Words read at a time, of operands of a line and of larger ones.
@@ -223,7 +225,7 @@ impl Board {
                 let reason = "the board of a member is too short".to_owned();
                 return Poll::Ready(Err(Error::Transport(reason)));
             };
-            for _ in 0..engine.0.spins {
+            for _ in 0..engine.0.spins.min(SPINS_A_POLL) {
                 // Pairs with the release of the stamp, and that of the count.
                 let found = there.load(Ordering::Acquire);
                 if wanted(found) {

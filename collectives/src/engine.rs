@@ -30,6 +30,11 @@ use crate::{
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// Polls of shared words before a waiting operation lets others go on.
 const SPINS: u32 = 256;
+/// How long an operation is polled before its rank rests, with a core of its own: about as long as a member takes to copy
+/// a large vector. To be woken takes as long as to copy a small one.
+const SPIN_MAX: Duration = Duration::from_micros(100);
+/// Polls between two looks at the time.
+const POLLS_A_LOOK: u32 = 32;
 /// The most futures that wait for shared words of which the sleeper takes note.
 const WATCHED_MAX: usize = 64;
 
@@ -48,6 +53,8 @@ pub(crate) struct Inner {
     clock: Option<Box<dyn Fn() -> Duration>>,
     /// Polls of shared words before giving way.
     pub(crate) spins: u32,
+    /// How long an operation is polled before resting.
+    spin_max: Duration,
     /// Messages of collectives that nobody has asked for yet, of groups that are yet to be made among others.
     inbox: RefCell<Inbox>,
     /// Messages from one member to another.
@@ -120,6 +127,7 @@ impl Engine {
             size,
             clock,
             spins: if spins { SPINS } else { 1 },
+            spin_max: if spins { SPIN_MAX } else { Duration::ZERO },
             inbox: RefCell::default(),
             mail: RefCell::default(),
             spare: Spare::default(),
@@ -215,11 +223,21 @@ impl Engine {
     pub fn block_on<T>(&self, future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let mut future = pin!(future);
         let mut context = Context::from_waker(Waker::noop());
+        let mut polls = 0u32;
+        let mut since = Duration::ZERO;
         loop {
             if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
                 return result;
             }
-            self.rest()?;
+            if polls.is_multiple_of(POLLS_A_LOOK) {
+                let now = self.clock();
+                since = if polls == 0 { now } else { since };
+                if now - since >= self.0.spin_max {
+                    self.rest()?;
+                    polls = u32::MAX;
+                }
+            }
+            polls = polls.wrapping_add(1);
             self.0.watched.borrow_mut().clear();
         }
     }

@@ -386,6 +386,11 @@ impl Model {
             combined_byte,
         } = *self;
         let send = |bytes: f64| message + bytes * byte;
+        // What is not sent in segments has left the caches when it is read.
+        let whole = if bytes > SEGMENT { 2.0 * byte } else { byte };
+        let send_whole = |bytes: f64| message + bytes * whole;
+        // What a copy costs that is not sent.
+        let copy = byte / 2.0;
         let reduces = matches!(
             operation,
             On::Reduce | On::AllReduce | On::ReduceScatter | On::Scan
@@ -415,7 +420,7 @@ impl Model {
                     + part * byte
             }
             Algorithm::Tree => match operation {
-                On::Gather | On::Scatter => rounds * message + others * n * byte,
+                On::Gather | On::Scatter => rounds * message + others * n * byte + p * n * copy,
                 _ => rounds * (send(n) + n * combining),
             },
             Algorithm::Chain => {
@@ -425,20 +430,23 @@ impl Model {
             Algorithm::ScatterAllGather => {
                 (others + rounds) * message + 2.0 * n * byte * others / p
             }
-            Algorithm::RecursiveDoubling => rounds * (send(n) + n * combining),
+            Algorithm::RecursiveDoubling => rounds * (send_whole(n) + n * combining),
             Algorithm::Rabenseifner => {
-                2.0 * rounds * message + (2.0 * byte + combining) * n * others / p
+                2.0 * rounds * message + (2.0 * whole + combining) * n * others / p
             }
             Algorithm::Ring => match operation {
                 On::AllGather => others * send(n),
-                On::ReduceScatter => others * (send(n) + n * combining),
+                On::ReduceScatter => others * (send(n) + n * combining) + p * n * copy,
                 _ => 2.0 * others * message + (2.0 * byte + combining) * n * others / p,
             },
             Algorithm::Bruck => match operation {
                 On::AllGather => rounds * message + others * n * byte * 1.5,
                 _ => rounds * (message + n * p / 2.0 * byte * 2.0),
             },
-            Algorithm::Pairwise => others * (send(n) + n * combining),
+            Algorithm::Pairwise => match operation {
+                On::ReduceScatter => others * (send_whole(n) + n * combining),
+                _ => others * (send(n) + overhead),
+            },
             Algorithm::Dissemination => rounds * message,
             // Chosen by who has nodes, not by this.
             Algorithm::Hierarchical => 0.0,

@@ -92,6 +92,11 @@ enum Holder {
     Several,
 }
 
+/// Blocks of so many bytes together are given back when there are a few, so that the owner lends again what is still
+/// in the caches, and not memory that nobody has touched.
+const CACHED_BYTES: u64 = 128 << 10;
+const FEW: usize = 4;
+
 /// The numbers of received messages that have been read and dropped.
 pub(crate) type Returns = RefCell<Vec<u64>>;
 
@@ -160,8 +165,11 @@ impl Mapping {
     /// Whether so many blocks, or a good part of the arena, were dropped and not yet given back.
     #[inline]
     pub(crate) fn dropped_enough(&self, blocks: usize) -> bool {
-        self.dropped.count.get() >= blocks
-            || self.dropped.bytes.get() >= self.region.geometry().data_bytes / 8
+        let count = self.dropped.count.get();
+        let bytes = self.dropped.bytes.get();
+        count >= blocks
+            || bytes >= self.region.geometry().data_bytes / 8
+            || count >= FEW && bytes >= CACHED_BYTES
     }
 
     /// Takes up to `most` of them, to give them back in another way: hands each that nobody else holds to `give`,
