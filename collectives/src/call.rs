@@ -141,6 +141,23 @@ impl<'g> Call<'g> {
         Ok(buffer)
     }
 
+    /// A message of any member in this call that has been taken in.
+    pub(crate) fn take(&self) -> Result<Option<(usize, Buffer)>, Error> {
+        let (engine, members) = (&self.group.engine, &self.group.fate.members);
+        let wanted = self.tag(0);
+        let ours = |tag| tag::is_same_call(tag, wanted);
+        let Some((rank, buffer)) = engine.take(None, ours) else {
+            return Ok(None);
+        };
+        let Some(member) = members.iter().position(|&member| member == rank) else {
+            return Ok(None);
+        };
+        if tag::signature(buffer.tag()) != self.hash & tag::SIGNATURE_MASK {
+            return Err(self.mismatch(member, String::new()));
+        }
+        Ok(Some((member, buffer)))
+    }
+
     /// Nothing has come of member `from` yet: an error if nothing will.
     #[cold]
     pub(crate) fn waits_for(&self, from: usize, since: &mut Option<Duration>) -> Result<(), Error> {

@@ -42,6 +42,7 @@ mod exact;
 mod fate;
 mod gather;
 mod group;
+pub mod harp;
 mod hierarchy;
 mod message;
 pub mod op;

@@ -8,6 +8,7 @@ mod harness;
 mod messages;
 mod operations;
 mod plans;
+mod tables;
 mod together;
 mod topology;
 mod values;
