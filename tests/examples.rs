@@ -165,3 +165,85 @@ fn bodies_move_as_by_a_plain_loop_to_the_last_bit() {
         assert_eq!(output.last(), outputs[0].last());
     }
 }
+
+#[test]
+fn factors_by_rotation_are_those_of_the_same_steps_in_a_plain_loop() {
+    let arguments = ["--users", "120", "--items", "70", "--generate", "4000"];
+    check(
+        "mf",
+        &[
+            &arguments[..],
+            &["--iterations", "5", "--every", "2", "--factors", "5"],
+        ]
+        .concat(),
+    );
+    let folder = Folder::new();
+    let path = folder.0.join("ratings.txt");
+    let mut ratings = String::new();
+    for number in 0..600_u32 {
+        let (user, item) = (number * 7 % 41, number * 13 % 29);
+        writeln!(
+            ratings,
+            "{user},{item},{}",
+            f64::from((user + item) % 5) / 2.0
+        )
+        .unwrap();
+    }
+    fs::write(&path, ratings.trim_end()).unwrap();
+    check("mf", &["--partitions", "1", path.to_str().unwrap()]);
+}
+
+#[test]
+fn topics_by_rotation_are_those_of_the_same_draws_in_a_plain_loop() {
+    let arguments = [
+        "--generate",
+        "90",
+        "--length",
+        "30",
+        "--words",
+        "200",
+        "--topics",
+        "6",
+    ];
+    let outputs = check(
+        "lda",
+        &[&arguments[..], &["--iterations", "8", "--every", "4"]].concat(),
+    );
+    for output in &outputs {
+        assert!(
+            output.contains(&"2700 tokens of 2700 have a topic".to_owned()),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn topics_of_a_file_are_named_by_their_words() {
+    let folder = Folder::new();
+    let path = folder.0.join("documents.txt");
+    let mut documents = String::new();
+    for number in 0..60 {
+        let about = [
+            ["rank", "link", "loan", "message"],
+            ["bolt", "spout", "tuple", "stream"],
+        ];
+        let words = (0..20).map(|token| about[number % 2][token * (number + 3) % 4]);
+        writeln!(documents, "{}", words.collect::<Vec<_>>().join(" ")).unwrap();
+    }
+    fs::write(&path, documents.trim_end()).unwrap();
+    for output in check("lda", &["--topics", "2", path.to_str().unwrap()]) {
+        let mut topics: Vec<Vec<&str>> = output[..2]
+            .iter()
+            .map(|line| line.split(' ').skip(2).take(4).collect())
+            .collect();
+        topics.iter_mut().for_each(|words| words.sort_unstable());
+        topics.sort_unstable();
+        assert_eq!(
+            topics,
+            [
+                ["bolt", "spout", "stream", "tuple"],
+                ["link", "loan", "message", "rank"]
+            ]
+        );
+    }
+}
