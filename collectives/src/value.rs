@@ -322,7 +322,10 @@ fn decode_all<T: Value>(call: &Call<'_>, messages: &[Buffer], own: T) -> Result<
 }
 
 /// Writes the archive of a value, or only counts its bytes.
-fn archive<T: Value>(value: &T, into: Option<&mut [u8]>) -> Result<usize, rancor::Error> {
+pub(crate) fn archive<T: Value>(
+    value: &T,
+    into: Option<&mut [u8]>,
+) -> Result<usize, rancor::Error> {
     let sink = to_bytes_in::<_, rancor::Error>(value, Sink { into, written: 0 })?;
     Ok(sink.written)
 }

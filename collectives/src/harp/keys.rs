@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::{
-    Payload, Table, Value,
+    Single, Table,
     exchange::{self, Parcel},
 };
-use crate::{Error, Group, Operation, fate::Signature};
+use crate::{Error, Group, Operation, Value, fate::Signature};
 
 /// Moves every pair to the member that its key belongs to, by its hash, and gives the keys of this member with the values that
 /// all members had for each, combined in the order of the members and, of one member, in the order of its pairs.
@@ -44,13 +44,13 @@ pub fn group_by_key<'g, K, V>(
 where
     K: Hash + Ord + 'g,
     V: 'g,
-    Value<Vec<(K, V)>>: Payload,
+    Vec<(K, V)>: Value,
 {
     group.operation(async move {
         let mut values: BTreeMap<K, V> = BTreeMap::new();
         add(&mut values, pairs, &combine);
         let (me, size) = (group.rank(), group.size());
-        let mut buckets: Vec<Value<Vec<(K, V)>>> = (0..size).map(|_| Value(Vec::new())).collect();
+        let mut buckets: Vec<Single<Vec<(K, V)>>> = (0..size).map(|_| Single(Vec::new())).collect();
         for (key, value) in values {
             // Without a key of its own, so that all members get the same.
             let mut hasher = DefaultHasher::new();
@@ -58,7 +58,7 @@ where
             let member = (hasher.finish() % size as u64) as usize;
             buckets[member].0.push((key, value));
         }
-        let own = std::mem::replace(&mut buckets[me], Value(Vec::new()));
+        let own = std::mem::replace(&mut buckets[me], Single(Vec::new()));
         let give: Vec<Parcel<'_, _>> = buckets
             .iter()
             .map(|bucket| match bucket.0.is_empty() {
@@ -67,13 +67,15 @@ where
             })
             .collect();
         // One after another, to be grouped at the end.
-        let mut all = Table::new(|left: &mut Value<Vec<(K, V)>>, right: Value<Vec<(K, V)>>| {
-            left.0.extend(right.0);
-        });
+        let mut all = Table::new(
+            |left: &mut Single<Vec<(K, V)>>, right: Single<Vec<(K, V)>>| {
+                left.0.extend(right.0);
+            },
+        );
         let signature = Signature::new("group_by_key");
         exchange::exchange(group, signature, &give, vec![(0, own)], &mut all).await?;
         let mut grouped = BTreeMap::new();
-        for (_, Value(pairs)) in all.drain() {
+        for (_, Single(pairs)) in all.drain() {
             add(&mut grouped, pairs, &combine);
         }
         Ok(grouped)

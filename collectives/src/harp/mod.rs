@@ -22,7 +22,7 @@
 //! timing, and all members get the same bits.
 //!
 //! A partition is any [`Payload`]: a vector of [`Element`](crate::Element)s, which is copied once into memory lent by the links
-//! and once out of it (or combined right there), or a [`Value`] of any type with an `rkyv` archive, which is
+//! and once out of it (or combined right there), or a [`Single`] [`Value`](crate::Value) of any other type, whose archive is
 //! validated where it arrives.
 //!
 //! # Many cores
@@ -73,6 +73,6 @@ mod table;
 pub use combine::{Combiner, Elementwise, Replace};
 pub use keys::group_by_key;
 pub use partitioner::{Modulo, Partitioner, Stay};
-pub use payload::{Payload, Value};
+pub use payload::{Payload, Single};
 pub use scheduler::{Scheduler, Seat};
 pub use table::Table;

@@ -2,16 +2,9 @@
 
 use std::borrow::Cow;
 
-use rkyv::{
-    Archive, Deserialize, Serialize,
-    api::high::{HighDeserializer, HighSerializer, HighValidator},
-    bytecheck::CheckBytes,
-    rancor,
-    ser::allocator::ArenaHandle,
-    util::AlignedVec,
-};
+use rkyv::{rancor, util::AlignedVec};
 
-use crate::Element;
+use crate::{Element, Value, copy as copy_elements, value};
 
 /// What a partition holds: it can be written as bytes, and made of bytes that arrive in pieces.
 pub trait Payload: Sized {
@@ -82,7 +75,7 @@ impl<T: Element> Payload for Vec<T> {
         let end = *filled + bytes.len();
         elements.resize(end.div_ceil(size_of::<T>()), T::zeroed());
         let room: &mut [u8] = bytemuck::cast_slice_mut(elements);
-        room[*filled..end].copy_from_slice(bytes);
+        copy_elements(&mut room[*filled..end], bytes);
         *filled = end;
     }
 
@@ -91,38 +84,37 @@ impl<T: Element> Payload for Vec<T> {
     }
 }
 
-/// A partition of any type that has an `rkyv` archive. Archives are validated before anything is made of them.
+/// A partition that is one value, of any type that `rkyv` can archive. Archives are validated before anything is made of them.
 ///
 /// ```
 /// use std::collections::BTreeMap;
-/// use collectives::harp::{Table, Value};
+/// use collectives::harp::{Single, Table};
 ///
-/// let join = |Value(left): &mut Value<BTreeMap<String, u64>>, Value(right)| {
+/// let join = |Single(left): &mut Single<BTreeMap<String, u64>>, Single(right)| {
 ///     for (word, count) in right {
 ///         *left.entry(word).or_default() += count;
 ///     }
 /// };
 /// let mut table = Table::new(join);
-/// table.add(0, Value(BTreeMap::from([("rank".to_owned(), 2)])))?;
-/// table.add(0, Value(BTreeMap::from([("rank".to_owned(), 3)])))?;
+/// table.add(0, Single(BTreeMap::from([("rank".to_owned(), 2)])))?;
+/// table.add(0, Single(BTreeMap::from([("rank".to_owned(), 3)])))?;
 /// assert_eq!(table.get(0).unwrap().0["rank"], 5);
 /// # Ok::<(), collectives::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Value<T>(pub T);
+pub struct Single<T>(pub T);
 
-impl<T> Payload for Value<T>
-where
-    T: Archive + for<'a> Serialize<HighSerializer<Vec<u8>, ArenaHandle<'a>, rancor::Error>>,
-    T::Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
-        + Deserialize<T, HighDeserializer<rancor::Error>>,
-{
+impl<T: Value> Payload for Single<T> {
     /// A copy of our own, where no peer can write any more, and aligned as archives have to be.
     type Arriving = AlignedVec;
 
     fn encode(&self) -> Result<Cow<'_, [u8]>, String> {
-        let bytes = rkyv::api::high::to_bytes_in::<_, rancor::Error>(&self.0, Vec::new());
-        bytes.map(Cow::Owned).map_err(|error| error.to_string())
+        let written = value::archive(&self.0, None).and_then(|bytes| {
+            let mut room = vec![0; bytes];
+            value::archive(&self.0, Some(&mut room))?;
+            Ok(room)
+        });
+        written.map(Cow::Owned).map_err(|error| error.to_string())
     }
 
     fn begin(bytes: usize, _spare: Option<Self>) -> Result<AlignedVec, String> {
@@ -151,7 +143,7 @@ mod tests {
             let spare = vec![[9; 3]; 7];
             let mut arriving = <Vec<[u32; 3]>>::begin(bytes.len(), Some(spare)).unwrap();
             for bytes in bytes.chunks(piece) {
-                Payload::append(&mut arriving, bytes);
+                <Vec<[u32; 3]> as Payload>::append(&mut arriving, bytes);
             }
             assert_eq!(<Vec<[u32; 3]>>::finish(arriving).unwrap(), elements);
         }
@@ -160,16 +152,16 @@ mod tests {
 
     #[test]
     fn archives_that_are_none_are_refused() {
-        let value = Value(vec![
+        let value = Single(vec![
             "one".to_owned(),
             "a much longer one than before".to_owned(),
         ]);
         assert_eq!(copy(&value).unwrap(), value);
         let mut bytes = value.encode().unwrap().into_owned();
         bytes.truncate(bytes.len() - 1);
-        assert!(decode::<Value<Vec<String>>>(&bytes, None).is_err());
+        assert!(decode::<Single<Vec<String>>>(&bytes, None).is_err());
         let last = bytes.len() - 3;
         bytes[last] ^= 0xff;
-        assert!(decode::<Value<Vec<String>>>(&bytes, None).is_err());
+        assert!(decode::<Single<Vec<String>>>(&bytes, None).is_err());
     }
 }

@@ -19,7 +19,7 @@ use std::{
 use transport::{Buffer, Loan};
 
 use super::{Payload, payload, table::malformed};
-use crate::{Error, Group, call::Call, group::read_u64 as word, plan::SEGMENT};
+use crate::{Error, Group, call::Call, copy, group::read_u64 as word, plan::SEGMENT};
 
 /// Bytes of a word.
 const WORD: usize = 8;
@@ -228,7 +228,7 @@ impl<'c, 'g> Both<'c, 'g> {
             Some(small) => small,
             None => {
                 let mut loan = self.loan(0, message.len()).await?;
-                loan.copy_from_slice(message);
+                copy(&mut loan, message);
                 loan.freeze()
             }
         };
@@ -289,7 +289,7 @@ impl<'b, 'c, 'g> Outgoing<'b, 'c, 'g> {
                     loan[at..at + WORD].copy_from_slice(&word.to_le_bytes());
                     at += WORD;
                 }
-                loan[at..at + here].copy_from_slice(piece);
+                copy(&mut loan[at..at + here], piece);
                 self.filled = at + here.next_multiple_of(WORD);
                 rest = later;
                 if rest.is_empty() {
