@@ -7,7 +7,7 @@ use std::{
 
 use collectives::{
     Error, Group,
-    harp::{self, Combiner, Elementwise, Modulo, Payload, Replace, Scheduler, Stay, Table, Value},
+    harp::{self, Combiner, Elementwise, Modulo, Payload, Replace, Scheduler, Single, Stay, Table},
     op::Sum,
 };
 use transport::Transport;
@@ -39,11 +39,11 @@ fn add(left: &mut Vec<f64>, right: &Vec<f64>) {
 }
 
 /// Partitions of a member that are archives.
-fn words(member: usize) -> Model<Value<Vec<String>>> {
+fn words(member: usize) -> Model<Single<Vec<String>>> {
     let ids = (0..9).filter(|id| !(id + member as u64).is_multiple_of(3));
     let of = |id: u64| {
         let count = if id == 7 { 9000 } else { id };
-        Value(
+        Single(
             (0..count)
                 .map(|n| format!("word {n} of {member}"))
                 .collect(),
@@ -52,7 +52,7 @@ fn words(member: usize) -> Model<Value<Vec<String>>> {
     ids.map(|id| (id, of(id))).collect()
 }
 
-fn append(left: &mut Value<Vec<String>>, right: &Value<Vec<String>>) {
+fn append(left: &mut Single<Vec<String>>, right: &Single<Vec<String>>) {
     left.0.extend(right.0.iter().cloned());
 }
 
@@ -295,7 +295,8 @@ async fn keys(group: &Group) -> Result<(), Error> {
 fn everything(group: Group) -> Program<()> {
     Box::pin(async move {
         all_operations(&group, numbers, Elementwise(Sum), add).await?;
-        let join = |left: &mut Value<Vec<String>>, right: Value<Vec<String>>| append(left, &right);
+        let join =
+            |left: &mut Single<Vec<String>>, right: Single<Vec<String>>| append(left, &right);
         all_operations(&group, words, join, append).await?;
         local_and_global(&group).await?;
         keys(&group).await
@@ -386,7 +387,7 @@ fn other_types(group: Group) -> Program<()> {
             table.add(5, vec![7u8; 13])?;
             return table.all_gather(&group).await;
         }
-        let mut table = Table::new(|_: &mut Value<String>, _: Value<String>| {});
+        let mut table = Table::new(|_: &mut Single<String>, _: Single<String>| {});
         table.all_gather(&group).await
     })
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use updraft::collectives::{Error, Group};
+use updraft::collectives::{Error, Group, Neighbours};
 
 /// A rank's rows of a square matrix, and what it needs to multiply them by a vector whose elements the ranks share as they
 /// share the rows.
@@ -18,7 +18,9 @@ pub(crate) struct Matrix {
     values: Vec<f64>,
     /// Elements of other ranks that are needed.
     foreign: usize,
-    /// The own elements that each rank needs.
+    /// The ranks that have those, and those that need elements of this one.
+    neighbours: Neighbours,
+    /// The own elements that each of the latter needs.
     wanted: Vec<Vec<u32>>,
     /// The same elements of a vector, to be sent.
     outgoing: Vec<Vec<f64>>,
@@ -63,8 +65,15 @@ impl Matrix {
             .collect();
         let slices: Vec<&[u64]> = lists.iter().map(Vec::as_slice).collect();
         let asked = world.all_to_all_v(&slices).wait()?;
-        let wanted: Vec<Vec<u32>> = asked
+        let of = |parts: &mut dyn Iterator<Item = usize>| -> Vec<usize> {
+            let ranks = parts.enumerate().filter(|(_, len)| *len > 0);
+            ranks.map(|(rank, _)| rank).collect()
+        };
+        let sources = of(&mut lists.iter().map(Vec::len));
+        let targets = of(&mut asked.iter().map(<[u64]>::len));
+        let wanted: Vec<Vec<u32>> = targets
             .iter()
+            .map(|&rank| &asked[rank])
             .map(|columns| {
                 let place = |&column: &u64| (column as usize - own.start) as u32;
                 columns.iter().map(place).collect()
@@ -76,6 +85,7 @@ impl Matrix {
                 .map(|wanted| vec![0.0; wanted.len()])
                 .collect(),
             foreign: needed.len(),
+            neighbours: world.adjacent(&sources, &targets).wait()?,
             own,
             starts,
             columns,
@@ -104,8 +114,11 @@ impl Matrix {
                 }
             }
             let parts: Vec<&[f64]> = self.outgoing.iter().map(Vec::as_slice).collect();
+            let theirs = world
+                .neighbour_all_to_all_v(&self.neighbours, &parts)
+                .wait()?;
             // In the order of the ranks, which is that of the columns.
-            foreign.copy_from_slice(world.all_to_all_v(&parts).wait()?.elements());
+            foreign.copy_from_slice(theirs.elements());
         }
         for (product, ends) in product.iter_mut().zip(self.starts.windows(2)) {
             let entries = ends[0]..ends[1];

@@ -2,7 +2,7 @@
 
 use std::{mem, ops::Range};
 
-use updraft::collectives::{Error, Group, op::Max};
+use updraft::collectives::{Cartesian, Error, Group, Neighbours, op::Max};
 
 /// The part of `len` that is number `part` of `parts`; parts differ by one at most, and those that are longer come first.
 pub(crate) fn share(len: usize, part: usize, parts: usize) -> Range<usize> {
@@ -11,13 +11,23 @@ pub(crate) fn share(len: usize, part: usize, parts: usize) -> Range<usize> {
     start..start + least + usize::from(part < longer)
 }
 
-/// How many ranks lie below one another and beside one another: as near to a square as their number allows.
-pub(crate) fn arrangement(ranks: usize) -> [usize; 2] {
-    let beside = (1..=ranks)
-        .filter(|beside| ranks.is_multiple_of(*beside) && beside * beside <= ranks)
-        .max();
-    let beside = beside.unwrap_or(1);
-    [ranks / beside, beside]
+/// How the blocks of so many ranks lie, below one another and beside one another.
+pub(crate) fn arrangement(ranks: usize) -> Result<Cartesian, Error> {
+    Cartesian::balanced(ranks, &[false, false])
+}
+
+/// The rows and columns of a rank's block.
+pub(crate) fn place(
+    grid: &Cartesian,
+    rank: usize,
+    [height, width]: [usize; 2],
+) -> [Range<usize>; 2] {
+    let at = grid.coordinates(rank).unwrap_or_default();
+    let lens = grid.dimensions();
+    [
+        share(height, at[0], lens[0].len),
+        share(width, at[1], lens[1].len),
+    ]
 }
 
 /// A rank's block of the rectangle, with a border of one cell that holds what its neighbours have, or what is fixed.
@@ -29,9 +39,8 @@ pub(crate) struct Block {
     width: usize,
     cells: Vec<f64>,
     next: Vec<f64>,
-    /// The ranks above, below, on the left and on the right.
-    neighbours: [Option<usize>; 4],
-    /// What each of them is sent.
+    neighbours: Neighbours,
+    /// What those above, below, on the left and on the right are sent.
     edges: [Vec<f64>; 4],
 }
 
@@ -40,34 +49,17 @@ impl Block {
     /// and what lies around is fixed.
     pub(crate) fn new(
         world: &Group,
-        [height, width]: [usize; 2],
+        extent: [usize; 2],
         temperature: impl Fn(usize, usize) -> f64,
-    ) -> Self {
-        let [down, across] = arrangement(world.size());
-        let (row, column) = (world.rank() / across, world.rank() % across);
-        let (rows, columns) = (share(height, row, down), share(width, column, across));
-        let is_there = |row: usize, column: usize| {
-            row < down
-                && column < across
-                && !share(height, row, down).is_empty()
-                && !share(width, column, across).is_empty()
-        };
-        let neighbour = |row: usize, column: usize| {
-            let is_there = is_there(row, column) && !rows.is_empty() && !columns.is_empty();
-            is_there.then(|| row * across + column)
-        };
-        // Where there is no row above, its number wraps around to one that is not there.
-        let neighbours = [
-            neighbour(row.wrapping_sub(1), column),
-            neighbour(row + 1, column),
-            neighbour(row, column.wrapping_sub(1)),
-            neighbour(row, column + 1),
-        ];
+    ) -> Result<Self, Error> {
+        let grid = arrangement(world.size())?;
+        let neighbours = world.cartesian(&grid).wait()?;
+        let [rows, columns] = place(&grid, world.rank(), extent);
         let cells: Vec<f64> = (rows.start..rows.end + 2)
             .flat_map(|row| (columns.start..columns.end + 2).map(move |column| (row, column)))
             .map(|(row, column)| temperature(row, column))
             .collect();
-        Self {
+        Ok(Self {
             width: columns.len() + 2,
             next: cells.clone(),
             cells,
@@ -75,7 +67,7 @@ impl Block {
             edges: [columns.len(), columns.len(), rows.len(), rows.len()].map(|len| vec![0.0; len]),
             rows,
             columns,
-        }
+        })
     }
 
     /// Learns what the neighbours have along the edges.
@@ -89,25 +81,17 @@ impl Block {
             self.edges[2][row] = cells[(row + 1) * line + 1];
             self.edges[3][row] = cells[(row + 1) * line + width];
         }
-        let mut parts: Vec<&[f64]> = vec![&[]; world.size()];
-        for (neighbour, edge) in self.neighbours.iter().zip(&self.edges) {
-            if let Some(neighbour) = *neighbour {
-                parts[neighbour] = edge;
-            }
-        }
-        let theirs = world.all_to_all_v(&parts).wait()?;
+        let parts = self.edges.each_ref().map(Vec::as_slice);
+        let theirs = world
+            .neighbour_all_to_all_v(&self.neighbours, &parts)
+            .wait()?;
+        // A neighbour off the rectangle, or without cells, has sent nothing: what is fixed stays.
         let cells = &mut self.cells;
-        if let Some(above) = self.neighbours[0] {
-            cells[1..][..width].copy_from_slice(&theirs[above]);
-        }
-        if let Some(below) = self.neighbours[1] {
-            cells[(height + 1) * line + 1..][..width].copy_from_slice(&theirs[below]);
-        }
+        cells[1..][..theirs[0].len()].copy_from_slice(&theirs[0]);
+        cells[(height + 1) * line + 1..][..theirs[1].len()].copy_from_slice(&theirs[1]);
         for (side, column) in [(2, 0), (3, width + 1)] {
-            if let Some(beside) = self.neighbours[side] {
-                for (row, &cell) in theirs[beside].iter().enumerate() {
-                    cells[(row + 1) * line + column] = cell;
-                }
+            for (row, &cell) in theirs[side].iter().enumerate() {
+                cells[(row + 1) * line + column] = cell;
             }
         }
         Ok(())

@@ -12,7 +12,7 @@ mod random;
 use std::{process::ExitCode, time::Instant};
 
 use clap::Parser;
-use kernel::{Block, arrangement, share};
+use kernel::{Block, arrangement, place};
 use random::Random;
 use updraft::{Error, prelude::*};
 
@@ -87,7 +87,7 @@ fn spread(world: &Group, arguments: &Arguments) -> Result<(), Error> {
     let is_first = world.rank() == 0;
     let extent = [arguments.rows, arguments.columns];
     let temperature = |row, column| arguments.temperature(row, column);
-    let mut block = Block::new(world, extent, temperature);
+    let mut block = Block::new(world, extent, temperature)?;
     let started = Instant::now();
     for step in 1..=arguments.iterations {
         block.step(world, arguments.rate)?;
@@ -104,7 +104,8 @@ fn spread(world: &Group, arguments: &Arguments) -> Result<(), Error> {
     let Some(blocks) = all else { return Ok(()) };
 
     let cells = (arguments.rows * arguments.columns * arguments.iterations) as f64;
-    let [down, across] = arrangement(world.size());
+    let grid = arrangement(world.size())?;
+    let [down, across] = [0, 1].map(|axis| grid.dimensions()[axis].len);
     eprintln!(
         "{} steps in {seconds:.3} s on {down} x {across} ranks: {:.1} million cells/s",
         arguments.iterations,
@@ -112,8 +113,7 @@ fn spread(world: &Group, arguments: &Arguments) -> Result<(), Error> {
     );
     let mut whole = vec![0.0; arguments.rows * arguments.columns];
     for (rank, block) in blocks.iter().enumerate() {
-        let rows = share(arguments.rows, rank / across, down);
-        let columns = share(arguments.columns, rank % across, across);
+        let [rows, columns] = place(&grid, rank, extent);
         for (row, cells) in rows.zip(block.chunks_exact(columns.len().max(1))) {
             let start = row * arguments.columns + columns.start;
             whole[start..start + cells.len()].copy_from_slice(cells);

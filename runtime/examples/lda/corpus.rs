@@ -6,7 +6,7 @@ use updraft::{
     Error,
     collectives::{
         Group,
-        harp::{Table, Value},
+        harp::{Single, Table},
         op::Sum,
     },
 };
@@ -87,15 +87,15 @@ pub(crate) fn read(world: &Group, path: &Path) -> Result<Corpus, Error> {
     let mut own: Vec<String> = texts.iter().flatten().cloned().collect();
     own.sort_unstable();
     own.dedup();
-    let merge = |left: &mut Value<Vec<String>>, right: Value<Vec<String>>| {
+    let merge = |left: &mut Single<Vec<String>>, right: Single<Vec<String>>| {
         left.0.extend(right.0);
         left.0.sort_unstable();
         left.0.dedup();
     };
     let mut table = Table::new(merge);
-    table.add(0, Value(own))?;
+    table.add(0, Single(own))?;
     table.all_gather(world).wait()?;
-    let vocabulary = table.remove(0).map_or_else(Vec::new, |Value(words)| words);
+    let vocabulary = table.remove(0).map_or_else(Vec::new, |Single(words)| words);
 
     let mut tokens = [texts.iter().map(Vec::len).sum::<usize>() as u64];
     let mut before = tokens;

@@ -313,11 +313,7 @@ fn reference(
             for (rank, ratings) in ratings.iter().enumerate() {
                 for partition in ((rank + ranks - step) % ranks..partitions).step_by(ranks) {
                     let own = &mut factors.users[rank];
-                    descent.train(
-                        &ratings[partition],
-                        own,
-                        &mut factors.items[partition],
-                    );
+                    descent.train(&ratings[partition], own, &mut factors.items[partition]);
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use std::array;
 
-use updraft::collectives::{Error, Group, op::Sum};
+use updraft::collectives::{Error, ExactSum, Group};
 
 /// Bodies whose forces are computed beside one another.
 const LANES: usize = 4;
@@ -121,10 +121,10 @@ impl Share {
         Ok(())
     }
 
-    /// The energy of all bodies: of their motion, and of their attraction.
+    /// The energy of all bodies: of their motion, and of their attraction. What each has is added up exactly.
     pub(crate) fn energy(&self, world: &Group) -> Result<f64, Error> {
         let block = self.block;
-        let mut energy = [0.0];
+        let mut sum = [ExactSum::new()];
         for place in 0..self.own {
             let mass = self.bodies[3 * block + place];
             let here: [f64; 3] = array::from_fn(|axis| self.bodies[axis * block + place]);
@@ -132,7 +132,7 @@ impl Share {
                 .velocities
                 .iter()
                 .map(|velocities| velocities[place].powi(2));
-            energy[0] += 0.5 * mass * squares.sum::<f64>();
+            let mut energy = 0.5 * mass * squares.sum::<f64>();
             for theirs in self.all.chunks_exact(4 * block) {
                 for other in 0..block {
                     let square: f64 = (0..3)
@@ -141,13 +141,14 @@ impl Share {
                     if square > 0.0 {
                         let distance = (square + self.softening_square).sqrt();
                         // Each pair is met twice.
-                        energy[0] -= 0.5 * mass * theirs[3 * block + other] / distance;
+                        energy -= 0.5 * mass * theirs[3 * block + other] / distance;
                     }
                 }
             }
+            sum[0].add(energy);
         }
-        world.all_reduce(&mut energy, Sum).wait()?;
-        Ok(energy[0])
+        world.all_reduce_sums(&mut sum).wait()?;
+        Ok(sum[0].value())
     }
 
     /// Position and velocity of each own body.
