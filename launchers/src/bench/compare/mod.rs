@@ -44,7 +44,7 @@ const SOURCES: &str = "name = \"updraft-workspace\"";
 /// Of `compare`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Targets to look at, such as P1,P2; all if not given
+    /// Targets to look at, such as P1,P2, or parts of them, such as P10:all_reduce; all if not given
     #[arg(long, value_name = "TARGETS", value_delimiter = ',', value_parser = parse_target)]
     only: Vec<String>,
 
@@ -78,8 +78,16 @@ pub struct Arguments {
 }
 
 fn parse_target(text: &str) -> Result<String, String> {
-    if TARGETS.iter().any(|target| target.name == text) {
+    if TARGETS.iter().any(|target| target.is_called(text)) {
         return Ok(text.to_owned());
+    }
+    if let Some((name, _)) = text.split_once(':') {
+        let parts = TARGETS
+            .iter()
+            .filter(|target| target.name == name && !target.part.is_empty());
+        let mut parts: Vec<&str> = parts.map(|target| target.part).collect();
+        parts.dedup();
+        return Err(format!("the parts of {name} are {}", parts.join("; ")));
     }
     let mut names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
     names.dedup();
@@ -135,7 +143,7 @@ struct Comparison<'a> {
 impl<'a> Comparison<'a> {
     fn prepare(arguments: &'a Arguments, machine: &Machine, folder: &Path) -> Self {
         let asked = |target: &&Target| {
-            arguments.only.is_empty() || arguments.only.iter().any(|name| name == target.name)
+            arguments.only.is_empty() || arguments.only.iter().any(|name| target.is_called(name))
         };
         let mut targets: Vec<&'static Target> = TARGETS.iter().filter(asked).collect();
         let without = targets.len();

@@ -120,6 +120,16 @@ pub(crate) struct Target {
     pub(crate) part: &'static str,
 }
 
+impl Target {
+    /// Whether `text` names it, or its part: `P10`, or `P10:all_reduce`.
+    pub(crate) fn is_called(&self, text: &str) -> bool {
+        match text.split_once(':') {
+            Some((name, part)) => name == self.name && part == self.part,
+            None => text == self.name,
+        }
+    }
+}
+
 const KI: usize = 1 << 10;
 const MI: usize = 1 << 20;
 /// A small message that is a loan: 64 bytes travel beside the descriptor, which is another path.
