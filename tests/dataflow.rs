@@ -544,6 +544,7 @@ impl Driven {
             executors: 1,
             ledger: ledger.clone(),
             counters: Rc::new(Nobody),
+            spill: Rc::default(),
         };
         let run = Run::new(&job.task_graph(), 0, &site).unwrap();
         Self { fabric, run }

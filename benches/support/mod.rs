@@ -1,5 +1,5 @@
-//! What the benches share: a deterministic text, a harness that compares programs as whole
-//! processes, and the same word count as others would write it.
+//! What the benches share: deterministic texts and records, a harness that compares programs as whole
+//! processes, and the same word count and sort as others would write them.
 //!
 //! A bench is one executable. Without arguments it measures: for every [`measure::Case`] it starts
 //! itself again with the arguments that name the case, and the child prints what it saw.
@@ -16,6 +16,8 @@ pub mod counts;
 pub mod hand_written;
 pub mod measure;
 pub mod split;
+pub mod tera;
 pub mod timely_operators;
 pub mod timely_peer;
+pub mod timely_sort;
 pub mod zipf;

@@ -14,14 +14,14 @@
 //! # Safety
 //!
 //! This is the one module of the crate that may use `unsafe`. Its invariant: a [`Builder`] writes only
-//! inside its memory, and a [`Batch`] holds a buffer that either passed the validator or was built by a
-//! builder of the same type in this process. Nobody writes to a buffer after it was frozen.
+//! inside its memory, and a [`Batch`] or [`Page`] holds bytes that either passed the validator or were built
+//! by a builder of the same type in this process. Nobody writes to them after that.
 #![allow(
     unsafe_code,
     reason = "the one module that reads and writes record batches"
 )]
 
-use std::{cell::RefCell, marker::PhantomData, mem};
+use std::{cell::RefCell, fmt, marker::PhantomData, mem, slice};
 
 use rkyv::{
     Archive, Place,
@@ -38,7 +38,10 @@ use crate::{
 };
 
 /// Alignment of a batch's memory; what rkyv needs is at most 16.
-const ALIGN: usize = 64;
+pub(crate) const ALIGN: usize = 64;
+
+/// Bytes that a processor fetches at a time.
+const LINE: usize = 64;
 
 /// How far a relative pointer of 32 bits can point.
 const OFFSET_MAX: usize = i32::MAX as usize;
@@ -56,9 +59,13 @@ pub(crate) enum Memory {
 
 impl Memory {
     pub(crate) fn own(bytes: usize) -> Self {
+        Self::Own(Self::own_bytes(bytes))
+    }
+
+    pub(crate) fn own_bytes(bytes: usize) -> AlignedVec<ALIGN> {
         let mut memory = AlignedVec::with_capacity(bytes);
         memory.resize(bytes, 0);
-        Self::Own(memory)
+        memory
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -129,6 +136,10 @@ impl<T: Record> Builder<T> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     pub(crate) fn is_own(&self) -> bool {
@@ -202,6 +213,22 @@ impl<T: Record> Builder<T> {
         self.memory.truncate(root_at + size_of::<Root<T>>());
         self.memory
     }
+
+    /// Gives up what was built, and its memory, if that is our own.
+    pub(crate) fn into_memory(self) -> AlignedVec<ALIGN> {
+        match self.memory {
+            Memory::Own(bytes) => bytes,
+            Memory::Loan(_) => AlignedVec::new(),
+        }
+    }
+
+    /// Ends a batch that is built in memory of our own.
+    pub(crate) fn into_page(self) -> Page<T> {
+        let Memory::Own(bytes) = self.seal() else {
+            unreachable!("a page is built in memory of our own")
+        };
+        Page::trusted(bytes)
+    }
 }
 
 /// Records to be read where they are.
@@ -242,6 +269,12 @@ impl<T: Record> Batch<T> {
     /// Bytes that it takes.
     pub(crate) fn bytes(&self) -> usize {
         self.buffer.len()
+    }
+
+    /// The view of one record.
+    #[inline]
+    pub(crate) fn view(&self, index: usize) -> T::View<'_> {
+        T::view(&self.elements()[index])
     }
 
     /// A copy in memory of our own, so that the batch's goes back to its sender.
@@ -291,6 +324,90 @@ impl<T: Record> Kept<T> {
     /// The views of the records from the one at `start` on.
     pub(crate) fn views(&self, start: usize) -> impl Iterator<Item = T::View<'_>> {
         self.elements()[start..].iter().map(T::view)
+    }
+}
+
+/// Records in memory of our own: what an operator keeps, and what comes back from disk.
+///
+/// Its elements are found once, so that reading one of them touches no other part of the page.
+pub(crate) struct Page<T> {
+    bytes: AlignedVec<ALIGN>,
+    /// Where the elements start.
+    elements_at: usize,
+    len: usize,
+    record: PhantomData<fn() -> T>,
+}
+
+impl<T: Record> Page<T> {
+    /// Opens a page that comes back from where this process cannot vouch for it: checks it once.
+    pub(crate) fn checked(bytes: AlignedVec<ALIGN>) -> Result<Self, rancor::Error> {
+        rkyv::access::<Root<T>, rancor::Error>(&bytes)?;
+        Ok(Self::trusted(bytes))
+    }
+
+    /// Opens what passed the validator or was just built.
+    fn trusted(bytes: AlignedVec<ALIGN>) -> Self {
+        // SAFETY: both callers have a valid archive of `Vec<T>`.
+        let elements = unsafe { rkyv::access_unchecked::<Root<T>>(&bytes) }.as_slice();
+        let len = elements.len();
+        let elements_at = match len {
+            0 => 0,
+            _ => elements.as_ptr().addr() - bytes.as_ptr().addr(),
+        };
+        Self {
+            bytes,
+            elements_at,
+            len,
+            record: PhantomData,
+        }
+    }
+
+    fn elements(&self) -> &[T::Archived] {
+        let first = self.bytes.as_ptr().wrapping_add(self.elements_at);
+        // SAFETY: `trusted` found `len` valid elements at `elements_at` of these bytes (if there are none, any
+        // aligned pointer will do, and the bytes are aligned), and nobody has written to them since.
+        unsafe { slice::from_raw_parts(first.cast::<T::Archived>(), self.len) }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The view of one record.
+    #[inline]
+    pub(crate) fn view(&self, index: usize) -> T::View<'_> {
+        T::view(&self.elements()[index])
+    }
+
+    /// Has the processor fetch the fixed part of a record that is soon to be read.
+    #[inline]
+    pub(crate) fn prefetch(&self, index: usize) {
+        let element = self.elements_at + index * size_of::<T::Archived>();
+        let first = self.bytes.as_ptr().wrapping_add(element);
+        transport::prefetch_read(first);
+        if size_of::<T::Archived>() > LINE {
+            transport::prefetch_read(first.wrapping_add(LINE));
+        }
+    }
+
+    /// Bytes that it takes, whether or not they are used.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// Gives its memory up for the next page.
+    pub(crate) fn into_memory(self) -> AlignedVec<ALIGN> {
+        let mut bytes = self.bytes;
+        bytes.resize(bytes.capacity(), 0);
+        bytes
+    }
+}
+
+impl<T> fmt::Debug for Page<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Page")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }
 

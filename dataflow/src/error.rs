@@ -43,6 +43,17 @@ pub enum Error {
         offset: u64,
     },
 
+    /// An input file is not made of records of one size.
+    #[error("{} has {bytes} bytes, which are no records of {record_bytes}", path.display())]
+    NotRecords {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// Bytes of a record.
+        record_bytes: usize,
+    },
+
     /// An output file could not be written.
     #[error("cannot write {}", path.display())]
     Output {
@@ -57,6 +68,37 @@ pub enum Error {
     OutputExists {
         /// The file that is there.
         path: PathBuf,
+    },
+
+    /// Records that memory has no room for could not be kept on disk.
+    #[error("{holder} cannot {action} in {}", directory.display())]
+    Spill {
+        /// What was attempted.
+        action: &'static str,
+        /// The operator that the records belong to.
+        holder: &'static str,
+        /// Where it keeps them.
+        directory: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// What was read back from disk is not what was written. (The file has no name: it is gone.)
+    #[error(
+        "the {bytes} bytes that {holder} wrote at byte {offset} of a file in {} are damaged: {reason}",
+        directory.display()
+    )]
+    SpillDamaged {
+        /// The operator that the records belong to.
+        holder: &'static str,
+        /// Where the file is.
+        directory: PathBuf,
+        /// Where the damaged block starts.
+        offset: u64,
+        /// Bytes of the block.
+        bytes: u64,
+        /// How it shows.
+        reason: &'static str,
     },
 
     /// A peer sent bytes that are not a batch of the records expected.
@@ -119,6 +161,13 @@ pub enum Error {
         channels: u64,
         /// The least arena.
         needed: u64,
+    },
+
+    /// Clones of a sorted stream are read by different numbers of instances.
+    #[error("what \"{task}\" sorts is read by different numbers of instances: sort it for each")]
+    SortedTwice {
+        /// The task that takes in what is sorted.
+        task: String,
     },
 
     /// Two ranks built different graphs.

@@ -91,6 +91,7 @@ impl Simulated {
             executors,
             ledger,
             counters: Rc::new(Nobody),
+            spill: Rc::default(),
         };
         let run = Run::new(&job.task_graph(), 0, &site)?;
         Ok(Self {

@@ -4,6 +4,8 @@
 //! [`reduce_by_key`](Stream::reduce_by_key), and a sink, which gives a [`Job`]. A job is a value; writing it
 //! has no effect. When it runs, each rank builds its instance of every task and is driven by calls.
 //!
+//! What memory has no room for is kept on disk, by the operators themselves: see [`spill`].
+//!
 //! Records cross an exchange in batches that are written once, in the memory that travels, and read
 //! where they lie: see [`Record`].
 //!
@@ -33,6 +35,7 @@ mod record;
 mod run;
 mod sink;
 mod source;
+pub mod spill;
 mod stage;
 mod stream;
 
@@ -51,12 +54,16 @@ pub use operator::{
     limit::{Take, Taken, TopN, Topped},
     narrow::{Filter, FlatMap, Keyed, Keys, Map, Numbered, Out, Pass, Then},
     reduce::{Accumulate, Once, Reduce, Reduced, Reducing},
+    sort::{First, Itself, OrderBy, SortBy, Sorted},
     union::{Union, United},
 };
-pub use record::{Encode, Encoder, Fields, Key, OutOfLine, Record, Slice, Unfit};
+pub use record::{Encode, Encoder, Fields, Key, Ordered, OutOfLine, Record, Slice, Unfit};
 pub use rkyv;
 pub use run::{Run, Site, Totals, run_of, tell_failure};
-pub use source::{Collection, Generate, Generator, Lines, collection, generate, lines, lines_of};
+pub use source::{
+    Collection, Generate, Generator, Lines, Records, collection, generate, lines, lines_of,
+    records_of,
+};
 pub use stage::{Counters, Failure, Input, Narrow, Output, Place, Progress, Push, Sink};
 pub use stream::{Received, Source, Stream};
 

@@ -8,8 +8,8 @@ use transport::{Buffer, Fabric, Ledger, Rank};
 use crate::{
     Error,
     graph::{EdgeId, Graph, Placement, TaskGraph, Vertex},
-    one_line,
-    stage::{Counters, EVERY_SLOT, Place, Progress, Slot, Task, Wiring},
+    one_line, spill,
+    stage::{Counters, EVERY_SLOT, Handoff, Place, Progress, Slot, Task, Wiring},
 };
 
 /// The tags of the messages of a run: which run, for which instance on the rank, what kind, which edge.
@@ -53,15 +53,17 @@ pub struct Totals {
     pub bytes: u64,
     /// Records that came from other tasks.
     pub received: u64,
+    /// Bytes that were written to disk because memory had no room for them.
+    pub spilled: u64,
 }
 
 impl Totals {
-    fn to_bytes(self) -> [u8; 24] {
-        let mut bytes = [0; 24];
+    fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
         for (place, number) in
             bytes
                 .chunks_exact_mut(8)
-                .zip([self.records, self.bytes, self.received])
+                .zip([self.records, self.bytes, self.received, self.spilled])
         {
             place.copy_from_slice(&number.to_le_bytes());
         }
@@ -77,6 +79,7 @@ impl Totals {
             records: number(0)?,
             bytes: number(1)?,
             received: number(2)?,
+            spilled: number(3)?,
         })
     }
 }
@@ -104,6 +107,11 @@ impl Counters for Counting {
     fn expect(&self, bytes: u64) {
         self.listener.expect(bytes);
     }
+
+    fn spilled(&self, bytes: u64) {
+        self.totals.borrow_mut().spilled += bytes;
+        self.listener.spilled(bytes);
+    }
 }
 
 /// Where a run takes place.
@@ -117,6 +125,8 @@ pub struct Site {
     pub ledger: Ledger,
     /// Who wants to know what is done.
     pub counters: Rc<dyn Counters>,
+    /// Where records are kept that memory has no room for.
+    pub spill: Rc<spill::Config>,
 }
 
 /// One rank's part in one run of a graph, driven by its owner: it is given the messages of the run and
@@ -484,6 +494,8 @@ fn place(graph: &Graph, run: u32, site: &Site, counters: &Rc<Counting>) -> Resul
         instance: 0,
         instances: 0,
         wiring: Rc::default(),
+        spill: site.spill.clone(),
+        handoff: Handoff::default(),
     })
 }
 

@@ -4,11 +4,17 @@
 //! operators into the output without a virtual call. The whole is boxed once, as a [`Task`], and called
 //! once a batch.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    any::Any,
+    cell::RefCell,
+    collections::HashMap,
+    fmt,
+    rc::{Rc, Weak},
+};
 
 use transport::{Buffer, Fabric, Ledger, Rank};
 
-use crate::{Error, Record, graph::EdgeId};
+use crate::{Error, Record, graph::EdgeId, spill};
 
 /// Takes records, by their views.
 pub trait Push<T: Record> {
@@ -124,6 +130,9 @@ pub struct Place {
     /// How many instances the task has.
     pub instances: u32,
     pub(crate) wiring: Rc<Wiring>,
+    /// Where records are kept that memory has no room for.
+    pub spill: Rc<spill::Config>,
+    pub(crate) handoff: Handoff,
 }
 
 /// What a task is connected with.
@@ -156,6 +165,35 @@ impl Place {
     }
 }
 
+/// What tasks of a rank have in common, for as long as one of them holds it. It travels no further, so it can be
+/// anything.
+#[derive(Clone, Default)]
+pub(crate) struct Handoff(Rc<RefCell<HashMap<usize, Weak<dyn Any>>>>);
+
+impl Handoff {
+    /// What has this number on the rank, which is made if nobody holds it.
+    pub(crate) fn share<T: 'static>(
+        &self,
+        number: usize,
+        make: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<Rc<T>, Error> {
+        let held = self.0.borrow().get(&number).and_then(Weak::upgrade);
+        if let Some(shared) = held.and_then(|held| held.downcast().ok()) {
+            return Ok(shared);
+        }
+        let shared = Rc::new(make()?);
+        let weak: Weak<T> = Rc::downgrade(&shared);
+        self.0.borrow_mut().insert(number, weak);
+        Ok(shared)
+    }
+}
+
+impl fmt::Debug for Handoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Handoff")
+    }
+}
+
 /// Takes note of what a rank has done.
 pub trait Counters: std::fmt::Debug {
     /// So many records and bytes came from sources.
@@ -166,6 +204,9 @@ pub trait Counters: std::fmt::Debug {
 
     /// So many bytes are there to be read by sources.
     fn expect(&self, bytes: u64);
+
+    /// So many bytes were written to disk because memory had no room for them.
+    fn spilled(&self, _bytes: u64) {}
 }
 
 /// One instance of a vertex of the graph.

@@ -12,7 +12,7 @@ use crate::{
     exchange::{ByKey, Outbox, Receiver, Routed, ToFirst},
     graph::{Job, Node, Placement},
     operator::narrow::{Filter, FlatMap, Map, Out, Pass, Then},
-    sink::{Collect, ForEach, WriteText},
+    sink::{Collect, ForEach, WriteFile},
     stage::{Input, Narrow, Output, Place, Stage},
 };
 
@@ -258,7 +258,19 @@ where
     {
         let folder: PathBuf = folder.as_ref().to_owned();
         let sink = self.end("write_text", move |place: &Place| {
-            WriteText::new(&folder, place)
+            WriteFile::new(&folder, place)
+        });
+        Job::new(sink, Arc::default())
+    }
+
+    /// Writes the bytes of each record, one behind the other, to files as [`write_text`](Self::write_text) does.
+    pub fn write_records<const BYTES: usize>(self, folder: impl AsRef<Path>) -> Job<()>
+    where
+        N: Narrow<S::Out, Out = [u8; BYTES]>,
+    {
+        let folder: PathBuf = folder.as_ref().to_owned();
+        let sink = self.end("write_records", move |place: &Place| {
+            WriteFile::new(&folder, place)
         });
         Job::new(sink, Arc::default())
     }

@@ -110,6 +110,10 @@ struct RunArguments {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
 
+    /// A directory for what this memory has no room for; several are used in turns
+    #[arg(long, value_name = "DIR", value_parser = parse_directory)]
+    spill: Vec<String>,
+
     /// The program to run, and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "JOB")]
     job: Vec<OsString>,
@@ -125,6 +129,7 @@ impl From<RunArguments> for local::Options {
             silence_ms_max: arguments.silence,
             tls: arguments.tls,
             memory_bytes: arguments.memory,
+            spill: arguments.spill,
             job: arguments.job,
         }
     }
@@ -144,6 +149,14 @@ pub struct WorkerArguments {
     /// The program's name and arguments.
     #[arg(required = true, last = true)]
     pub(crate) job: Vec<OsString>,
+}
+
+/// Reads the name of a directory that can be told to workers in a list.
+fn parse_directory(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(':') {
+        return Err("it is empty, or has a colon, which separates directories".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// Reads an amount of memory, in bytes: `4096`, `64k`, `512m`, `4g` or `1t`.

@@ -85,6 +85,8 @@ pub struct Options {
     pub tls: bool,
     /// How much memory each may use for messages and state, if not what it finds right.
     pub memory_bytes: Option<u64>,
+    /// The directories for what that has no room for, if not where the program says.
+    pub spill: Vec<String>,
     /// The program, and its arguments.
     pub job: Vec<OsString>,
 }
@@ -99,6 +101,10 @@ impl Options {
             (
                 "UPDRAFT_SILENCE_MS",
                 self.silence_ms_max.map(|n| n.to_string()),
+            ),
+            (
+                "UPDRAFT_SPILL_DIRS",
+                (!self.spill.is_empty()).then(|| self.spill.join(":")),
             ),
             ("UPDRAFT_TLS", self.tls.then(|| "1".to_owned())),
             (
@@ -126,6 +132,7 @@ impl Default for Options {
             silence_ms_max: None,
             tls: false,
             memory_bytes: None,
+            spill: Vec::new(),
             job: Vec::new(),
         }
     }
@@ -657,6 +664,7 @@ mod tests {
             silence_ms_max: Some(700),
             tls: true,
             memory_bytes: Some(4096),
+            spill: vec!["/a".into(), "/b".into()],
             ..Options::default()
         };
         let expected = [
@@ -665,6 +673,7 @@ mod tests {
             ("UPDRAFT_MEMORY", "4096"),
             ("UPDRAFT_INTERFACE", "::1"),
             ("UPDRAFT_SILENCE_MS", "700"),
+            ("UPDRAFT_SPILL_DIRS", "/a:/b"),
             ("UPDRAFT_TLS", "1"),
             ("UPDRAFT_TRANSPORT", "tcp"),
         ];

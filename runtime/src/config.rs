@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use dataflow::spill;
 use transport::{Interface, RdmaConfig, Transport};
 
 use crate::{Error, affinity, memory};
@@ -44,6 +45,9 @@ pub struct Config {
     /// The most bytes that the data path of this worker may hold; by default three quarters of the memory
     /// that is there, shared among the workers of the node.
     pub memory_bytes: Option<u64>,
+    /// Where and how records are kept that this memory has no room for. `UPDRAFT_SPILL_DIRS` in the environment
+    /// names other directories, with colons between them.
+    pub spill: spill::Config,
     /// Whether each executor stays on its core.
     pub pin: bool,
     /// Whether to show progress and a summary on the standard error stream.
@@ -60,6 +64,7 @@ impl Default for Config {
             rdma: RdmaConfig::default(),
             tls: false,
             memory_bytes: None,
+            spill: spill::Config::default(),
             pin: true,
             progress: true,
         }
@@ -77,6 +82,7 @@ pub(crate) struct Decided {
     pub(crate) rdma: RdmaConfig,
     pub(crate) tls: bool,
     pub(crate) memory_bytes: u64,
+    pub(crate) spill: spill::Config,
     pub(crate) arena_bytes: u64,
     pub(crate) pin: bool,
     /// Whether there is a core for each executor of the node, so that waiting by spinning harms nobody.
@@ -148,6 +154,15 @@ impl Config {
             port: number("UPDRAFT_RDMA_PORT")?.or(self.rdma.port),
             gid: number("UPDRAFT_RDMA_GID")?.or(self.rdma.gid),
         };
+        let mut spill = self.spill.clone();
+        if let Some(directories) = env::var_os("UPDRAFT_SPILL_DIRS") {
+            let named = env::split_paths(&directories);
+            spill.directories = named.filter(|path| !path.as_os_str().is_empty()).collect();
+        }
+        if spill.directories.is_empty() {
+            let reason = "there is no directory for what memory has no room for".to_owned();
+            return Err(Error::Config { reason });
+        }
         let memory_bytes = number("UPDRAFT_MEMORY")?.or(self.memory_bytes);
         if let Some(bytes) = memory_bytes {
             memory::check(bytes, workers)?;
@@ -169,6 +184,7 @@ impl Config {
             rdma,
             tls,
             memory_bytes,
+            spill,
             arena_bytes,
             pin: self.pin,
             spin: ranks <= cores,
@@ -242,6 +258,22 @@ mod tests {
         let refused = config("no-such-0").decide(1).unwrap_err();
         assert_eq!(refused.exit_code(), 7);
         assert!(refused.to_string().contains("\"no-such-0\""), "{refused}");
+    }
+
+    #[test]
+    fn without_a_directory_for_what_memory_has_no_room_for_nothing_starts() {
+        let config = Config {
+            spill: spill::Config {
+                directories: Vec::new(),
+                ..spill::Config::default()
+            },
+            ..Config::default()
+        };
+        let refused = config.decide(1).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "there is no directory for what memory has no room for"
+        );
     }
 
     #[test]

@@ -180,6 +180,7 @@ impl Env {
             core: self.decided.pin.then_some(rank as usize),
             arena_bytes: self.decided.arena_bytes,
             ledger: self.ledger.clone(),
+            spill: self.decided.spill.clone(),
             counts: counts.clone(),
             commands: obeyed,
             reports: reports.clone(),

@@ -72,7 +72,7 @@ impl Error {
     /// | 6 | another worker was lost, or made this one stop |
     /// | 7 | the configuration makes no sense |
     /// | 8 | an input cannot be read |
-    /// | 9 | an output cannot be written |
+    /// | 9 | an output, or what memory has no room for, cannot be written |
     /// | 10 | the memory limit is too small |
     pub fn exit_code(&self) -> u8 {
         use collectives::Error as Groups;
@@ -82,8 +82,9 @@ impl Error {
                 Flow::NoInput { .. }
                 | Flow::BadPattern { .. }
                 | Flow::Input { .. }
-                | Flow::NotText { .. } => 8,
-                Flow::Output { .. } | Flow::OutputExists { .. } => 9,
+                | Flow::NotText { .. }
+                | Flow::NotRecords { .. } => 8,
+                Flow::Output { .. } | Flow::OutputExists { .. } | Flow::Spill { .. } => 9,
                 Flow::Remote { .. } => 6,
                 Flow::ArenaTooSmall { .. } => 10,
                 Flow::Transport(error) => link_code(error),

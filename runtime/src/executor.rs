@@ -14,7 +14,7 @@ use std::{
 };
 
 use collectives::Engine;
-use dataflow::{Progress, Run, Site, TaskGraph, Totals, run_of};
+use dataflow::{Progress, Run, Site, TaskGraph, Totals, run_of, spill};
 use transport::{Address, Arena, Buffer, Event, Fabric, Ledger, Rank, Waker};
 
 use crate::{Error, affinity, counters::Counts, links::Links};
@@ -33,6 +33,7 @@ pub(crate) struct Seat {
     pub(crate) core: Option<usize>,
     pub(crate) arena_bytes: u64,
     pub(crate) ledger: Ledger,
+    pub(crate) spill: spill::Config,
     pub(crate) counts: Counts,
     pub(crate) commands: Receiver<Command>,
     pub(crate) reports: Sender<Report>,
@@ -141,6 +142,7 @@ impl Executor {
             executors: seat.executors,
             ledger: seat.ledger,
             counters: Rc::new(seat.counts),
+            spill: Rc::new(seat.spill),
         };
         Ok(Self {
             rank,

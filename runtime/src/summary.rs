@@ -28,6 +28,7 @@ impl Summary {
             sum.records += one.records;
             sum.bytes += one.bytes;
             sum.received += one.received;
+            sum.spilled += one.spilled;
         }
     }
 
@@ -47,7 +48,7 @@ impl Summary {
         }
     }
 
-    /// Records, bytes, time, imbalance, and on a line of its own what went over links, if anything did;
+    /// Records, bytes, time, imbalance, what went to disk if anything did, and on a line of its own what went over links, if anything did;
     /// nothing when no graph was run. It is worker 0's that the user sees, so they are its links.
     pub(crate) fn text(&self, elapsed: Duration, workers: u32) -> String {
         if self.runs == 0 {
@@ -56,6 +57,10 @@ impl Summary {
         let (records, bytes) = self.by_rank.iter().fold((0, 0), |(records, bytes), rank| {
             (records + rank.records, bytes + rank.bytes)
         });
+        let spilled = match self.by_rank.iter().map(|rank| rank.spilled).sum() {
+            0 => String::new(),
+            bytes => format!(", {} on disk", HumanBytes(bytes)),
+        };
         let seconds = elapsed.as_secs_f64();
         let links = match (self.links.is_empty(), workers) {
             (true, _) => String::new(),
@@ -63,7 +68,7 @@ impl Summary {
             (false, _) => format!("\nlinks of worker 0: {}", self.links),
         };
         format!(
-            "{} records, {} in {seconds:.3} s ({}/s), {} on {workers} {} with {} executors, imbalance {:.2}{links}",
+            "{} records, {} in {seconds:.3} s ({}/s), {} on {workers} {} with {} executors, imbalance {:.2}{spilled}{links}",
             HumanCount(records),
             HumanBytes(bytes),
             HumanBytes((bytes as f64 / seconds.max(1e-9)) as u64),
@@ -90,6 +95,7 @@ mod tests {
             records,
             bytes: records * 512,
             received,
+            spilled: received * 1024,
         };
         for totals in [
             [totals(1000, 0), totals(1000, 500)],
@@ -103,7 +109,7 @@ mod tests {
         assert_eq!(
             summary.text(Duration::from_millis(500), 1),
             "2,000 records, 1000.00 KiB in 0.500 s (1.95 MiB/s), 2 runs on 1 worker with 2 executors, \
-             imbalance 1.33"
+             imbalance 1.33, 1000.00 KiB on disk"
         );
     }
 }

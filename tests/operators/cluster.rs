@@ -127,6 +127,7 @@ impl Driven {
             executors,
             ledger: ledger.clone(),
             counters: Rc::new(Nobody),
+            spill: Rc::default(),
         };
         let run = Run::new(&job.task_graph(), 0, &site)?;
         Ok(Self {

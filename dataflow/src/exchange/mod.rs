@@ -69,6 +69,14 @@ impl<T: Record> Outbox<T> {
         Self::new(place, [(to, readers.len() as u32)])
     }
 
+    /// For each instance that reads the edge an outbox of its own, so that one can be full while others are not.
+    pub(crate) fn apart(place: &Place) -> Result<Vec<Self>, Error> {
+        let readers = place.wiring.readers.iter();
+        readers
+            .map(|&reader| Self::new(place, [(Rc::from([reader]), 1)]))
+            .collect()
+    }
+
     /// An outbox with lanes to the places given, each with the number of instances there.
     fn new(
         place: &Place,

@@ -10,4 +10,5 @@ pub(crate) mod join;
 pub(crate) mod limit;
 pub(crate) mod narrow;
 pub(crate) mod reduce;
+pub(crate) mod sort;
 pub(crate) mod union;

@@ -129,6 +129,56 @@ macro_rules! text {
 
 text!(String, &str, &String);
 
+/// So many bytes, which lie side by side in a batch.
+impl<const N: usize> Record for [u8; N] {
+    type View<'a> = &'a [u8; N];
+
+    #[inline]
+    fn view(archived: &[u8; N]) -> &[u8; N] {
+        archived
+    }
+
+    #[inline]
+    fn shorten<'short, 'long: 'short>(view: &'long [u8; N]) -> &'short [u8; N] {
+        view
+    }
+
+    #[inline]
+    fn own(view: &[u8; N]) -> Self {
+        *view
+    }
+}
+
+/// What is written as an array of bytes.
+macro_rules! bytes {
+    ($($type:ty),*) => {$(
+        impl<const N: usize> Sealed for $type {}
+
+        impl<const N: usize> Encode for $type {
+            type Record = [u8; N];
+            type Resolver = ();
+
+            #[inline]
+            fn write(&self, _encoder: &mut Encoder<'_>) -> Result<(), Unfit> {
+                Ok(())
+            }
+
+            #[inline]
+            fn place(&self, (): (), out: Place<[u8; N]>) {
+                let bytes: &[u8; N] = self;
+                out.write(*bytes);
+            }
+
+            #[inline]
+            fn with_view<R>(&self, function: impl FnOnce(&[u8; N]) -> R) -> R {
+                function(self)
+            }
+        }
+    )*};
+}
+
+bytes!([u8; N], &[u8; N]);
+
 impl<T: Record> Record for Option<T> {
     type View<'a> = Option<T::View<'a>>;
 

@@ -205,6 +205,35 @@ impl<K: Key> Key for Option<K> {
     }
 }
 
+impl<const N: usize> Key for [u8; N] {
+    type Stored = [u8; N];
+
+    #[inline]
+    fn hash(view: &[u8; N]) -> u64 {
+        rapidhash_v3(view)
+    }
+
+    #[inline]
+    fn store(view: &[u8; N]) -> [u8; N] {
+        *view
+    }
+
+    #[inline]
+    fn stored(stored: &[u8; N]) -> &[u8; N] {
+        stored
+    }
+
+    #[inline]
+    fn same(one: &[u8; N], other: &[u8; N]) -> bool {
+        one == other
+    }
+
+    #[inline]
+    fn is(stored: &[u8; N], view: &[u8; N]) -> bool {
+        stored == view
+    }
+}
+
 macro_rules! tuple {
     ($($type:ident $index:tt),*) => {
         impl<$($type: Key),*> Key for ($($type,)*) {

@@ -7,6 +7,7 @@
 
 mod impls;
 mod key;
+mod order;
 mod structs;
 
 use rkyv::{
@@ -19,12 +20,12 @@ use rkyv::{
 
 #[doc(hidden)]
 pub use self::structs::parts;
-pub use self::{impls::Slice, key::Key, structs::Fields};
+pub use self::{impls::Slice, key::Key, order::Ordered, structs::Fields};
 
 /// A type whose values can flow along an edge.
 ///
 /// It is implemented for integers but `usize` and `isize` (whose size differs between machines), floats, `bool`,
-/// `char`, `()`, `String`, `Option`, `Vec`, tuples up to eight, and the structs that
+/// `char`, `()`, `String`, `Option`, `Vec`, arrays of bytes, tuples up to eight, and the structs that
 /// [`record!`](crate::record) declares.
 pub trait Record:
     Encode<Record = Self>

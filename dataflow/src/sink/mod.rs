@@ -2,6 +2,6 @@
 
 mod collect;
 mod for_each;
-mod write_text;
+mod write_file;
 
-pub(crate) use self::{collect::Collect, for_each::ForEach, write_text::WriteText};
+pub(crate) use self::{collect::Collect, for_each::ForEach, write_file::WriteFile};

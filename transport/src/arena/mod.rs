@@ -18,10 +18,11 @@ use self::blocks::Blocks;
 pub(crate) use self::{
     blocks::Lent,
     loan::{Block, INLINE_BYTES},
-    region::{Geometry, Region, prefetch_read, prefetch_write},
+    region::{Geometry, Region, prefetch_write},
 };
 pub use self::{
     loan::{Buffer, Loan},
+    region::prefetch_read,
     window::Window,
 };
 use crate::{

@@ -105,9 +105,9 @@ pub(crate) struct Region {
 /// Device and inode, which tell one memfd from another.
 type Identity = (u64, u64);
 
-/// Has this processor fetch the line at an address, which is soon to be read.
+/// Has this processor fetch the line at an address, which is soon to be read. It may be any address.
 #[inline]
-pub(crate) fn prefetch_read(line: *const u8) {
+pub fn prefetch_read(line: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: a prefetch changes nothing that a program can see, whatever the address.
     unsafe {

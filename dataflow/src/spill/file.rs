@@ -1,0 +1,250 @@
+//! A file without a name that blocks are appended to and read from.
+
+use std::{
+    cell::Cell,
+    fs,
+    io::{self, ErrorKind},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use crc32fast::Hasher;
+
+use crate::Error;
+
+/// A file that is gone when it is closed, or the process ends in any way.
+#[derive(Debug)]
+pub(crate) struct File {
+    file: fs::File,
+    directory: PathBuf,
+    /// Which operator writes it.
+    holder: &'static str,
+    /// Bytes written.
+    len: Cell<u64>,
+}
+
+/// Where a block is, and what it has to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    offset: u64,
+    bytes: u32,
+    checksum: u32,
+}
+
+impl Extent {
+    /// Bytes on disk.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes as usize
+    }
+}
+
+impl File {
+    /// Makes a file in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spill`].
+    pub(crate) fn new(directory: &Path, holder: &'static str) -> Result<Self, Error> {
+        let failed = |source| Error::Spill {
+            action: "make a file",
+            holder,
+            directory: directory.to_owned(),
+            source,
+        };
+        Ok(Self {
+            file: tempfile::tempfile_in(directory).map_err(failed)?,
+            directory: directory.to_owned(),
+            holder,
+            len: Cell::new(0),
+        })
+    }
+
+    /// Writes a block behind those before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spill`]; what was written of the block is not part of the file.
+    pub(crate) fn append(&self, block: &[u8]) -> Result<Extent, Error> {
+        let offset = self.len.get();
+        self.file
+            .write_all_at(block, offset)
+            .map_err(|source| self.failed("write a block", source))?;
+        self.len.set(offset + block.len() as u64);
+        Ok(Extent {
+            offset,
+            bytes: block.len() as u32,
+            checksum: checksum(offset, block),
+        })
+    }
+
+    /// Reads a block that was written, into a buffer of its size.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SpillDamaged`] when it is not what was written, [`Error::Spill`] when it cannot be read.
+    pub(crate) fn read(&self, extent: &Extent, block: &mut [u8]) -> Result<(), Error> {
+        match self.file.read_exact_at(block, extent.offset) {
+            Ok(()) if checksum(extent.offset, block) == extent.checksum => Ok(()),
+            Ok(()) => Err(self.damaged(extent, "its checksum is wrong")),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                Err(self.damaged(extent, "the file ends before it does"))
+            }
+            Err(source) => Err(self.failed("read a block", source)),
+        }
+    }
+
+    /// A block that is not what was written.
+    pub(crate) fn damaged(&self, extent: &Extent, reason: &'static str) -> Error {
+        Error::SpillDamaged {
+            holder: self.holder,
+            directory: self.directory.clone(),
+            offset: extent.offset,
+            bytes: extent.bytes.into(),
+            reason,
+        }
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> Error {
+        Error::Spill {
+            action,
+            holder: self.holder,
+            directory: self.directory.clone(),
+            source,
+        }
+    }
+}
+
+/// The checksum of a block at its place: the same bytes elsewhere are another block.
+fn checksum(offset: u64, block: &[u8]) -> u32 {
+    let mut hasher = Hasher::new();
+    hasher.update(&offset.to_le_bytes());
+    hasher.update(block);
+    hasher.finalize()
+}
+
+#[cfg(test)]
+impl File {
+    /// A file over one that is open already, to see what becomes of its errors.
+    pub(crate) fn over(file: fs::File) -> Self {
+        Self {
+            file,
+            directory: "/over".into(),
+            holder: "a test",
+            len: Cell::new(0),
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &fs::File {
+        &self.file
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use proptest::{prelude::*, sample::Index};
+
+    use super::*;
+    use crate::one_line;
+
+    proptest! {
+        #[test]
+        fn blocks_come_back_and_any_damage_is_found(
+            blocks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..300), 1..8),
+            which in any::<Index>(),
+            at in any::<Index>(),
+            bits in 1u8..,
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let file = File::new(directory.path(), "a test").unwrap();
+            let extents: Vec<_> = blocks.iter().map(|block| file.append(block).unwrap()).collect();
+            let read = |extent: &Extent| {
+                let mut block = vec![0; extent.bytes()];
+                file.read(extent, &mut block).map(|()| block)
+            };
+            for (block, extent) in blocks.iter().zip(&extents) {
+                prop_assert_eq!(&read(extent).unwrap(), block);
+            }
+
+            let which = which.index(blocks.len());
+            let byte = at.index(blocks[which].len());
+            let place = extents[which].offset + byte as u64;
+            file.inner().write_all_at(&[blocks[which][byte] ^ bits], place).unwrap();
+            for (index, extent) in extents.iter().enumerate() {
+                match read(extent) {
+                    Ok(block) => prop_assert_eq!((index != which, &block), (true, &blocks[index])),
+                    Err(Error::SpillDamaged { offset, .. }) => {
+                        prop_assert_eq!((index, offset), (which, extents[which].offset));
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_that_is_cut_off_or_another_ones_is_damaged() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::new(directory.path(), "a test").unwrap();
+        let extents = [[7; 64], [7; 64]].map(|block| file.append(&block).unwrap());
+        let elsewhere = Extent {
+            offset: extents[1].offset,
+            ..extents[0]
+        };
+        assert!(matches!(
+            file.read(&elsewhere, &mut [0; 64]),
+            Err(Error::SpillDamaged { offset: 64, .. })
+        ));
+        file.inner().set_len(100).unwrap();
+        file.read(&extents[0], &mut [0; 64]).unwrap();
+        let error = file.read(&extents[1], &mut [0; 64]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "the 64 bytes that a test wrote at byte 64 of a file in {} are damaged: the file ends before it does",
+                directory.path().display()
+            )
+        );
+    }
+
+    #[test]
+    fn a_file_has_no_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::new(directory.path(), "a test").unwrap();
+        file.append(&[1; 100]).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        let opened = format!("/proc/self/fd/{}", file.inner().as_raw_fd());
+        assert_eq!(fs::metadata(opened).unwrap().len(), 100);
+    }
+
+    #[test]
+    fn what_the_system_refuses_names_the_directory_and_what_was_done() {
+        let open = |path: &str| {
+            let file = fs::File::options().read(true).write(true).open(path);
+            File::over(file.unwrap())
+        };
+        let full = open("/dev/full").append(&[1; 100]).unwrap_err();
+        assert_eq!(
+            one_line(&full),
+            "a test cannot write a block in /over: No space left on device (os error 28)"
+        );
+        // Nothing is mapped at address 0, so reading it is an error of the device.
+        let extent = Extent {
+            offset: 0,
+            bytes: 8,
+            checksum: 0,
+        };
+        let failing = File::over(fs::File::open("/proc/self/mem").unwrap());
+        let error = failing.read(&extent, &mut [0; 8]).unwrap_err();
+        assert_eq!(
+            one_line(&error),
+            "a test cannot read a block in /over: Input/output error (os error 5)"
+        );
+        let missing = File::new(Path::new("/no/such"), "a test").unwrap_err();
+        assert!(
+            one_line(&missing).starts_with("a test cannot make a file in /no/such: "),
+            "{missing}"
+        );
+    }
+}
