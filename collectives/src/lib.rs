@@ -5,6 +5,11 @@
 //! [`Element`]s; how two of them become one is an [`op::Op`]. Which algorithm carries an operation out is
 //! chosen by a cost [`Model`] that is measured when the job begins, and can be [forced](Group::force).
 //!
+//! Beside vectors, members give each other [values](Value) of any type that rkyv archives, whole
+//! [buffers](Group::broadcast_buffer) without a copy, and [messages](Group::send) one by one. A [grid](Cartesian) or a
+//! [graph](Graph) says who is next to whom; [exact sums](ExactSum) are the same bits for any number of members; and what is
+//! run often can be [planned](Persistent) once.
+//!
 //! Nothing here starts a thread, and nothing waits but [`Operation::wait`]: many operations can be under way beside
 //! each other and beside other work, and a whole job can run on one thread.
 //!

@@ -312,21 +312,28 @@ impl Group {
     /// The message that a receiver with this number gets, and its place among all of the group.
     fn find_message(&self, wanted: Wanted, number: u64) -> Option<(Envelope, usize)> {
         let mail = self.engine.0.mail.borrow();
+        let mut before: Vec<Wanted> = mail.receivers_before(wanted.context, number).collect();
         let (_, arrived) = (mail.arrived.iter()).find(|(context, _)| *context == wanted.context)?;
-        arrived
-            .iter()
-            .enumerate()
-            .find_map(|(index, (rank, message))| {
-                let matches = wanted.matches(*rank, message)
-                    && !mail.is_promised(wanted.context, *rank, message, number);
-                let from = self.member(*rank).filter(|_| matches)?;
+        for (index, (rank, message)) in arrived.iter().enumerate() {
+            // It is for the first that asked for it, which may not have looked yet.
+            if let Some(first) = before
+                .iter()
+                .position(|other| other.matches(*rank, message))
+            {
+                before.remove(first);
+                continue;
+            }
+            let from = self.member(*rank);
+            if let Some(from) = from.filter(|_| wanted.matches(*rank, message)) {
                 let envelope = Envelope {
                     from,
                     tag: tag::of_message(message.tag()),
                     bytes: message.len(),
                 };
-                Some((envelope, index))
-            })
+                return Some((envelope, index));
+            }
+        }
+        None
     }
 
     fn take_message<T: Element>(
@@ -472,12 +479,12 @@ impl Mail {
         Some(&mut group.1)
     }
 
-    /// Whether a receiver that began before the one with this number waits for such a message.
-    fn is_promised(&self, context: u16, from: Rank, message: &Buffer, number: u64) -> bool {
-        let mut before = (self.waiting.iter()).take_while(|(other, _)| *other < number);
-        before.any(|(_, waiting)| {
-            matches!(waiting, Waiting::Receiver(wanted)
-                if wanted.context == context && wanted.matches(from, message))
+    /// What those of a group wait for that began before the receiver with this number.
+    fn receivers_before(&self, context: u16, number: u64) -> impl Iterator<Item = Wanted> {
+        let before = (self.waiting.iter()).take_while(move |(other, _)| *other < number);
+        before.filter_map(move |(_, waiting)| match waiting {
+            Waiting::Receiver(wanted) if wanted.context == context => Some(*wanted),
+            _ => None,
         })
     }
 

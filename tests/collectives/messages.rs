@@ -131,24 +131,53 @@ fn a_small_message_does_not_overtake_a_large_one_that_waits_for_room() {
     }
 }
 
-/// Several receivers wait for the same.
+/// Several receivers wait for the same; those that asked last look first when there is something.
 fn in_turn(group: Group) -> Program<()> {
     Box::pin(async move {
         if group.rank() == 0 {
+            group.barrier().await?;
             for number in 0..6u32 {
                 group.send(1, number % 2, &[number]).await?;
             }
-            return Ok(());
+            return group.barrier().await;
         }
         let wanted = [Some(0), None, None, Some(1), None, None];
-        let receives = wanted.map(|tag| -> Task<'_, _> {
+        let mut receives = wanted.map(|tag| -> Task<'_, _> {
             Box::pin(group.receive::<u32>(Some(0), tag).into_future())
         });
+        let ask = |receives: &mut [Task<'_, _>]| {
+            let mut context = Context::from_waker(Waker::noop());
+            let mut pending = receives.iter_mut();
+            assert!(pending.all(|receive| receive.as_mut().poll(&mut context).is_pending()));
+        };
+        ask(&mut receives);
+        group.barrier().await?;
+        group.barrier().await?;
+        receives.reverse();
         let received: Result<Vec<_>, Error> = together(receives.into()).await.into_iter().collect();
         let numbers: Vec<u32> = received?.iter().map(|message| message[0]).collect();
-        // 0 is for the first; 1 for the first of any; 2 for the second; the third of a tag has 3; and so on.
-        assert_eq!(numbers, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(numbers, [5, 4, 3, 2, 1, 0]);
         Ok(())
+    })
+}
+
+/// One that asked first and does not look does not hold up the next, when there is enough.
+fn not_looking(group: Group) -> Program<()> {
+    Box::pin(async move {
+        if group.rank() == 0 {
+            group.barrier().await?;
+            group.send(1, 0, &[1u32]).await?;
+            group.send(1, 0, &[2u32]).await?;
+            return group.barrier().await;
+        }
+        let mut first = pin!(group.receive::<u32>(None, None).into_future());
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(first.as_mut().poll(&mut context).is_pending());
+        group.barrier().await?;
+        assert_eq!(group.receive::<u32>(None, None).await?[..], [2]);
+        assert_eq!(group.probe(None, None)?, None, "the other is promised");
+        assert_eq!(first.await?[..], [1]);
+        group.barrier().await
     })
 }
 
@@ -156,6 +185,9 @@ fn in_turn(group: Group) -> Program<()> {
 fn who_asked_first_is_served_first() {
     for seed in 0..200 {
         for result in simulate(seed, 2, in_turn) {
+            result.unwrap();
+        }
+        for result in simulate(seed, 2, not_looking) {
             result.unwrap();
         }
     }
