@@ -144,6 +144,7 @@ impl Fabric {
         link.flush();
         self.peers[peer as usize] = Contact::Open(link);
         self.open.push(peer);
+        self.decide_on_probes();
     }
 
     /// Takes note that a peer is gone. An open link tells it once everything has been received.
@@ -175,6 +176,7 @@ impl Fabric {
         self.peers[peer as usize] = Contact::Ended(end.clone());
         self.open.retain(|&open| open != peer);
         self.next = 0;
+        self.decide_on_probes();
         self.events.push_back(Event::Ended {
             peer,
             error: Box::new(error),

@@ -368,7 +368,7 @@ impl Greeting {
     /// Welcomes a peer of another node, and offers it RDMA if there is a device.
     fn welcome_by_tcp(&mut self, here: &Here) -> Result<Progress, Loss> {
         let Some(prepared) = here.prepare()? else {
-            self.stream.write(&[WELCOME])?;
+            self.stream.write(self.tcp_welcome())?;
             return Ok(Progress::Done(Offer::Tcp));
         };
         let mut offer = [RDMA; ANSWER_TO_RDMA_BYTES];
@@ -436,6 +436,19 @@ impl Greeting {
             _ => here.accept_tcp()?,
         };
         Ok(Some(Progress::Done(offer)))
+    }
+
+    /// The word, and behind it zeros, as may be between the frames of a link: with the answer before,
+    /// they make up whole lines, so that what follows is aligned in the kernel's buffers. Only where the link
+    /// itself comes next: neither TLS nor an exchange for RDMA has room for them.
+    fn tcp_welcome(&self) -> &'static [u8] {
+        const PADDED: [u8; 16] = [WELCOME, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        const _: () = assert!((ANSWER_BYTES + PADDED.len()).is_multiple_of(64));
+        if self.tls.is_some() {
+            &PADDED[..1]
+        } else {
+            &PADDED
+        }
     }
 
     fn read_verdict(&mut self, here: &Here) -> Result<Option<Progress>, Loss> {

@@ -195,6 +195,8 @@ pub struct Fabric {
     /// Time between two looks whether peers on TCP are there, and the time of the next.
     look_interval: Duration,
     next_look: Duration,
+    /// Whether every poll reads from the connections, told of data or not.
+    probes: bool,
 }
 
 impl Fabric {
@@ -276,6 +278,7 @@ impl Fabric {
             fences_all: false,
             look_interval: pulse::interval(Config::SILENCE_MAX),
             next_look: Duration::ZERO,
+            probes: false,
         }
     }
 
@@ -686,6 +689,9 @@ impl Fabric {
             }
             if !matches!(link, Link::Rdma(_)) {
                 link.flush();
+                if self.probes {
+                    link.probe();
+                }
                 if !link.is_ready() {
                     return None;
                 }

@@ -12,6 +12,13 @@ const SPINS_MIN: u32 = 32;
 /// The same for a rank that shares its core, in turns given away.
 const YIELDS_MAX: u32 = 32;
 const YIELDS_MIN: u32 = 1;
+/// Connections that are read from at every poll, when there are no other links: two such reads take no longer
+/// than asking the event queue.
+const PROBED_LINKS_MAX: usize = 2;
+/// Polls between two looks at the sockets while every poll reads from them anyway.
+const PROBES_A_LOOK: u32 = 64;
+/// A poll that reads takes as long as so many that do not.
+const SPINS_A_PROBE: u32 = 8;
 
 impl Fabric {
     /// Waits until there may be something to receive, room to lend, it is time for a
@@ -97,10 +104,10 @@ impl Fabric {
     /// turn away instead: what it waits for may be another rank's, and that is quicker than to sleep and be woken.
     fn spin_for_news(&mut self, ready: &mut dyn FnMut() -> bool) -> Result<bool, Error> {
         let polls_a_look = self.polls_a_look();
-        let (least, most) = if self.spin {
-            (SPINS_MIN, SPINS_MAX)
-        } else {
-            (YIELDS_MIN, YIELDS_MAX)
+        let (least, most) = match (self.spin, self.probes) {
+            (false, _) => (YIELDS_MIN, YIELDS_MAX),
+            (true, false) => (SPINS_MIN, SPINS_MAX),
+            (true, true) => (SPINS_MIN / SPINS_A_PROBE, SPINS_MAX / SPINS_A_PROBE),
         };
         for spin in 0..self.spins.clamp(least, most) {
             if ready() || self.has_news() {
@@ -131,8 +138,20 @@ impl Fabric {
 
     #[inline]
     pub(super) fn polls_a_look(&self) -> u32 {
+        if self.probes {
+            return PROBES_A_LOOK;
+        }
         let quiet = self.sockets.as_ref().is_some_and(Sockets::is_quiet);
         if quiet { POLLS_A_GLANCE } else { POLLS_A_LOOK }
+    }
+
+    /// Few connections and nothing else are best polled directly. (Beside shared memory, whose polls take
+    /// nanoseconds, or other connections, a system call for each would be too much.)
+    pub(super) fn decide_on_probes(&mut self) {
+        let is_tcp =
+            |&peer: &Rank| matches!(&self.peers[peer as usize], Contact::Open(Link::Tcp(_)));
+        self.probes =
+            (1..=PROBED_LINKS_MAX).contains(&self.open.len()) && self.open.iter().all(is_tcp);
     }
 
     fn has_news(&mut self) -> bool {
@@ -145,12 +164,17 @@ impl Fabric {
         if self.arena.is_wanted() && self.arena.has_returns() {
             return true;
         }
-        let peers = &mut self.peers;
+        let (peers, probes) = (&mut self.peers, self.probes);
         let ready = self
             .open
             .iter()
             .any(|&peer| match &mut peers[peer as usize] {
-                Contact::Open(link) => link.is_ready() || link.can_flush() || link.has_aside(),
+                Contact::Open(link) => {
+                    if probes {
+                        link.probe();
+                    }
+                    link.is_ready() || link.can_flush() || link.has_aside()
+                }
                 _ => false,
             });
         ready || (self.onesided.is_any_blocked() && self.can_any_go_on())

@@ -125,6 +125,13 @@ impl Link {
         }
     }
 
+    /// Looks for messages where only the event queue would tell of them.
+    pub(crate) fn probe(&mut self) {
+        if let Self::Tcp(link) = self {
+            link.probe();
+        }
+    }
+
     /// Whether [`flush`](Self::flush) would move something.
     pub(crate) fn can_flush(&mut self) -> bool {
         match self {

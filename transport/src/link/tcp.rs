@@ -5,6 +5,17 @@
 //! on shared memory, a loan is the sender's until the *receiver* has dropped the message: it says
 //! so in a frame that goes back. So a slow receiver costs the sender its loans and nobody memory.
 //!
+//! Zeros between frames mean nothing. They are there so that the bytes of every large message, which is
+//! aligned in the arena at either end, are aligned in the kernel's buffers too, which put what is written behind
+//! what was written before, and every write is of whole cache lines. Where this was measured, 64 KiB took 13 us
+//! one way over the loopback with them and 36 us without.
+//!
+//! What was measured and is not done: `MSG_ZEROCOPY`, which has to wait for the peer as a loan does anyway,
+//! moves 4.8 GB/s in messages of 1 MiB where a plain write moves 8.3 over the loopback, and 3.4
+//! against 3.2 between two namespaces, because the kernel copies after all wherever the receiver is on the same
+//! machine; and two connections for a pair move 6.4 and 3.0 GB/s, since one already keeps a core at
+//! either end busy.
+//!
 //! Whether the other machine still answers, and why a lost connection is a lost peer, is told in
 //! [`pulse`](super::pulse).
 
@@ -29,10 +40,21 @@ use crate::{
 };
 
 const HEADER_BYTES: usize = 16;
+/// Large payloads start at a multiple of this in the stream.
+const ALIGN: usize = 64;
 /// Bytes read ahead of what a frame is known to need.
 const STAGING_BYTES: usize = 64 << 10;
-/// Frames written by one system call.
-const FRAMES_A_WRITE: usize = 32;
+/// Messages up to this size are copied in less time than a second read takes. While larger ones come, no more
+/// is read ahead than their header.
+const AHEAD_OF_MIDDLING_BYTES: usize = 4 << 10;
+/// Bytes of small frames that are put together.
+const SMALL_BYTES: usize = 16 << 10;
+/// Reads in one poll, so that a peer that sends without end what is no message does not keep us from the others.
+const READS_A_POLL: u32 = 64;
+/// Pieces written by one system call.
+const PIECES_A_WRITE: usize = 16;
+/// Bytes that wait to be written at most before they are.
+const UNWRITTEN_BYTES: usize = 64 << 10;
 
 /// What a frame is: the first byte of its header.
 const MESSAGE: u8 = 1;
@@ -83,27 +105,46 @@ impl Header {
     }
 }
 
-/// A frame on its way out.
-struct Outgoing {
-    header: [u8; HEADER_BYTES],
-    payload: Option<Buffer>,
+/// What is on its way out: one piece of the stream of bytes.
+enum Outgoing {
+    /// Small frames, whole, one after the other.
+    Small {
+        frames: Vec<u8>,
+        /// How many of them are beside the messages.
+        asides: usize,
+    },
+    /// A large message, where it lies.
+    Large {
+        /// Zeros, and the header.
+        header: [u8; ALIGN + HEADER_BYTES],
+        /// The zeros that are left out.
+        skip: usize,
+        payload: Buffer,
+    },
 }
 
 impl Outgoing {
-    fn new(kind: u8, tag: u64, payload: Option<Buffer>) -> Self {
-        let len = payload.as_ref().map_or(0, |payload| payload.len()) as u32;
-        Self {
-            header: Header { kind, len, tag }.to_bytes(),
-            payload,
+    /// Its bytes, in two parts.
+    fn parts(&self) -> [&[u8]; 2] {
+        match self {
+            Self::Small { frames, .. } => [frames, &[]],
+            Self::Large {
+                header,
+                skip,
+                payload,
+            } => [&header[*skip..], payload],
         }
     }
 
-    fn payload(&self) -> &[u8] {
-        self.payload.as_deref().unwrap_or_default()
-    }
-
     fn len(&self) -> usize {
-        HEADER_BYTES + self.payload().len()
+        match self {
+            Self::Small { frames, .. } => frames.len(),
+            Self::Large {
+                header,
+                skip,
+                payload,
+            } => header.len() - skip + payload.len(),
+        }
     }
 }
 
@@ -133,15 +174,23 @@ impl Staging {
         &self.bytes[start..self.start]
     }
 
-    /// Makes room behind what is there: at least one header and one inline payload.
-    fn make_room(&mut self) -> &mut [u8] {
+    /// Takes the zeros that are next.
+    fn skip_padding(&mut self) {
+        let zeros = self.available().iter().take_while(|&&byte| byte == 0);
+        self.start += zeros.count();
+    }
+
+    /// Makes room behind what is there, for at most so many bytes: at least one header and one inline
+    /// payload.
+    fn make_room(&mut self, most: usize) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.bytes.len() - self.end < HEADER_BYTES + INLINE_BYTES {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        &mut self.bytes[self.end..]
+        let end = self.bytes.len().min(self.end + most);
+        &mut self.bytes[self.end..end]
     }
 }
 
@@ -158,8 +207,14 @@ pub(crate) struct Tcp {
     arena: Arena,
     wire: Wire,
     outgoing: VecDeque<Outgoing>,
-    /// Bytes of the first outgoing frame that were written.
+    /// Bytes of the first outgoing piece that were written.
     written: usize,
+    /// Bytes of all outgoing pieces.
+    unwritten: usize,
+    /// Where in a line the stream is behind them.
+    position: usize,
+    /// The memory of small frames that were written, for the next.
+    spare: Vec<u8>,
     /// Large messages that were written and are not yet dropped by the peer, by number.
     unreturned: VecDeque<Option<Buffer>>,
     /// The number of the first of them.
@@ -172,6 +227,8 @@ pub(crate) struct Tcp {
     asides_waiting: usize,
     /// Whether the message that comes next found no loan.
     starved: bool,
+    /// Bytes to read ahead of what a frame is known to need: by the last message, as the next may be like it.
+    ahead: usize,
     /// Large messages received so far.
     received: u64,
     returns: Rc<Returns>,
@@ -184,6 +241,8 @@ pub(crate) struct Tcp {
     pulse: Pulse,
     /// Why we ended the connection ourselves, as its end will be told.
     given_up: Option<Loss>,
+    /// The end that reading found. It is told once what was read before is received.
+    found: Option<End>,
     end: Option<End>,
     closing: bool,
 }
@@ -198,6 +257,9 @@ impl Tcp {
             wire,
             outgoing: VecDeque::new(),
             written: 0,
+            unwritten: 0,
+            position: 0,
+            spare: Vec::new(),
             unreturned: VecDeque::new(),
             unreturned_from: 0,
             staging: Staging::new(),
@@ -205,6 +267,7 @@ impl Tcp {
             asides: VecDeque::new(),
             asides_waiting: 0,
             starved: false,
+            ahead: STAGING_BYTES,
             received: 0,
             returns: Rc::default(),
             readable: true,
@@ -212,6 +275,7 @@ impl Tcp {
             waits: 0,
             pulse: Pulse::new(silence_max),
             given_up: None,
+            found: None,
             end: None,
             closing: false,
         }
@@ -228,11 +292,36 @@ impl Tcp {
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.end.is_some() || self.has_frame() || self.wants_bytes()
+        self.end.is_some()
+            || self.found.is_some() && !self.starved
+            || self.has_frame()
+            || self.wants_bytes()
+    }
+
+    /// Reads without having been told that there is something. For those who poll few connections this is
+    /// quicker than to ask the event queue first.
+    pub(crate) fn probe(&mut self) {
+        if self.end.is_some() {
+            return;
+        }
+        self.readable = true;
+        if !self.has_frame() && self.wants_bytes() {
+            self.read();
+        }
+    }
+
+    /// Whether a large message is complete.
+    fn is_message_whole(&self) -> bool {
+        self.partial
+            .as_ref()
+            .is_some_and(|partial| partial.filled == partial.loan.len())
     }
 
     /// Whether a frame is there that can be dealt with now.
     fn has_frame(&self) -> bool {
+        if self.is_message_whole() {
+            return true;
+        }
         let available = self.staging.available();
         let Some(&header) = available.first_chunk() else {
             return false;
@@ -273,7 +362,7 @@ impl Tcp {
             Verdict::Fine => {}
             Verdict::Beat => {
                 if self.flush() {
-                    self.outgoing.push_back(Outgoing::new(BEAT, 0, None));
+                    self.push_small(BEAT, 0, &[]);
                     self.flush();
                 }
             }
@@ -296,7 +385,7 @@ impl Tcp {
             return;
         }
         if !thread::panicking() && self.flush() {
-            self.outgoing.push_back(Outgoing::new(CLOSE, 0, None));
+            self.push_small(CLOSE, 0, &[]);
             self.flush();
             self.wire.say_end();
         }
@@ -308,7 +397,10 @@ impl Tcp {
     pub(crate) fn flush(&mut self) -> bool {
         self.acknowledge();
         if self.readable && self.wire.is_shaking_hands() {
-            self.shake_hands();
+            self.read(); // Nothing can be written before the peer has had its say.
+        }
+        if self.writable && !self.outgoing.is_empty() {
+            self.pad();
         }
         while self.writable && !self.outgoing.is_empty() {
             match self.write_some() {
@@ -335,16 +427,10 @@ impl Tcp {
         self.outgoing.is_empty() && !self.wire.holds_back()
     }
 
-    /// Reads what the peer has to say before anything can be written.
-    fn shake_hands(&mut self) {
-        if let Err(End::Lost(loss)) = self.fill() {
-            self.give_up(loss);
-        }
-    }
-
     fn forget_outgoing(&mut self) {
         self.outgoing.clear();
         self.asides_waiting = 0;
+        (self.written, self.unwritten, self.position) = (0, 0, 0);
     }
 
     /// Sends what is beside the messages.
@@ -356,8 +442,7 @@ impl Tcp {
             return self.end(End::protocol("it does not read what it asked for"));
         }
         self.asides_waiting += 1;
-        self.outgoing
-            .push_back(Outgoing::new(ASIDE, aside.tag(), Some(aside)));
+        self.push(ASIDE, aside);
     }
 
     pub(crate) fn has_aside(&self) -> bool {
@@ -371,40 +456,110 @@ impl Tcp {
     /// Tells the peer which of its messages were dropped.
     fn acknowledge(&mut self) {
         self.arena.reclaim();
-        for sequence in self.returns.borrow_mut().drain(..) {
-            self.outgoing
-                .push_back(Outgoing::new(RETURNED, sequence, None));
+        let returns = self.returns.clone();
+        for sequence in returns.borrow_mut().drain(..) {
+            self.push_small(RETURNED, sequence, &[]);
         }
     }
 
+    /// Puts a frame behind what waits to be written.
+    fn push(&mut self, kind: u8, payload: Buffer) {
+        if payload.len() <= INLINE_BYTES {
+            self.push_small(kind, payload.tag(), &payload);
+        } else {
+            self.push_large(kind, payload);
+        }
+    }
+
+    /// Puts a small frame behind what waits to be written.
+    fn push_small(&mut self, kind: u8, tag: u64, payload: &[u8]) {
+        let len = payload.len() as u32;
+        let header = Header { kind, len, tag }.to_bytes();
+        self.push_bytes([&header, payload]);
+    }
+
+    fn push_bytes(&mut self, parts: [&[u8]; 2]) {
+        self.count(parts[0].len() + parts[1].len());
+        let aside = usize::from(parts[0][0] == ASIDE);
+        if let Some(Outgoing::Small { frames, asides }) = self.outgoing.back_mut()
+            && frames.len() < SMALL_BYTES
+        {
+            *asides += aside;
+            frames.extend_from_slice(parts[0]);
+            frames.extend_from_slice(parts[1]);
+            return;
+        }
+        let mut frames = std::mem::take(&mut self.spare);
+        frames.extend_from_slice(parts[0]);
+        frames.extend_from_slice(parts[1]);
+        self.outgoing.push_back(Outgoing::Small {
+            frames,
+            asides: aside,
+        });
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.unwritten += bytes;
+        self.position = (self.position + bytes) % ALIGN;
+    }
+
+    /// Puts zeros behind what waits to be written, up to the end of a line.
+    fn pad(&mut self) {
+        if self.position > 0 {
+            self.push_bytes([&[0; ALIGN][self.position..], &[]]);
+        }
+    }
+
+    fn push_large(&mut self, kind: u8, payload: Buffer) {
+        let (tag, len) = (payload.tag(), payload.len() as u32);
+        let mut header = [0; ALIGN + HEADER_BYTES];
+        header[ALIGN..].copy_from_slice(&Header { kind, len, tag }.to_bytes());
+        let skip = (self.position + HEADER_BYTES) % ALIGN;
+        self.count(header.len() - skip + payload.len());
+        self.outgoing.push_back(Outgoing::Large {
+            header,
+            skip,
+            payload,
+        });
+    }
+
     fn write_some(&mut self) -> io::Result<usize> {
-        let mut slices = Vec::with_capacity(2 * FRAMES_A_WRITE);
-        let mut skip = self.written;
-        for frame in self.outgoing.iter().take(FRAMES_A_WRITE) {
-            for part in [&frame.header, frame.payload()] {
+        let mut slices = [IoSlice::new(&[]); 2 * PIECES_A_WRITE];
+        let (mut count, mut skip) = (0, self.written);
+        for piece in self.outgoing.iter().take(PIECES_A_WRITE) {
+            for part in piece.parts() {
                 let start = skip.min(part.len());
                 skip -= start;
                 if start < part.len() {
-                    slices.push(IoSlice::new(&part[start..]));
+                    slices[count] = IoSlice::new(&part[start..]);
+                    count += 1;
                 }
             }
         }
-        self.wire.write_vectored(&slices)
+        self.wire.write_vectored(&slices[..count])
     }
 
     /// Moves on by `written` bytes; large messages that are out wait for their return.
     fn advance(&mut self, written: usize) {
         self.written += written;
-        while let Some(frame) = self.outgoing.front()
-            && frame.len() <= self.written
+        self.unwritten -= written;
+        while let Some(piece) = self.outgoing.front()
+            && piece.len() <= self.written
         {
-            self.written -= frame.len();
-            self.asides_waiting -= usize::from(frame.header[0] == ASIDE);
-            let payload = self.outgoing.pop_front().and_then(|frame| frame.payload);
-            if let Some(message) = payload
-                && message.len() > INLINE_BYTES
-            {
-                self.unreturned.push_back(Some(message));
+            self.written -= piece.len();
+            match self.outgoing.pop_front() {
+                Some(Outgoing::Large {
+                    header, payload, ..
+                }) => {
+                    self.asides_waiting -= usize::from(header[ALIGN] == ASIDE);
+                    self.unreturned.push_back(Some(payload));
+                }
+                Some(Outgoing::Small { mut frames, asides }) => {
+                    self.asides_waiting -= asides;
+                    frames.clear();
+                    self.spare = frames;
+                }
+                None => {}
             }
         }
     }
@@ -434,12 +589,13 @@ impl Tcp {
             {
                 return Ok(self.sort(partial.kind, partial.loan.freeze()));
             }
-            let Some(&header) = self.staging.available().first_chunk::<HEADER_BYTES>() else {
-                return Ok(None);
-            };
             if self.partial.is_some() {
                 return Ok(None);
             }
+            self.staging.skip_padding();
+            let Some(&header) = self.staging.available().first_chunk::<HEADER_BYTES>() else {
+                return Ok(None);
+            };
             let header = Header::from_bytes(header)?;
             match header.kind {
                 RETURNED => {
@@ -465,6 +621,7 @@ impl Tcp {
         if self.staging.available().len() < bytes {
             return None;
         }
+        self.ahead = STAGING_BYTES;
         let payload = &self.staging.take(bytes)[HEADER_BYTES..];
         let buffer = Buffer::inline(header.tag, payload)?;
         self.sort(header.kind, buffer)
@@ -493,6 +650,11 @@ impl Tcp {
             return Ok(false);
         };
         self.received += 1;
+        self.ahead = if len > AHEAD_OF_MIDDLING_BYTES {
+            ALIGN
+        } else {
+            STAGING_BYTES
+        };
         loan.set_tag(header.tag);
         self.staging.take(HEADER_BYTES);
         let filled = len.min(self.staging.available().len());
@@ -508,7 +670,7 @@ impl Tcp {
     /// Reads once: the rest of a large message straight to its place, and what follows it.
     fn fill(&mut self) -> Result<(), End> {
         let shaking_hands = self.wire.is_shaking_hands();
-        let staging = self.staging.make_room();
+        let staging = self.staging.make_room(self.ahead);
         let result = match &mut self.partial {
             Some(Partial { loan, filled, .. }) => {
                 let rest = &mut loan[*filled..];
@@ -519,15 +681,15 @@ impl Tcp {
                     self.staging.end += read.saturating_sub(rest_bytes);
                 })
             }
-            None => self
-                .wire
-                .read_vectored(&mut [IoSliceMut::new(staging)])
-                .inspect(|read| {
-                    self.staging.end += read;
-                }),
+            None => self.wire.read(staging).inspect(|read| {
+                self.staging.end += read;
+            }),
         };
         if shaking_hands {
             self.writable = true; // What waited for the handshake may go on, and no socket tells so.
+        }
+        if self.partial.is_none() {
+            self.staging.skip_padding();
         }
         match result {
             Ok(0) => Err(End::Lost(
@@ -546,9 +708,18 @@ impl Tcp {
         }
     }
 
+    /// Reads once, and keeps for later what is wrong.
+    fn read(&mut self) {
+        if let Err(end) = self.fill() {
+            self.readable = false;
+            self.found.get_or_insert(end);
+        }
+    }
+
     /// Whether reading more could help: not while a whole header waits for a loan.
     fn wants_bytes(&self) -> bool {
         self.readable
+            && self.found.is_none()
             && (self.partial.is_some()
                 || match self.staging.available().first_chunk() {
                     None => true,
@@ -558,14 +729,25 @@ impl Tcp {
     }
 
     fn next(&mut self) -> Result<Option<Buffer>, End> {
+        let mut reads = 0;
         loop {
-            if let Some(message) = self.parse()? {
+            let message = self.parse()?;
+            self.staging.skip_padding();
+            if let Some(message) = message {
                 return Ok(Some(message));
             }
-            if self.has_aside() || !self.wants_bytes() {
+            if self.has_aside() || reads == READS_A_POLL {
                 return Ok(None);
             }
-            self.fill()?;
+            if !self.wants_bytes() {
+                // What is whole has been received. While a message waits for memory, so does the end.
+                return match self.found.take_if(|_| !self.starved) {
+                    Some(end) => Err(end),
+                    None => Ok(None),
+                };
+            }
+            self.read();
+            reads += 1;
         }
     }
 }
@@ -583,21 +765,14 @@ impl Endpoint for Tcp {
         if let Some(end) = &self.end {
             return Err(end.error(self.peer));
         }
-        let message = match message.block() {
-            Some(_) if message.len() <= INLINE_BYTES => {
-                Buffer::inline(message.tag(), &message).unwrap_or(message)
-            }
-            _ => message,
-        };
         if message.len() > u32::MAX as usize {
             return Err(Error::MessageTooLarge {
                 bytes: message.len() as u64,
                 limit: u32::MAX.into(),
             });
         }
-        self.outgoing
-            .push_back(Outgoing::new(MESSAGE, message.tag(), Some(message)));
-        if self.outgoing.len() >= FRAMES_A_WRITE {
+        self.push(MESSAGE, message);
+        if self.unwritten >= UNWRITTEN_BYTES {
             self.flush();
         }
         Ok(())
@@ -634,7 +809,7 @@ impl fmt::Debug for Tcp {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::{
-        io::Write,
+        io::{Read, Write},
         net::{Ipv4Addr, TcpListener, TcpStream},
     };
 
@@ -643,15 +818,20 @@ mod tests {
     use super::*;
     use crate::Ledger;
 
-    #[test]
-    fn what_arrived_before_a_silence_is_received_and_then_the_silence_told() {
+    /// A link, and the socket at its other end.
+    fn link_to_a_socket() -> (Tcp, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().unwrap();
         stream.set_nonblocking(true).unwrap();
         let arena = Arena::new(&Ledger::new(1 << 20), 1 << 20).unwrap();
         let wire = Wire::Plain(mio::net::TcpStream::from_std(stream));
-        let mut link = Tcp::new(1, arena, wire, Duration::from_secs(2));
+        (Tcp::new(1, arena, wire, Duration::from_secs(2)), peer)
+    }
+
+    #[test]
+    fn what_arrived_before_a_silence_is_received_and_then_the_silence_told() {
+        let (mut link, mut peer) = link_to_a_socket();
         let message = link.loan(1000).unwrap().unwrap();
         link.send(message.freeze()).unwrap();
         assert!(link.flush());
@@ -669,7 +849,72 @@ mod tests {
         );
     }
 
+    #[test]
+    fn what_is_written_is_whole_lines_and_large_payloads_start_one() {
+        let (mut link, mut peer) = link_to_a_socket();
+        peer.set_nonblocking(true).unwrap();
+        let mut stream = Vec::new();
+        for len in [8, 5000, 0, 104, 200_000, 30, 64] {
+            let mut loan = link.loan(len).unwrap().unwrap();
+            loan.fill(7);
+            link.send(loan.freeze()).unwrap();
+            while !link.flush() {
+                link.notify(true, true);
+                let _ = peer.read_to_end(&mut stream);
+            }
+            let _ = peer.read_to_end(&mut stream);
+            assert!(
+                stream.len().is_multiple_of(ALIGN),
+                "{len}: {}",
+                stream.len()
+            );
+            if len > INLINE_BYTES {
+                let padding = (ALIGN - len % ALIGN) % ALIGN;
+                let payload = &stream[stream.len() - padding - len..stream.len() - padding];
+                assert!(payload.iter().all(|&byte| byte == 7));
+                assert!((stream.len() - padding - len).is_multiple_of(ALIGN));
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn messages_are_received_however_the_stream_is_cut_and_padded(
+            messages in prop::collection::vec((0usize..300, 0usize..130, any::<bool>()), 1..40),
+            cuts in prop::collection::vec(1usize..5000, 1..20),
+        ) {
+            let mut stream = Vec::new();
+            for (tag, &(len, padding, is_large)) in messages.iter().enumerate() {
+                let len = if is_large { 100 * len } else { len };
+                let header = Header { kind: MESSAGE, len: len as u32, tag: tag as u64 };
+                stream.extend(header.to_bytes());
+                stream.extend(std::iter::repeat_n(tag as u8, len));
+                stream.extend(std::iter::repeat_n(0, padding));
+            }
+            let (mut link, mut peer) = link_to_a_socket();
+            let mut cuts = cuts.iter().cycle();
+            let (mut written, mut received) = (0, 0);
+            while received < messages.len() {
+                let cut = stream.len().min(written + cuts.next().unwrap());
+                peer.write_all(&stream[written..cut]).unwrap();
+                written = cut;
+                link.probe();
+                while let Some(message) = link.receive().unwrap() {
+                    let (len, _, is_large) = messages[received];
+                    prop_assert_eq!(message.len(), if is_large { 100 * len } else { len });
+                    prop_assert_eq!(message.tag(), received as u64);
+                    prop_assert!(message.iter().all(|&byte| byte == received as u8));
+                    received += 1;
+                }
+            }
+            drop(peer);
+            while link.found.is_none() {
+                link.probe();
+            }
+            prop_assert!(link.is_ready());
+            prop_assert!(link.receive().is_err(), "the end comes after the last message");
+        }
+
         #[test]
         fn a_header_is_read_as_it_was_written(tag: u64, len: u32) {
             for (kind, len) in [(MESSAGE, len), (RETURNED, 0), (CLOSE, 0), (BEAT, 0), (ASIDE, len)] {

@@ -68,7 +68,10 @@ impl Wire {
     /// Takes bytes to be written; `WouldBlock` when there is room for none.
     pub(crate) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Self::Plain(stream) => stream.write_vectored(slices),
+            Self::Plain(stream) => match slices {
+                [slice] => stream.write(slice),
+                slices => stream.write_vectored(slices),
+            },
             Self::Tls(tls) => tls.write_vectored(slices),
         }
     }
@@ -88,6 +91,14 @@ impl Wire {
         match self {
             Self::Plain(_) => Ok(()),
             Self::Tls(tls) => tls.push(),
+        }
+    }
+
+    /// The same as [`read_vectored`](Self::read_vectored), to one place.
+    pub(crate) fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(bytes),
+            Self::Tls(tls) => tls.read_vectored(&mut [IoSliceMut::new(bytes)]),
         }
     }
 
