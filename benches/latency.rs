@@ -8,7 +8,8 @@
 //! Both sides pause before they send, for a few nanoseconds at random, which are taken off again. Without that they
 //! fall into step: each looks every so often while it waits, and in a fixed rhythm it is chance, and stays so
 //! for the whole run, whether a line arrives just before a look or just after, or is taken away by a look while it
-//! is being written. The same bare hand-over then takes 37 ns in one run and 52 in the next.
+//! is being written. The bare line still differs between runs, since a processor may fetch it for writing
+//! during the pause.
 
 mod support;
 
