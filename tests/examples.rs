@@ -226,7 +226,7 @@ fn topics_of_a_file_are_named_by_their_words() {
             ["rank", "link", "loan", "message"],
             ["bolt", "spout", "tuple", "stream"],
         ];
-        let words = (0..20).map(|token| about[number % 2][token * (number + 3) % 4]);
+        let words = (0..20).map(|token| about[number % 2][(token + number / 2) % 4]);
         writeln!(documents, "{}", words.collect::<Vec<_>>().join(" ")).unwrap();
     }
     fs::write(&path, documents.trim_end()).unwrap();
