@@ -4,8 +4,7 @@ use transport::Rank;
 
 /// Why an operation of a group failed. Ranks are numbered as in the job, not as in the group.
 ///
-/// Whatever the reason, all members learn of it, and the group is of no use any more to any of them, except for
-/// [`shrink`](crate::Group::shrink) and [`agree`](crate::Group::agree).
+/// Whatever the reason, all members learn of it, and the group is of no use any more to any of them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
