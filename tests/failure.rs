@@ -261,20 +261,15 @@ fn nothing_is_left_of_jobs_whose_processes_are_killed_at_any_moment() {
     assert_eq!(fs::read_dir("/dev/shm").unwrap().count(), shared);
 }
 
-/// The secret of a job, from the memory in which its launcher keeps it for the workers.
-fn secret_of(launcher: u32) -> Vec<u8> {
+/// A worker that first leaves the secret of its job, which is handed to it and soon closed by everyone, in the file `SECRET`.
+const LEAVES_SECRET: &str = r#"cat "/proc/self/fd/$UPDRAFT_SECRET_FD" > "$SECRET.$$" && mv "$SECRET.$$" "$SECRET" && exec "$0" "$@""#;
+
+/// The secret that a worker has left.
+fn secret_in(file: &Path) -> Vec<u8> {
     let started = Instant::now();
     loop {
-        let descriptors = fs::read_dir(format!("/proc/{launcher}/fd")).unwrap();
-        let found = descriptors
-            .map(|descriptor| descriptor.unwrap().path())
-            .find(|path| {
-                let file = fs::read_link(path).unwrap_or_default();
-                file.to_string_lossy().contains("memfd:updraft-secret")
-            });
-        if let Some(secret) = found.and_then(|path| fs::read(path).ok())
-            && secret.len() == Secret::BYTES
-        {
+        if let Ok(secret) = fs::read(file) {
+            assert_eq!(secret.len(), Secret::BYTES);
             return secret;
         }
         assert!(started.elapsed() < PATIENCE, "no secret is found");
@@ -302,17 +297,20 @@ fn the_secret_of_a_job_is_in_no_command_line_no_environment_and_no_output() {
     for options in [&[][..], &["--transport", "tcp"]] {
         let mark = format!("UPDRAFT_TEST_MARK=secret-{}", std::process::id());
         let (name, value) = mark.split_once('=').unwrap();
+        let folder = Folder::new();
+        let file = folder.0.join("secret");
         let mut job = command();
         job.args(["run", "-n", "2"])
             .args(options)
-            .arg("--")
+            .args(["--", "sh", "-c", LEAVES_SECRET])
             .arg(&program)
             .args(["--iterations", "1000000", "--generate", "2000"])
             .env(name, value)
+            .env("SECRET", &file)
             .env("RUST_LOG", "trace")
             .stdin(Stdio::null());
         let running = Running::start(&mut job);
-        let secret = secret_of(running.launcher.id());
+        let secret = secret_in(&file);
         assert_ne!(secret, [0; Secret::BYTES]);
         // From before the workers are there to well into the job.
         let mut workers = BTreeSet::new();
