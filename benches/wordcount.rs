@@ -124,16 +124,15 @@ fn launcher() -> io::Result<PathBuf> {
 }
 
 fn compare(bytes: u64, rounds: usize) -> io::Result<()> {
+    // As this bench was built, and of the whole workspace, so that its crates are the ones that are there.
+    let profile = if cfg!(debug_assertions) {
+        "dev"
+    } else {
+        "release"
+    };
     let built = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--release",
-            "--quiet",
-            "--package",
-            "updraft-launchers",
-            "--bin",
-            "updraft",
-        ])
+        .args(["build", "--quiet", "--workspace", "--bin", "updraft"])
+        .args(["--profile", profile])
         .status()?;
     if !built.success() {
         return Err(io::Error::other("the command updraft could not be built"));
