@@ -27,7 +27,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn run<R: Default>(self, job: &Job<R>) -> Result<R, Error> {
+    fn run<R>(self, job: &Job<R>) -> Result<R, Error> {
         simulate(job, self.seed, self.size, self.executors)
     }
 }
@@ -537,7 +537,7 @@ struct Driven {
 }
 
 impl Driven {
-    fn new<R: Default>(fabric: Fabric, ledger: &Ledger, job: &Job<R>) -> Self {
+    fn new<R>(fabric: Fabric, ledger: &Ledger, job: &Job<R>) -> Self {
         let fabric = Rc::new(RefCell::new(fabric));
         let site = Site {
             fabric: fabric.clone(),

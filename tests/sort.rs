@@ -54,7 +54,7 @@ impl Cluster {
         }
     }
 
-    fn run<R: Default>(&self, job: &Job<R>) -> Result<Outcome<R>, Error> {
+    fn run<R>(&self, job: &Job<R>) -> Result<Outcome<R>, Error> {
         let network = Simulation::new(self.seed, self.size);
         let limit = ARENA_BYTES + self.memory_bytes;
         let ledgers: Vec<_> = (0..self.size).map(|_| Ledger::new(limit)).collect();

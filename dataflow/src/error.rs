@@ -170,6 +170,20 @@ pub enum Error {
         task: String,
     },
 
+    /// Cached records are read by instances that do not have them.
+    #[error(
+        "instance {instance} of {instances} has no part here of what {cached} instances cached: \
+         read it by as many, and put an exchange before another parallelism"
+    )]
+    NotCachedHere {
+        /// The instance that should read them.
+        instance: u32,
+        /// How many there are.
+        instances: u32,
+        /// How many cached them.
+        cached: u32,
+    },
+
     /// Two ranks built different graphs.
     #[error("rank {here} built the graph \"{ours}\", but rank {peer} built \"{theirs}\"")]
     PlansDiffer {

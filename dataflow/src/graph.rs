@@ -26,7 +26,7 @@ use std::{
     collections::{HashMap, hash_map},
     fmt,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use transport::Rank;
@@ -146,14 +146,18 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// All that `sink` needs. A task whose readers differ in number is there once for each number, since its
+    /// All that `sinks` need. A task whose readers differ in number is there once for each number, since its
     /// output is shared out among them.
-    fn of(sink: &Arc<Node>) -> Self {
+    fn of(sinks: &[Arc<Node>]) -> Self {
         type Seen = (*const Node, Option<Placement>);
         let key = |node: &Arc<Node>, readers| -> Seen { (Arc::as_ptr(node), readers) };
         let mut graph = Self::default();
         let mut numbers = HashMap::<Seen, usize>::new();
-        let mut open = vec![(sink.clone(), None)];
+        let mut open: Vec<_> = sinks
+            .iter()
+            .rev()
+            .map(|sink| (sink.clone(), None))
+            .collect();
         while let Some((node, readers)) = open.last().cloned() {
             let this = Some(node.placement);
             let missing = node.inputs.iter().rev();
@@ -276,19 +280,65 @@ impl fmt::Debug for Vertex {
 
 /// A graph that is complete: it ends in sinks, and running it gives an `R`. Clones are the same job.
 pub struct Job<R> {
+    sinks: Vec<Arc<Node>>,
     graph: Arc<Graph>,
-    result: Arc<Mutex<R>>,
+    /// Takes what the sinks have left.
+    result: Arc<dyn Fn() -> R + Send + Sync>,
 }
 
-impl<R: Default> Job<R> {
-    /// The job that ends in `sink`, which leaves its result in `result`.
-    pub(crate) fn new(sink: Node, result: Arc<Mutex<R>>) -> Self {
+impl<R: 'static> Job<R> {
+    /// The job that ends in `sink`, whose result is what `result` takes after a run.
+    pub(crate) fn new(sink: Node, result: impl Fn() -> R + Send + Sync + 'static) -> Self {
+        Self::of(vec![Arc::new(sink)], Arc::new(result))
+    }
+
+    fn of(sinks: Vec<Arc<Node>>, result: Arc<dyn Fn() -> R + Send + Sync>) -> Self {
         Self {
-            graph: Arc::new(Graph::of(&Arc::new(sink))),
+            graph: Arc::new(Graph::of(&sinks)),
+            sinks,
             result,
         }
     }
 
+    /// This job and another at the same time, as one: what both need is done once.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let squares = collection(vec![1u64, 2, 3]).map(|n| n * n).direct();
+    /// let both = squares.clone().count().collect().and(squares.top_n(1, |n| n).collect());
+    /// assert_eq!(inline(&both)?, (vec![3], vec![9]));
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn and<Q: 'static>(self, other: Job<Q>) -> Job<(R, Q)> {
+        let sinks = self.sinks.into_iter().chain(other.sinks).collect();
+        let (ours, theirs) = (self.result, other.result);
+        Job::of(sinks, Arc::new(move || (ours(), theirs())))
+    }
+
+    /// The job with a result that `function` makes of its own, in each process.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let longest = collection(vec!["to".to_owned(), "not".to_owned()])
+    ///     .map(|word| word.len() as u64)
+    ///     .collect()
+    ///     .then(|lengths| lengths.into_iter().max());
+    /// assert_eq!(inline(&longest)?, Some(3));
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn then<Q: 'static>(self, function: impl Fn(R) -> Q + Send + Sync + 'static) -> Job<Q> {
+        let result = self.result;
+        Job {
+            sinks: self.sinks,
+            graph: self.graph,
+            result: Arc::new(move || function(result())),
+        }
+    }
+}
+
+impl<R> Job<R> {
     /// The tasks in order, as people read them: `0 1 -> join > map -> 2` reads the outputs of the tasks 0 and
     /// 1, joins and maps, and is task 2.
     pub fn plan(&self) -> String {
@@ -302,13 +352,14 @@ impl<R: Default> Job<R> {
 
     /// Takes what the last run of the job in this process gave.
     pub fn take_result(&self) -> R {
-        std::mem::take(&mut *self.result.lock().unwrap_or_else(PoisonError::into_inner))
+        (self.result)()
     }
 }
 
 impl<R> Clone for Job<R> {
     fn clone(&self) -> Self {
         Self {
+            sinks: self.sinks.clone(),
             graph: self.graph.clone(),
             result: self.result.clone(),
         }
@@ -352,7 +403,7 @@ mod tests {
     fn a_task_that_two_others_read_is_there_once() {
         let source = node("source", &[]);
         let (left, right) = (node("left", &[&source]), node("right", &[&source]));
-        let graph = Graph::of(&node("join", &[&left, &right]));
+        let graph = Graph::of(&[node("join", &[&left, &right])]);
         assert_eq!(
             graph.plan(),
             "source -> 0 | 0 -> left -> 1 | 0 -> right -> 2 | 1 2 -> join"
@@ -364,16 +415,16 @@ mod tests {
     fn inputs_may_wait_for_each_other_unless_something_connects_them_elsewhere() {
         let [a, b, c] = ["a", "b", "c"].map(|name| node(name, &[]));
         let inner = node("inner", &[&a, &b]);
-        let tree = Graph::of(&node("outer", &[&inner, &c]));
+        let tree = Graph::of(&[node("outer", &[&inner, &c])]);
         assert!(tree.may_wait(number_of(&tree, "inner")));
         assert!(tree.may_wait(number_of(&tree, "outer")));
 
-        let twice = Graph::of(&node("with itself", &[&a, &a]));
+        let twice = Graph::of(&[node("with itself", &[&a, &a])]);
         assert!(!twice.may_wait(1));
 
         // Neither join has inputs of one origin, and yet they would wait for each other.
         let (first, second) = (node("first", &[&a, &b]), node("second", &[&b, &a]));
-        let crossed = Graph::of(&node("last", &[&first, &second]));
+        let crossed = Graph::of(&[node("last", &[&first, &second])]);
         for join in ["first", "second", "last"] {
             assert!(!crossed.may_wait(number_of(&crossed, join)), "{join}");
         }
@@ -381,7 +432,7 @@ mod tests {
         // A branch that meets its stem behind a join, seen from that join.
         let side = node("side", &[&b]);
         let joined = node("joined", &[&a, &b]);
-        let met = Graph::of(&node("meeting", &[&joined, &side]));
+        let met = Graph::of(&[node("meeting", &[&joined, &side])]);
         assert!(met.may_wait(number_of(&met, "joined")));
         assert!(!met.may_wait(number_of(&met, "meeting")));
     }

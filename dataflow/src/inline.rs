@@ -22,7 +22,7 @@ const SIMULATED_ARENA_BYTES: u64 = 4 << 20;
 /// # Errors
 ///
 /// What the job's sources, sinks and functions say.
-pub fn inline<R: Default>(job: &Job<R>) -> Result<R, Error> {
+pub fn inline<R>(job: &Job<R>) -> Result<R, Error> {
     let ledger = Ledger::new(INLINE_BYTES);
     let fabric = Fabric::alone(Arena::new(&ledger, INLINE_ARENA_BYTES)?);
     let mut rank = Simulated::new(fabric, ledger, 1, job)?;
@@ -37,12 +37,7 @@ pub fn inline<R: Default>(job: &Job<R>) -> Result<R, Error> {
 /// # Errors
 ///
 /// What the job says, or that it makes no more progress, as an unexpected message of rank 0.
-pub fn simulate<R: Default>(
-    job: &Job<R>,
-    seed: u64,
-    size: u32,
-    executors: u32,
-) -> Result<R, Error> {
+pub fn simulate<R>(job: &Job<R>, seed: u64, size: u32, executors: u32) -> Result<R, Error> {
     let network = Simulation::new(seed, size);
     let mut ranks = Vec::new();
     for rank in 0..size {
@@ -79,12 +74,7 @@ struct Simulated {
 }
 
 impl Simulated {
-    fn new<R: Default>(
-        fabric: Fabric,
-        ledger: Ledger,
-        executors: u32,
-        job: &Job<R>,
-    ) -> Result<Self, Error> {
+    fn new<R>(fabric: Fabric, ledger: Ledger, executors: u32, job: &Job<R>) -> Result<Self, Error> {
         let fabric = Rc::new(RefCell::new(fabric));
         let site = Site {
             fabric: fabric.clone(),

@@ -24,6 +24,7 @@
 #![deny(unsafe_code)]
 
 mod batch;
+mod cache;
 mod error;
 mod exchange;
 #[cfg(fuzzing)]
@@ -39,6 +40,7 @@ pub mod spill;
 mod stage;
 mod stream;
 
+pub use cache::{Cached, Partition, Replay};
 pub use error::{Error, one_line};
 pub use exchange::Receiver;
 pub use graph::{Job, TaskGraph};
@@ -53,9 +55,11 @@ pub use operator::{
     join::{Anti, Full, HashJoin, Inner, Join, Joined, Left, Mark, Right, Semi},
     limit::{Take, Taken, TopN, Topped},
     narrow::{Filter, FlatMap, Keyed, Keys, Map, Numbered, Out, Pass, Then},
+    partition::{KeyBy, MapPartition, Sample, UniqueId},
     reduce::{Accumulate, Once, Reduce, Reduced, Reducing},
     sort::{First, Itself, OrderBy, SortBy, Sorted},
     union::{Union, United},
+    variable::{FilterWith, FlatMapWith, MapWith, Variable, With},
 };
 pub use record::{Encode, Encoder, Fields, Key, Ordered, OutOfLine, Record, Slice, Unfit};
 pub use rkyv;

@@ -237,6 +237,9 @@ pub trait Narrow<T: Record>: Clone + Send + Sync + 'static {
     /// Learns where it is, before the first record.
     fn begin(&mut self, _place: &Place) {}
 
+    /// Pushes what is left to push, after the last record.
+    fn end<D: Push<Self::Out>>(&mut self, _down: &mut D) {}
+
     /// Whether a function of the program failed. No more records come then.
     #[inline]
     fn has_failed(&self) -> bool {
@@ -330,7 +333,8 @@ where
             operator,
             task: self.place.wiring.name.clone(),
             instance: self.place.instance,
-            record: self.input.as_ref().map(I::last).unwrap_or_default(),
+            record: (self.input.as_ref())
+                .map_or_else(|| "the end of its records".to_owned(), I::last),
             source: cause,
         }
     }
@@ -370,6 +374,10 @@ where
         }
         match (&self.state, &mut self.input) {
             (State::Running, None) => {
+                self.narrow.end(&mut self.output);
+                if self.narrow.has_failed() {
+                    return Err(self.failure());
+                }
                 self.state = State::Finishing;
                 return Ok(Progress::Made);
             }

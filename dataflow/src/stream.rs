@@ -4,7 +4,7 @@ use std::{
     fmt,
     marker::PhantomData,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::{
@@ -49,6 +49,9 @@ impl<S, N: Clone> Clone for Stream<S, N> {
     }
 }
 
+/// What stands between the names of operators.
+const BETWEEN: &str = " > ";
+
 /// Makes the input of a stage for one instance.
 pub trait Source: Send + Sync + 'static {
     /// The input.
@@ -82,8 +85,13 @@ impl<S: Source> Stream<S, Pass> {
     }
 
     /// The same with one instance: for what is the same for all.
-    pub(crate) fn on_one(mut self) -> Self {
-        self.placement = Placement::Instances(1);
+    pub(crate) fn on_one(self) -> Self {
+        self.placed(Placement::Instances(1))
+    }
+
+    /// The same with other instances.
+    pub(crate) fn placed(mut self, placement: Placement) -> Self {
+        self.placement = placement;
         self
     }
 }
@@ -114,6 +122,25 @@ where
         self
     }
 
+    /// How many instances do what is written since the last exchange.
+    pub(crate) fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// Gives the operator written last a name of the program's own, for errors and plans.
+    ///
+    /// ```
+    /// use dataflow::collection;
+    ///
+    /// let job = collection(vec![1u64, 2]).map(|n| n + 1).named("next").for_each(|_| ());
+    /// assert_eq!(job.plan(), "collection of 2 > next > for_each");
+    /// ```
+    pub fn named(mut self, name: &str) -> Self {
+        let last = self.name.rfind(BETWEEN).map_or(0, |at| at + BETWEEN.len());
+        self.name.replace_range(last.., name);
+        self
+    }
+
     pub(crate) fn then<M>(self, operator: M, name: &str) -> Stream<S, Then<N, M, N::Out>>
     where
         M: Narrow<N::Out>,
@@ -125,7 +152,7 @@ where
             placement,
             name: mut names,
         } = self;
-        names.push_str(" > ");
+        names.push_str(BETWEEN);
         names.push_str(name);
         Stream {
             source,
@@ -224,7 +251,9 @@ where
                 Ok(Box::new(Collect::new(place, collected.clone())))
             }),
         };
-        Job::new(sink, result)
+        Job::new(sink, move || {
+            std::mem::take(&mut *result.lock().unwrap_or_else(PoisonError::into_inner))
+        })
     }
 
     /// Hands each record to `function`, on the rank where it is.
@@ -245,7 +274,7 @@ where
         F: FnMut(<N::Out as Record>::View<'_>) + Clone + Send + Sync + 'static,
     {
         let sink = self.end("for_each", move |_: &Place| Ok(ForEach(function.clone())));
-        Job::new(sink, Arc::default())
+        Job::new(sink, || ())
     }
 
     /// Writes each record as a line of text, each instance to a file of its own in `folder`:
@@ -260,7 +289,7 @@ where
         let sink = self.end("write_text", move |place: &Place| {
             WriteFile::new(&folder, place)
         });
-        Job::new(sink, Arc::default())
+        Job::new(sink, || ())
     }
 
     /// Writes the bytes of each record, one behind the other, to files as [`write_text`](Self::write_text) does.
@@ -272,7 +301,7 @@ where
         let sink = self.end("write_records", move |place: &Place| {
             WriteFile::new(&folder, place)
         });
-        Job::new(sink, Arc::default())
+        Job::new(sink, || ())
     }
 
     /// Ends the stage in an output, and starts the next behind the exchange.
@@ -307,7 +336,7 @@ where
             name: names,
         } = self;
         Node {
-            name: format!("{names} > {name}"),
+            name: format!("{names}{BETWEEN}{name}"),
             inputs,
             placement,
             build: Box::new(move |place: &Place| {

@@ -303,7 +303,7 @@ impl Env {
     /// # Errors
     ///
     /// What went wrong first, as far as can be told. After an error the executors run nothing more.
-    pub fn run<R: Default>(&mut self, job: &Job<R>) -> Result<R, Error> {
+    pub fn run<R>(&mut self, job: &Job<R>) -> Result<R, Error> {
         let number = self.runs;
         self.runs += 1;
         let graph = job.task_graph();

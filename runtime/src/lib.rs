@@ -32,6 +32,7 @@ mod counters;
 mod env;
 mod error;
 mod executor;
+mod iterate;
 mod links;
 mod memory;
 pub mod progress;
@@ -40,11 +41,12 @@ mod summary;
 pub use config::Config;
 pub use env::{Env, bsp, run};
 pub use error::{Error, exit};
+pub use iterate::{Iterated, Round};
 
 /// What a program that defines a job needs.
 pub mod prelude {
     pub use collectives::Group;
-    pub use dataflow::{Encode, Job, Key, Record, Slice, Stream, record};
+    pub use dataflow::{Cached, Encode, Job, Key, Record, Slice, Stream, Variable, record};
 
-    pub use crate::{Config, Env};
+    pub use crate::{Config, Env, Round};
 }

@@ -36,7 +36,7 @@ pub(crate) fn instances() -> impl Strategy<Value = u32> {
 
 impl Cluster {
     /// What a job gives.
-    pub(crate) fn run<R: Default>(self, job: &Job<R>) -> Result<R, Error> {
+    pub(crate) fn run<R>(self, job: &Job<R>) -> Result<R, Error> {
         let network = Simulation::new(self.seed, self.size);
         let ledger = Ledger::new(self.memory_bytes);
         let mut ranks = Vec::new();
@@ -115,7 +115,7 @@ pub(crate) struct Driven {
 }
 
 impl Driven {
-    pub(crate) fn new<R: Default>(
+    pub(crate) fn new<R>(
         fabric: Fabric,
         executors: u32,
         ledger: &Ledger,

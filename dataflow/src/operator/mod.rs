@@ -9,6 +9,8 @@ mod index;
 pub(crate) mod join;
 pub(crate) mod limit;
 pub(crate) mod narrow;
+pub(crate) mod partition;
 pub(crate) mod reduce;
 pub(crate) mod sort;
 pub(crate) mod union;
+pub(crate) mod variable;

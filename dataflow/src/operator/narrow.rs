@@ -76,6 +76,14 @@ impl<S: Record, T: Record, N: Narrow<S, Out = T>, M: Narrow<T>> Narrow<S> for Th
         self.second.begin(place);
     }
 
+    fn end<D: Push<M::Out>>(&mut self, down: &mut D) {
+        self.first.end(&mut Second {
+            operator: &mut self.second,
+            down,
+        });
+        self.second.end(down);
+    }
+
     #[inline]
     fn has_failed(&self) -> bool {
         self.first.has_failed() || self.second.has_failed()

@@ -1,0 +1,339 @@
+//! Records that stay in the workers between runs.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use transport::{Buffer, Rank, Reservation};
+
+use crate::{
+    Error, Record,
+    batch::{Builder, Memory, Page, Shape},
+    graph::{Job, Placement},
+    operator::narrow::Pass,
+    stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
+    stream::{Source, Stream},
+};
+
+/// Bytes of the first page of a partition; each has twice as many as the one before, up to the most.
+const PAGE_BYTES_MIN: usize = 4 << 10;
+const PAGE_BYTES_MAX: usize = 1 << 20;
+/// The most for one large record.
+const RECORD_BYTES_MAX: usize = 1 << 30;
+/// Records pushed in one turn, between which messages are looked for.
+const PUSHED_A_TURN: usize = 1024;
+
+impl<S, N> Stream<S, N>
+where
+    S: Source,
+    N: Narrow<S::Out>,
+{
+    /// Keeps the records where they are, in the memory of the workers, for later runs: what a loop reads in every
+    /// round is read, computed and partitioned once.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let squares = inline(&collection((1..=4u64).collect()).map(|n| n * n).cache())?;
+    /// assert_eq!(squares.here(), 4);
+    /// assert_eq!(inline(&squares.stream().filter(|n| n % 2 == 0).collect())?, [4, 16]);
+    /// assert_eq!(inline(&squares.stream().reduce(|a, b| a + b).collect())?, [30]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    ///
+    /// The memory is on the ledger, which says so when it is full, until the last clone of what the job gives is dropped.
+    pub fn cache(self) -> Job<Cached<N::Out>> {
+        let placement = self.placement();
+        let parts: Arc<Mutex<Parts<N::Out>>> = Arc::default();
+        let kept = parts.clone();
+        let sink = self.end("cache", move |place: &Place| Keep::new(place, kept.clone()));
+        Job::new(sink, move || {
+            let parts = std::mem::take(&mut *parts.lock().unwrap_or_else(PoisonError::into_inner));
+            Cached {
+                placement,
+                parts: Arc::new(parts),
+            }
+        })
+    }
+}
+
+/// Records that a run has left in the workers: each instance's where it was. What a process has of it is the part of its
+/// own instances. A clone is the same.
+pub struct Cached<T> {
+    placement: Placement,
+    parts: Arc<Parts<T>>,
+}
+
+/// The partitions in this process, by instance.
+struct Parts<T> {
+    by_instance: BTreeMap<u32, Arc<Partition<T>>>,
+    /// How many instances there are in all.
+    instances: u32,
+}
+
+impl<T> Default for Parts<T> {
+    fn default() -> Self {
+        Self {
+            by_instance: BTreeMap::new(),
+            instances: 0,
+        }
+    }
+}
+
+impl<T: Record> Cached<T> {
+    /// The records, where they are. The stream has as many instances as the one that was cached, and cannot have others
+    /// before its first exchange.
+    pub fn stream(&self) -> Stream<Self, Pass> {
+        Stream::from_source(self.clone(), "cached".to_owned()).placed(self.placement)
+    }
+
+    /// Records in this process.
+    pub fn here(&self) -> u64 {
+        let partitions = self.parts.by_instance.values();
+        partitions.map(|partition| partition.records()).sum()
+    }
+
+    /// The partitions on a rank of this process, in the order of their instances. Streams that have said nothing of
+    /// their parallelism have one instance on each rank.
+    pub fn on(&self, rank: Rank) -> impl Iterator<Item = &Arc<Partition<T>>> {
+        let partitions = self.parts.by_instance.values();
+        partitions.filter(move |partition| partition.rank == rank)
+    }
+}
+
+impl<T> Clone for Cached<T> {
+    fn clone(&self) -> Self {
+        Self {
+            placement: self.placement,
+            parts: self.parts.clone(),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Cached<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cached")
+            .field("instances", &self.parts.instances)
+            .field("here", &self.parts.by_instance.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The records of one instance.
+pub struct Partition<T> {
+    rank: Rank,
+    pages: Vec<Page<T>>,
+    _reservation: Reservation,
+}
+
+impl<T: Record> Partition<T> {
+    /// How many there are.
+    pub fn records(&self) -> u64 {
+        self.pages.iter().map(|page| page.len() as u64).sum()
+    }
+
+    /// Their views, in the order in which they came.
+    pub fn views(&self) -> impl Iterator<Item = T::View<'_>> {
+        self.pages
+            .iter()
+            .flat_map(|page| (0..page.len()).map(|index| page.view(index)))
+    }
+}
+
+impl<T> fmt::Debug for Partition<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Partition")
+            .field("pages", &self.pages.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The end of a stage whose records stay.
+struct Keep<T> {
+    place: Place,
+    pages: Vec<Page<T>>,
+    builder: Builder<T>,
+    shape: Shape,
+    page_bytes: usize,
+    reservation: Option<Reservation>,
+    error: Option<Error>,
+    parts: Arc<Mutex<Parts<T>>>,
+}
+
+impl<T: Record> Keep<T> {
+    fn new(place: &Place, parts: Arc<Mutex<Parts<T>>>) -> Result<Self, Error> {
+        Ok(Self {
+            pages: Vec::new(),
+            builder: Builder::new(Memory::own(0), Shape::UNKNOWN),
+            shape: Shape::UNKNOWN,
+            page_bytes: PAGE_BYTES_MIN,
+            reservation: Some(place.ledger.reserve("cache", 0)?),
+            error: None,
+            parts,
+            place: place.clone(),
+        })
+    }
+
+    /// Writes a record that the page in the making has no room for.
+    #[cold]
+    fn push_slowly(&mut self, view: T::View<'_>) -> Result<(), Error> {
+        let mut bytes = self.page_bytes;
+        self.page_bytes = (2 * bytes).min(PAGE_BYTES_MAX);
+        loop {
+            self.turn_over(bytes)?;
+            if self.builder.push(&view).is_ok() {
+                return Ok(());
+            }
+            if bytes >= RECORD_BYTES_MAX {
+                return Err(Error::RecordTooLarge {
+                    record: std::any::type_name::<T>(),
+                    limit: bytes,
+                });
+            }
+            bytes *= 2;
+            self.shape = Shape::LARGE;
+        }
+    }
+
+    /// Ends the page in the making, and begins another.
+    fn turn_over(&mut self, bytes: usize) -> Result<(), Error> {
+        if let Some(reservation) = &mut self.reservation {
+            reservation.grow(bytes as u64)?;
+        }
+        let next = Builder::new(Memory::own(bytes), self.shape);
+        let full = std::mem::replace(&mut self.builder, next);
+        self.keep_page(full);
+        Ok(())
+    }
+
+    fn keep_page(&mut self, builder: Builder<T>) {
+        if !builder.is_empty() {
+            self.shape = builder.shape();
+            self.pages.push(builder.into_page());
+        } else if let Some(reservation) = &mut self.reservation {
+            reservation.shrink_to(reservation.bytes() - builder.capacity() as u64);
+        }
+    }
+}
+
+impl<T: Record> Push<T> for Keep<T> {
+    #[inline]
+    fn push(&mut self, view: T::View<'_>) {
+        if self.builder.push(&view).is_err()
+            && self.error.is_none()
+            && let Err(error) = self.push_slowly(view)
+        {
+            self.error = Some(error);
+        }
+    }
+}
+
+impl<T: Record> Sink<T> for Keep<T> {
+    #[inline]
+    fn is_full(&self) -> bool {
+        self.error.is_some()
+    }
+}
+
+impl<T: Record> Output<T> for Keep<T> {
+    fn poll(&mut self) -> Result<bool, Error> {
+        self.error.take().map_or(Ok(false), Err)
+    }
+
+    fn finish(&mut self) -> Result<bool, Error> {
+        self.poll()?;
+        let nothing = Builder::new(Memory::own(0), self.shape);
+        let last = std::mem::replace(&mut self.builder, nothing);
+        self.keep_page(last);
+        Ok(true)
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        let Some(reservation) = self.reservation.take() else {
+            return Ok(());
+        };
+        let partition = Partition {
+            rank: self.place.rank,
+            pages: std::mem::take(&mut self.pages),
+            _reservation: reservation,
+        };
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.instances = self.place.instances;
+        let instance = self.place.instance;
+        parts.by_instance.insert(instance, Arc::new(partition));
+        Ok(())
+    }
+}
+
+impl<T: Record> Source for Cached<T> {
+    type Input = Replay<T>;
+    type Out = T;
+
+    fn build(&self, place: &Place) -> Result<Replay<T>, Error> {
+        let partition = (place.instances == self.parts.instances)
+            .then(|| self.parts.by_instance.get(&place.instance))
+            .flatten();
+        let partition = partition.ok_or_else(|| Error::NotCachedHere {
+            instance: place.instance,
+            instances: place.instances,
+            cached: self.parts.instances,
+        })?;
+        Ok(Replay {
+            partition: partition.clone(),
+            page: 0,
+            record: 0,
+            place: place.clone(),
+        })
+    }
+}
+
+/// Reads the partition of an instance.
+#[derive(Debug)]
+pub struct Replay<T> {
+    partition: Arc<Partition<T>>,
+    /// The record that is next.
+    page: usize,
+    record: usize,
+    place: Place,
+}
+
+impl<T: Record> Input for Replay<T> {
+    type Out = T;
+
+    fn receive(&mut self, _port: usize, peer: Rank, batch: Buffer) -> Result<(), Error> {
+        Err(Error::Unexpected {
+            peer,
+            tag: batch.tag(),
+        })
+    }
+
+    fn ended(&mut self, _port: usize, _from: Rank) {}
+
+    fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
+        let Some(page) = self.partition.pages.get(self.page) else {
+            return Ok(Progress::Done);
+        };
+        let start = self.record;
+        let end = page.len().min(start + PUSHED_A_TURN);
+        while self.record < end && !down.is_full() {
+            down.push(page.view(self.record));
+            self.record += 1;
+        }
+        self.place.counters.read((self.record - start) as u64, 0);
+        if self.record == page.len() {
+            (self.page, self.record) = (self.page + 1, 0);
+        }
+        Ok(Progress::Made)
+    }
+
+    fn last(&self) -> String {
+        let before = self.partition.pages[..self.page].iter();
+        let number = before.map(Page::len).sum::<usize>() + self.record;
+        format!(
+            "record {} of its partition of the cache",
+            number.wrapping_sub(1)
+        )
+    }
+}

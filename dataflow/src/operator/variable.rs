@@ -1,0 +1,253 @@
+//! Operators whose functions read a value that changes between runs.
+
+use std::{
+    fmt,
+    marker::PhantomData,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use crate::{
+    Encode, Record,
+    operator::narrow::{Out, Then},
+    stage::{Narrow, Place, Push},
+    stream::{Source, Stream},
+};
+
+/// A value that functions of a graph read, and that the program sets between runs: so a graph is written once and run
+/// often. (Spark's broadcast variable, and the side input of others.) Each process has its own; the programs of all
+/// have to set it alike. A clone is the same variable.
+///
+/// ```
+/// use dataflow::{Variable, collection, inline};
+///
+/// let factor = Variable::new(2u64);
+/// let job = collection(vec![1u64, 2]).map_with(&factor, |n, factor| n * factor).collect();
+/// assert_eq!(inline(&job)?, [2, 4]);
+/// factor.set(10);
+/// assert_eq!(inline(&job)?, [10, 20]);
+/// # Ok::<(), dataflow::Error>(())
+/// ```
+pub struct Variable<V>(Arc<RwLock<Arc<V>>>);
+
+impl<V> Variable<V> {
+    /// A variable that has this value first.
+    pub fn new(value: V) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(value))))
+    }
+
+    /// The value it has now.
+    pub fn get(&self) -> Arc<V> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Gives it another value, which runs that begin later read; one that is under way reads the old one to its end.
+    pub fn set(&self, value: V) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
+    }
+}
+
+impl<V> Clone for Variable<V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<V: fmt::Debug> fmt::Debug for Variable<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Variable").field(&self.get()).finish()
+    }
+}
+
+/// A function and the variable that it reads, with the value that the variable has in this run.
+pub struct With<F, V> {
+    function: F,
+    variable: Variable<V>,
+    value: Arc<V>,
+}
+
+impl<F, V> With<F, V> {
+    fn new(function: F, variable: &Variable<V>) -> Self {
+        Self {
+            function,
+            value: variable.get(),
+            variable: variable.clone(),
+        }
+    }
+
+    fn begin(&mut self) {
+        self.value = self.variable.get();
+    }
+}
+
+impl<F: Clone, V> Clone for With<F, V> {
+    fn clone(&self) -> Self {
+        Self::new(self.function.clone(), &self.variable)
+    }
+}
+
+impl<F, V> fmt::Debug for With<F, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("With")
+    }
+}
+
+#[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
+impl<S, N, T> Stream<S, N>
+where
+    S: Source,
+    T: Record,
+    N: Narrow<S::Out, Out = T>,
+{
+    /// As [`map`](Self::map), with the value that a variable has in this run.
+    pub fn map_with<V, E, F>(
+        self,
+        variable: &Variable<V>,
+        function: F,
+    ) -> Stream<S, Then<N, MapWith<F, V>, T>>
+    where
+        V: Send + Sync + 'static,
+        E: Encode,
+        F: FnMut(T::View<'_>, &V) -> E + Clone + Send + Sync + 'static,
+    {
+        self.then(MapWith(With::new(function, variable)), "map_with")
+    }
+
+    /// As [`filter`](Self::filter), with the value that a variable has in this run.
+    pub fn filter_with<V, F>(
+        self,
+        variable: &Variable<V>,
+        function: F,
+    ) -> Stream<S, Then<N, FilterWith<F, V>, T>>
+    where
+        V: Send + Sync + 'static,
+        F: FnMut(T::View<'_>, &V) -> bool + Clone + Send + Sync + 'static,
+    {
+        self.then(FilterWith(With::new(function, variable)), "filter_with")
+    }
+
+    /// As [`flat_map`](Self::flat_map), with the value that a variable has in this run.
+    ///
+    /// ```
+    /// use dataflow::{Variable, collection, inline};
+    ///
+    /// let times = Variable::new(2);
+    /// let job = collection(vec!['a', 'b'])
+    ///     .flat_map_with(&times, |c, times, out| for _ in 0..*times { out.push(c) })
+    ///     .collect();
+    /// assert_eq!(inline(&job)?, ['a', 'a', 'b', 'b']);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn flat_map_with<V, U, F>(
+        self,
+        variable: &Variable<V>,
+        function: F,
+    ) -> Stream<S, Then<N, FlatMapWith<F, V, U>, T>>
+    where
+        V: Send + Sync + 'static,
+        U: Record,
+        F: FnMut(T::View<'_>, &V, &mut Out<'_, U>) + Clone + Send + Sync + 'static,
+    {
+        let operator = FlatMapWith(With::new(function, variable), PhantomData);
+        self.then(operator, "flat_map_with")
+    }
+}
+
+/// Turns each record into another.
+#[derive(Debug)]
+pub struct MapWith<F, V>(With<F, V>);
+
+impl<F: Clone, V> Clone for MapWith<F, V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T, V, E, F> Narrow<T> for MapWith<F, V>
+where
+    T: Record,
+    V: Send + Sync + 'static,
+    E: Encode,
+    F: FnMut(T::View<'_>, &V) -> E + Clone + Send + Sync + 'static,
+{
+    type Out = E::Record;
+
+    #[inline]
+    fn push<D: Push<E::Record>>(&mut self, view: T::View<'_>, down: &mut D) {
+        let With {
+            function, value, ..
+        } = &mut self.0;
+        function(view, value).with_view(|view| down.push(view));
+    }
+
+    fn begin(&mut self, _place: &Place) {
+        self.0.begin();
+    }
+}
+
+/// Keeps the records that a function says yes to.
+#[derive(Debug)]
+pub struct FilterWith<F, V>(With<F, V>);
+
+impl<F: Clone, V> Clone for FilterWith<F, V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T, V, F> Narrow<T> for FilterWith<F, V>
+where
+    T: Record,
+    V: Send + Sync + 'static,
+    F: FnMut(T::View<'_>, &V) -> bool + Clone + Send + Sync + 'static,
+{
+    type Out = T;
+
+    #[inline]
+    fn push<D: Push<T>>(&mut self, view: T::View<'_>, down: &mut D) {
+        let With {
+            function, value, ..
+        } = &mut self.0;
+        if function(view, value) {
+            down.push(view);
+        }
+    }
+
+    fn begin(&mut self, _place: &Place) {
+        self.0.begin();
+    }
+}
+
+/// Turns each record into any number of others.
+#[derive(Debug)]
+pub struct FlatMapWith<F, V, U>(With<F, V>, PhantomData<fn(U)>);
+
+impl<F: Clone, V, U> Clone for FlatMapWith<F, V, U> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone(), PhantomData)
+    }
+}
+
+impl<T, V, U, F> Narrow<T> for FlatMapWith<F, V, U>
+where
+    T: Record,
+    V: Send + Sync + 'static,
+    U: Record,
+    F: FnMut(T::View<'_>, &V, &mut Out<'_, U>) + Clone + Send + Sync + 'static,
+{
+    type Out = U;
+
+    #[inline]
+    fn push<D: Push<U>>(&mut self, view: T::View<'_>, down: &mut D) {
+        let With {
+            function, value, ..
+        } = &mut self.0;
+        function(view, value, &mut Out::new(down));
+    }
+
+    fn begin(&mut self, _place: &Place) {
+        self.0.begin();
+    }
+}
