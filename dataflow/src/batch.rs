@@ -14,14 +14,15 @@
 //! # Safety
 //!
 //! This is the one module of the crate that may use `unsafe`. Its invariant: a [`Builder`] writes only
-//! inside its memory, and a [`Batch`] or [`Page`] holds bytes that either passed the validator or were built
-//! by a builder of the same type in this process. Nobody writes to them after that.
+//! inside its memory, which it knows by its start from when it got it until it gives it away; a [`Batch`] or
+//! [`Page`] holds bytes that either passed the validator or were built by a builder of the same type in this
+//! process. Nobody writes to them after that.
 #![allow(
     unsafe_code,
     reason = "the one module that reads and writes record batches"
 )]
 
-use std::{cell::RefCell, fmt, marker::PhantomData, mem, slice};
+use std::{cell::RefCell, fmt, marker::PhantomData, mem, ptr::NonNull, slice};
 
 use rkyv::{
     Archive, Place,
@@ -105,8 +106,12 @@ impl Shape {
 /// A batch that is being built.
 pub(crate) struct Builder<T> {
     memory: Memory,
+    /// Where the memory starts: to ask it again for each record would take as long as to write one.
+    start: NonNull<u8>,
     /// Room in the memory.
     capacity: usize,
+    /// Elements that there is room for.
+    room: usize,
     /// Where the elements start.
     elements_at: usize,
     /// Out-of-line bytes so far.
@@ -122,11 +127,19 @@ impl<T: Record> Builder<T> {
 
     /// Starts a batch in `memory`, of which all that relative pointers can span may be used.
     pub(crate) fn new(mut memory: Memory, shape: Shape) -> Self {
-        let capacity = memory.bytes().len().min(OFFSET_MAX);
+        let bytes = memory.bytes();
+        let capacity = bytes.len().min(OFFSET_MAX);
+        let start = NonNull::from(bytes).cast();
+        let elements_at = shape.elements_at(capacity);
+        let root = mem::align_of::<Root<T>>() + size_of::<Root<T>>();
+        let left = capacity.saturating_sub(elements_at + root);
         Self {
             memory,
+            start,
             capacity,
-            elements_at: shape.elements_at(capacity),
+            // Records without a size would never fill the memory, but they would overflow the length.
+            room: left.checked_div(Self::ELEMENT).unwrap_or(left),
+            elements_at,
             filled: 0,
             len: 0,
             scratch: Arena::with_capacity(0),
@@ -153,32 +166,39 @@ impl<T: Record> Builder<T> {
     /// Writes a record; if it does not fit, the batch is as before.
     #[inline]
     pub(crate) fn push<E: Encode<Record = T>>(&mut self, value: &E) -> Result<(), Unfit> {
+        if self.len >= self.room {
+            return Err(Unfit::Full);
+        }
+        let resolver = match value.fixed() {
+            Some(resolver) => resolver,
+            None => self.write(value)?,
+        };
         let at = self.elements_at + self.len * Self::ELEMENT;
-        if at + Self::ELEMENT + mem::align_of::<Root<T>>() + size_of::<Root<T>>() > self.capacity {
-            return Err(Unfit::Full);
-        }
-        // Records without a size would never fill the memory, but they would overflow the length.
-        if Self::ELEMENT == 0 && self.len >= self.capacity {
-            return Err(Unfit::Full);
-        }
-        let (out_of_line, elements) = self.memory.bytes().split_at_mut(self.elements_at);
+        // SAFETY: `at` is inside the memory: there is room for one more element (checked above). The memory does
+        // not move while we hold it, and is initialised.
+        let element = unsafe { self.start.add(at) }.cast::<T::Archived>();
+        // SAFETY: `element` has room for one element, is ours alone to write, and is aligned: the memory is to 64,
+        // elements start at a multiple of 64, and follow one another.
+        let out = unsafe { Place::new_unchecked(at, element.as_ptr()) };
+        value.place(resolver, out);
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Writes the out-of-line part of a record; if it does not fit, what is filled is as before.
+    #[inline]
+    fn write<E: Encode<Record = T>>(&mut self, value: &E) -> Result<E::Resolver, Unfit> {
+        // SAFETY: the out-of-line part is the start of the memory, as far as the elements, and ours alone to write. It
+        // is initialised, and nothing else refers to it while the slice is there.
+        let bytes = unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.elements_at) };
         let writer = OutOfLine {
-            bytes: out_of_line,
+            bytes,
             filled: self.filled,
         };
         let mut serializer = Serializer::new(writer, self.scratch.acquire(), ());
         let resolver = value.write(Strategy::wrap(&mut serializer))?;
-        let filled = serializer.writer.filled;
-        let element = elements[at - self.elements_at..]
-            .as_mut_ptr()
-            .cast::<T::Archived>();
-        // SAFETY: `element` has room for one element (checked above), its bytes are initialised, and it
-        // is aligned: the memory is to 64, elements start at a multiple of 64, and follow one another.
-        let out = unsafe { Place::new_unchecked(at, element) };
-        value.place(resolver, out);
-        self.filled = filled;
-        self.len += 1;
-        Ok(())
+        self.filled = serializer.writer.filled;
+        Ok(resolver)
     }
 
     /// How the memory of the next batch should be shared.
@@ -198,6 +218,7 @@ impl<T: Record> Builder<T> {
         loan[..self.filled].copy_from_slice(&from[..self.filled]);
         let elements = self.elements_at..self.elements_at + self.len * Self::ELEMENT;
         loan[elements.clone()].copy_from_slice(&from[elements]);
+        self.start = NonNull::from(&mut *loan).cast();
         self.memory = Memory::Loan(loan);
     }
 
@@ -257,7 +278,7 @@ impl<T: Record> Batch<T> {
         }
     }
 
-    fn elements(&self) -> &[T::Archived] {
+    pub(crate) fn elements(&self) -> &[T::Archived] {
         // SAFETY: by the invariant of this module, the bytes are a valid archive of `Vec<T>`.
         unsafe { rkyv::access_unchecked::<Root<T>>(&self.buffer) }.as_slice()
     }
@@ -281,7 +302,10 @@ impl<T: Record> Batch<T> {
     pub(crate) fn keep(&self) -> Kept<T> {
         let mut bytes = AlignedVec::with_capacity(self.buffer.len());
         bytes.extend_from_slice(&self.buffer);
+        let elements = self.elements();
         Kept {
+            elements_at: elements.as_ptr().addr() - self.buffer.as_ptr().addr(),
+            len: elements.len(),
             bytes,
             record: PhantomData,
         }
@@ -296,29 +320,29 @@ impl<T: Record> Batch<T> {
 /// Records that are kept: a batch in memory of our own.
 pub(crate) struct Kept<T> {
     bytes: AlignedVec<ALIGN>,
+    /// Where the elements are.
+    elements_at: usize,
+    len: usize,
     record: PhantomData<fn() -> T>,
 }
 
 impl<T: Record> Kept<T> {
-    fn elements(&self) -> &[T::Archived] {
-        // SAFETY: the bytes are those of a batch, which by the invariant of this module were a valid archive of
-        // `Vec<T>`; pointers in it are relative, its alignment is that of a batch, and nobody writes to it.
-        unsafe { rkyv::access_unchecked::<Root<T>>(&self.bytes) }.as_slice()
+    #[inline]
+    pub(crate) fn elements(&self) -> &[T::Archived] {
+        let elements = self.bytes[self.elements_at..].as_ptr().cast();
+        // SAFETY: the bytes are a copy of those of a batch, which by the invariant of this module were a valid archive
+        // of `Vec<T>`, whose elements were at the same place from the start; pointers in it are relative, the alignment
+        // is that of a batch, and nobody writes to it.
+        unsafe { slice::from_raw_parts(elements, self.len) }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.elements().len()
+        self.len
     }
 
     /// Bytes that it takes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.len()
-    }
-
-    /// The view of a record.
-    #[inline]
-    pub(crate) fn view(&self, index: usize) -> T::View<'_> {
-        T::view(&self.elements()[index])
     }
 
     /// The views of the records from the one at `start` on.

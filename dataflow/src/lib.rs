@@ -52,7 +52,7 @@ pub use operator::{
     cross::{Cross, Crossed},
     fallible::{TryFlatMap, TryMap},
     group::{By, Cogroup, Cogrouped, Group, Grouped, Order, Unordered},
-    join::{Anti, Full, HashJoin, Inner, Join, Joined, Left, Mark, Right, Semi},
+    join::{Anti, Full, HashJoin, Inner, Join, Joined, Left, Right, Semi},
     limit::{Take, Taken, TopN, Topped},
     narrow::{Filter, FlatMap, Keyed, Keys, Map, Numbered, Out, Pass, Then},
     partition::{KeyBy, MapPartition, Sample, UniqueId},

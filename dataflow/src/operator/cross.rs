@@ -9,7 +9,7 @@ use crate::{
     exchange::{Direct, Outbox, Receiver, Routed, ToFirst},
     operator::{
         index::Rows,
-        join::{LEFT, Passing, RIGHT},
+        join::{LEFT, Part, Passing, RIGHT},
         narrow::Pass,
     },
     stage::{Input, Narrow, Place, Progress, Sink},
@@ -113,7 +113,7 @@ impl<L: Record, R: Record> Input for Cross<L, R> {
             }
             return Ok(Progress::Made);
         }
-        let Some(part) = self.left.rows() else {
+        let Some(Part { rows, passed }) = self.left.rows() else {
             let is_done = self.left.is_done();
             return Ok(if is_done {
                 Progress::Done
@@ -122,11 +122,13 @@ impl<L: Record, R: Record> Input for Cross<L, R> {
             });
         };
         let (batches, next) = (self.rows.batches(), &mut self.next);
-        let end = part.each(|left| {
+        let elements = rows.elements();
+        while *passed < elements.len() {
+            let left = L::view(&elements[*passed]);
             while let Some(batch) = batches.get(next.0) {
                 for right in batch.views(next.1) {
                     if down.is_full() {
-                        return false;
+                        return Ok(Progress::Made);
                     }
                     down.push((L::shorten(left), R::shorten(right)));
                     next.1 += 1;
@@ -134,11 +136,9 @@ impl<L: Record, R: Record> Input for Cross<L, R> {
                 *next = (next.0 + 1, 0);
             }
             *next = (0, 0);
-            true
-        });
-        if end {
-            self.left.next();
+            *passed += 1;
         }
+        self.left.next();
         Ok(Progress::Made)
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     batch::try_with_encoded,
     exchange::Receiver,
     operator::{
-        index::{Index, Row},
+        index::{Found, Index, Row},
         join::{GIVEN_A_TURN, LEFT, RIGHT, by_key},
         narrow::Pass,
     },
@@ -161,10 +161,10 @@ impl<K, V, O> fmt::Debug for Grouped<K, V, O> {
     }
 }
 
-/// A side that is kept by key, to its end. What is noted of a key is whether it was given.
+/// A side that is kept by key, to its end. Keys of the other side that were given are marked.
 struct Side<K: Key, V: Record> {
     receiver: Receiver<(K, V)>,
-    index: Index<K, V, bool>,
+    index: Index<K, V>,
 }
 
 impl<K: Key, V: Record> Side<K, V> {
@@ -220,7 +220,7 @@ impl<K: Key, V: Record, O: Order<V>> Input for Group<K, V, O> {
             if down.is_full() {
                 break;
             }
-            let Some(first) = self.side.index.next_key(|_| true) else {
+            let Some(first) = self.side.index.next_unmarked() else {
                 return Ok(Progress::Done);
             };
             let mut values = self.side.values(first);
@@ -301,15 +301,17 @@ impl<K: Key, L: Record, R: Record> Input for Cogroup<K, L, R> {
             if down.is_full() {
                 break;
             }
-            if let Some(first) = self.left.index.next_key(|_| true) {
+            if let Some(first) = self.left.index.next_unmarked() {
                 let (key, _) = self.left.index.rows.view(first);
-                let partner = self.right.index.find(key).map(|(partner, given)| {
-                    *given = true;
-                    partner
-                });
-                let right = self.right.values(partner.unwrap_or(Row::NONE));
+                let found = self.right.index.find(key);
+                let mut partner = Row::NONE;
+                if found != Found::NOTHING {
+                    self.right.index.mark(found);
+                    (partner, _) = self.right.index.first(found);
+                }
+                let right = self.right.values(partner);
                 push_group(&(key, (self.left.values(first), right)), down)?;
-            } else if let Some(first) = self.right.index.next_key(|given| !given) {
+            } else if let Some(first) = self.right.index.next_unmarked() {
                 let (key, _) = self.right.index.rows.view(first);
                 let none = Vec::<L::View<'_>>::new();
                 push_group(&(key, (none, self.right.values(first))), down)?;

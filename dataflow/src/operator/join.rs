@@ -13,7 +13,7 @@ use crate::{
     batch::{Batch, Kept},
     exchange::{ByKey, Outbox, Receiver, Routed},
     operator::{
-        index::{Index, Row},
+        index::{Found, GROUP, Index, Row},
         narrow::Pass,
     },
     stage::{Input, Narrow, Place, Progress, Push, Sink},
@@ -143,9 +143,6 @@ pub trait Join: Send + Sync + 'static {
     /// What it gives.
     type Out<K: Key, L: Record, R: Record>: Record;
 
-    /// What is noted of a key of the right side that has found a partner.
-    type Mark: Mark;
-
     /// Whether a row of the left side is done with when one partner is found.
     const ONCE: bool = false;
 
@@ -177,35 +174,8 @@ pub trait Join: Send + Sync + 'static {
     }
 }
 
-/// What may be noted of a key.
-pub trait Mark: Default + 'static {
-    /// Notes that it has a partner.
-    fn set(&mut self);
-
-    /// Whether that was noted.
-    fn is_set(&self) -> bool;
-}
-
-impl Mark for () {
-    fn set(&mut self) {}
-
-    fn is_set(&self) -> bool {
-        false
-    }
-}
-
-impl Mark for bool {
-    fn set(&mut self) {
-        *self = true;
-    }
-
-    fn is_set(&self) -> bool {
-        *self
-    }
-}
-
 macro_rules! join {
-    ($(#[$doc:meta])* $name:ident<$k:ident, $l:ident, $r:ident>: $out:ty, $mark:ty;
+    ($(#[$doc:meta])* $name:ident<$k:ident, $l:ident, $r:ident>: $out:ty;
      $($constant:ident)*; pair($key:ident, $left:ident, $right:ident) $pair:expr;
      $(left_alone $left_alone:expr;)? $(right_alone $right_alone:expr;)?) => {
         $(#[$doc])*
@@ -214,7 +184,6 @@ macro_rules! join {
 
         impl Join for $name {
             type Out<$k: Key, $l: Record, $r: Record> = $out;
-            type Mark = $mark;
             $(const $constant: bool = true;)*
 
             #[inline]
@@ -256,27 +225,27 @@ macro_rules! join {
 
 join! {
     /// Pairs.
-    Inner<K, L, R>: (K, (L, R)), ();
+    Inner<K, L, R>: (K, (L, R));
     ; pair(key, left, right) Some((key, (left, right)));
 }
 
 join! {
     /// Pairs, and rows of the left side alone.
-    Left<K, L, R>: (K, (L, Option<R>)), ();
+    Left<K, L, R>: (K, (L, Option<R>));
     ; pair(key, left, right) Some((key, (left, Some(right))));
     left_alone (key, (left, None));
 }
 
 join! {
     /// Pairs, and rows of the right side alone.
-    Right<K, L, R>: (K, (Option<L>, R)), bool;
+    Right<K, L, R>: (K, (Option<L>, R));
     RIGHT_ALONE; pair(key, left, right) Some((key, (Some(left), right)));
     right_alone (key, (None, right));
 }
 
 join! {
     /// Pairs, and rows of either side alone.
-    Full<K, L, R>: (K, (Option<L>, Option<R>)), bool;
+    Full<K, L, R>: (K, (Option<L>, Option<R>));
     RIGHT_ALONE; pair(key, left, right) Some((key, (Some(left), Some(right))));
     left_alone (key, (Some(left), None));
     right_alone (key, (None, Some(right)));
@@ -284,13 +253,13 @@ join! {
 
 join! {
     /// Rows of the left side that have a partner.
-    Semi<K, L, R>: (K, L), ();
+    Semi<K, L, R>: (K, L);
     ONCE; pair(key, left, _right) Some((key, left));
 }
 
 join! {
     /// Rows of the left side that have none.
-    Anti<K, L, R>: (K, L), ();
+    Anti<K, L, R>: (K, L);
     ONCE; pair(key, left, _right) None;
     left_alone (key, left);
 }
@@ -311,6 +280,8 @@ impl<K: Key, L: Record, R: Record, J: Join> Source for Joined<K, L, R, J> {
             left: Passing::new(place, LEFT, self.name)?,
             right: Receiver::new(place, RIGHT),
             index: Index::new(place, self.name, true)?,
+            found: (usize::MAX, [Found::NOTHING; GROUP]),
+            kind: PhantomData,
             phase: Phase::Keeping,
         })
     }
@@ -328,7 +299,10 @@ impl<K, L, R, J> fmt::Debug for Joined<K, L, R, J> {
 pub struct HashJoin<K: Key, L: Record, R: Record, J: Join> {
     left: Passing<(K, L)>,
     right: Receiver<(K, R)>,
-    index: Index<K, R, J::Mark>,
+    index: Index<K, R>,
+    /// Where the keys are of the rows of the left side from a number on.
+    found: (usize, [Found; GROUP]),
+    kind: PhantomData<fn() -> J>,
     phase: Phase,
 }
 
@@ -348,7 +322,7 @@ enum Phase {
 impl<K: Key, L: Record, R: Record, J: Join> HashJoin<K, L, R, J> {
     /// Joins rows of the left side, as long as the results are wanted.
     fn pass<D: Sink<J::Out<K, L, R>>>(&mut self, down: &mut D, mut partner: Row) -> Progress {
-        let Some(rows) = self.left.rows() else {
+        let Some(Part { rows, passed }) = self.left.rows() else {
             if !self.left.is_done() {
                 return Progress::None;
             }
@@ -356,39 +330,50 @@ impl<K: Key, L: Record, R: Record, J: Join> HashJoin<K, L, R, J> {
             return Progress::Made;
         };
         let index = &mut self.index;
-        let end = rows.each(|(key, left)| {
-            if down.is_full() {
-                return false;
+        let (from, found) = &mut self.found;
+        let elements = rows.elements();
+        // What was given before this turn was the first partner or another.
+        let mut is_followed = true;
+        while *passed < elements.len() && !down.is_full() {
+            if !(*from..from.saturating_add(GROUP)).contains(passed) {
+                let group = *passed..elements.len().min(*passed + GROUP);
+                index.find_all::<L>(&elements[group], found);
+                *from = *passed;
             }
+            let (key, left) = <(K, L)>::view(&elements[*passed]);
             if partner == Row::NONE {
-                let found = if K::is_null(key) {
-                    None
-                } else {
-                    index.find(key)
-                };
-                let Some((first, mark)) = found else {
+                let found = found[*passed - *from];
+                if found == Found::NOTHING {
                     J::left_alone::<K, L, R>(key, left, down);
-                    return true;
-                };
-                mark.set();
-                partner = first;
-            }
-            while partner != Row::NONE {
-                if down.is_full() {
-                    return false;
+                    *passed += 1;
+                    continue;
                 }
+                if J::RIGHT_ALONE {
+                    index.mark(found);
+                }
+                (partner, is_followed) = index.first(found);
+            }
+            loop {
                 let (_, right) = index.rows.view(partner);
                 J::pair::<K, L, R>(key, left, right, down);
-                partner = if J::ONCE {
+                let is_last = J::ONCE || !is_followed;
+                partner = if is_last {
                     Row::NONE
                 } else {
                     index.after(partner)
                 };
+                if partner == Row::NONE {
+                    *passed += 1;
+                    break;
+                }
+                if down.is_full() {
+                    break;
+                }
             }
-            true
-        });
-        if end {
+        }
+        if *passed == elements.len() {
             self.left.next();
+            *from = usize::MAX;
         }
         self.phase = Phase::Passing(partner);
         Progress::Made
@@ -404,7 +389,7 @@ impl<K: Key, L: Record, R: Record, J: Join> HashJoin<K, L, R, J> {
                 break;
             }
             if row == Row::NONE {
-                let Some(first) = self.index.next_key(|mark| !mark.is_set()) else {
+                let Some(first) = self.index.next_unmarked() else {
                     return Progress::Done;
                 };
                 row = first;
@@ -480,42 +465,25 @@ pub(super) struct Passing<T> {
     now: Option<Part<T>>,
 }
 
-/// A batch that passes by.
+/// A batch that passes by, and how many of its rows have.
 pub(super) struct Part<T> {
-    rows: Held<T>,
-    passed: usize,
+    pub(super) rows: Held<T>,
+    pub(super) passed: usize,
 }
 
 /// A batch, where it is.
-enum Held<T> {
+pub(super) enum Held<T> {
     Arrived(Batch<T>),
     Kept(Kept<T>),
 }
 
-impl<T: Record> Part<T> {
-    /// Calls `function` with each row that has not passed, until it says no; true when all have passed.
-    #[inline]
-    pub(super) fn each(&mut self, function: impl FnMut(T::View<'_>) -> bool) -> bool {
-        match &self.rows {
-            Held::Arrived(batch) => each(batch.views(self.passed), &mut self.passed, function),
-            Held::Kept(kept) => each(kept.views(self.passed), &mut self.passed, function),
+impl<T: Record> Held<T> {
+    pub(super) fn elements(&self) -> &[T::Archived] {
+        match self {
+            Self::Arrived(batch) => batch.elements(),
+            Self::Kept(kept) => kept.elements(),
         }
     }
-}
-
-#[inline]
-fn each<V>(
-    views: impl Iterator<Item = V>,
-    passed: &mut usize,
-    mut function: impl FnMut(V) -> bool,
-) -> bool {
-    for view in views {
-        if !function(view) {
-            return false;
-        }
-        *passed += 1;
-    }
-    true
 }
 
 impl<T: Record> Passing<T> {

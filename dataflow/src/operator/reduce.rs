@@ -2,7 +2,8 @@
 //!
 //! Values are combined where they arise, so that of each key at most one pair leaves a rank, and then
 //! on the rank that the key belongs to. How much the first table may hold is bounded: when the bound,
-//! or the worker's ledger, is reached, it is sent on and starts anew.
+//! or the worker's ledger, is reached, it is sent on and starts anew. Where keys hardly repeat, pairs are
+//! sent on as they are.
 
 use std::{fmt, marker::PhantomData, mem};
 
@@ -247,9 +248,10 @@ impl<K: Key, I: Record, A: Accumulate<I>> Table<K, I, A> {
         })
     }
 
-    /// Combines a pair with what is there. It is taken also when the ledger refuses the growth.
+    /// Combines a pair with what is there, and tells whether more is kept than before. It is taken also when the
+    /// ledger refuses the growth.
     #[inline]
-    fn merge(&mut self, key: K::View<'_>, value: I::View<'_>) -> Result<(), Error> {
+    fn merge(&mut self, key: K::View<'_>, value: I::View<'_>) -> Result<bool, Error> {
         let hash = K::hash(key);
         let same = |entry: &Entry<K, A::State>| entry.hash == hash && K::is(&entry.key, key);
         match self.entries.find_mut(hash, same) {
@@ -261,13 +263,13 @@ impl<K: Key, I: Record, A: Accumulate<I>> Table<K, I, A> {
                 if after > before {
                     self.reservation.grow((after - before) as u64)?;
                 }
-                Ok(())
+                Ok(after > before)
             }
             Some(entry) => {
                 self.accumulate.add(&mut entry.value, value);
-                Ok(())
+                Ok(false)
             }
-            None => self.insert(hash, key, value),
+            None => self.insert(hash, key, value).map(|()| true),
         }
     }
 
@@ -331,6 +333,10 @@ impl<K: Key, I: Record, A: Accumulate<I>> Table<K, I, A> {
 struct Combine<K: Key, I: Record, A: Accumulate<I>> {
     table: Table<K, I, A>,
     bytes_max: u64,
+    /// Pairs since the table was empty.
+    seen: u64,
+    /// Pairs that are to be sent on as they are.
+    passing: u64,
     drain: Option<Drain<K, A::State>>,
     outbox: Outbox<(K, A::State)>,
 }
@@ -344,6 +350,8 @@ impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
         Ok(Self {
             table,
             bytes_max,
+            seen: 0,
+            passing: 0,
             drain: None,
             outbox,
         })
@@ -374,23 +382,61 @@ impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
 impl<K: Key, I: Record, A: Accumulate<I>> Push<(K, I)> for Combine<K, I, A> {
     #[inline]
     fn push(&mut self, (key, value): (K::View<'_>, I::View<'_>)) {
-        // Whatever refused the growth, what there is can be sent on to make room.
-        let refused = self.table.merge(key, value).is_err();
-        if refused || self.table.bytes() > self.bytes_max {
-            self.start_drain();
+        if self.passing > 0 {
+            self.pass(key, value);
+            return;
+        }
+        self.seen += 1;
+        match self.table.merge(key, value) {
+            Ok(false) => {}
+            grown => self.look(grown.is_err()),
         }
     }
 }
 
 impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
+    /// Sends a pair on as it is.
+    #[inline]
+    fn pass(&mut self, key: K::View<'_>, value: I::View<'_>) {
+        self.passing -= 1;
+        let lane = self.outbox.lane_of(K::hash(key));
+        let state = self.table.accumulate.start(value);
+        state.with_view(|state| {
+            self.outbox
+                .push_to(lane, &(K::shorten(key), A::State::shorten(state)));
+        });
+    }
+
+    /// Looks, when the table has grown, whether it pays and has room.
+    #[inline]
+    fn look(&mut self, refused: bool) {
+        let len = self.table.entries.len();
+        // Whatever refused the growth, what there is can be sent on to make room.
+        if refused || self.table.bytes() > self.bytes_max {
+            self.start_drain();
+        } else if len == KEYS_TO_LOOK && self.seen < PAIRS_A_KEY_MIN * len as u64 {
+            self.passing = PASSED_BEFORE_A_LOOK;
+            self.start_drain();
+        }
+    }
+
     #[cold]
     fn start_drain(&mut self) {
+        self.seen = 0;
         if self.drain.is_none() {
             self.drain = Some(self.table.drain());
         }
         self.send_on();
     }
 }
+
+/// Keys by which it is judged whether it pays to combine: a table of that many is about what a core's cache holds.
+const KEYS_TO_LOOK: usize = 1 << 16;
+/// Pairs that there have to be of each key until then. With fewer, looking for keys in a table that is larger than
+/// the cache takes longer than to send the pairs to the table where they are looked for anyway.
+const PAIRS_A_KEY_MIN: u64 = 2;
+/// Pairs that are sent on as they are before it is tried again, since later ones may have fewer keys.
+const PASSED_BEFORE_A_LOOK: u64 = 1 << 22;
 
 impl<K: Key, I: Record, A: Accumulate<I>> Sink<(K, I)> for Combine<K, I, A> {
     #[inline]

@@ -48,6 +48,11 @@ macro_rules! plain {
             }
 
             #[inline]
+            fn fixed(&self) -> Option<()> {
+                Some(())
+            }
+
+            #[inline]
             fn place(&self, (): (), out: Place<<$type as Archive>::Archived>) {
                 self.resolve((), out);
             }
@@ -429,6 +434,12 @@ macro_rules! tuple {
             fn write(&self, encoder: &mut Encoder<'_>) -> Result<Self::Resolver, Unfit> {
                 let ($($field,)*) = self;
                 Ok(($($field.write(encoder)?,)*))
+            }
+
+            #[inline]
+            fn fixed(&self) -> Option<Self::Resolver> {
+                let ($($field,)*) = self;
+                Some(($($field.fixed()?,)*))
             }
 
             #[inline]

@@ -71,6 +71,12 @@ pub trait Encode: parts::Sealed {
     /// [`Unfit`] when the batch has no room for it, or never could.
     fn write(&self, encoder: &mut Encoder<'_>) -> Result<Self::Resolver, Unfit>;
 
+    /// What [`write`](Self::write) would give, if there is no out-of-line part: then it need not be called.
+    #[inline]
+    fn fixed(&self) -> Option<Self::Resolver> {
+        None
+    }
+
     /// Writes the fixed part.
     fn place(&self, resolver: Self::Resolver, out: Place<<Self::Record as Archive>::Archived>);
 
