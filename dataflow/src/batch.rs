@@ -299,50 +299,10 @@ impl<T: Record> Batch<T> {
     }
 
     /// A copy in memory of our own, so that the batch's goes back to its sender.
-    pub(crate) fn keep(&self) -> Kept<T> {
+    pub(crate) fn keep(&self) -> Page<T> {
         let mut bytes = AlignedVec::with_capacity(self.buffer.len());
         bytes.extend_from_slice(&self.buffer);
-        let elements = self.elements();
-        Kept {
-            elements_at: elements.as_ptr().addr() - self.buffer.as_ptr().addr(),
-            len: elements.len(),
-            bytes,
-            record: PhantomData,
-        }
-    }
-
-    /// The views of the records from the one at `start` on.
-    pub(crate) fn views(&self, start: usize) -> impl Iterator<Item = T::View<'_>> {
-        self.elements()[start..].iter().map(T::view)
-    }
-}
-
-/// Records that are kept: a batch in memory of our own.
-pub(crate) struct Kept<T> {
-    bytes: AlignedVec<ALIGN>,
-    /// Where the elements are.
-    elements_at: usize,
-    len: usize,
-    record: PhantomData<fn() -> T>,
-}
-
-impl<T: Record> Kept<T> {
-    #[inline]
-    pub(crate) fn elements(&self) -> &[T::Archived] {
-        let elements = self.bytes[self.elements_at..].as_ptr().cast();
-        // SAFETY: the bytes are a copy of those of a batch, which by the invariant of this module were a valid archive
-        // of `Vec<T>`, whose elements were at the same place from the start; pointers in it are relative, the alignment
-        // is that of a batch, and nobody writes to it.
-        unsafe { slice::from_raw_parts(elements, self.len) }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Bytes that it takes.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.len()
+        Page::trusted(bytes)
     }
 
     /// The views of the records from the one at `start` on.
@@ -371,7 +331,7 @@ impl<T: Record> Page<T> {
 
     /// Opens what passed the validator or was just built.
     fn trusted(bytes: AlignedVec<ALIGN>) -> Self {
-        // SAFETY: both callers have a valid archive of `Vec<T>`.
+        // SAFETY: all callers have a valid archive of `Vec<T>`.
         let elements = unsafe { rkyv::access_unchecked::<Root<T>>(&bytes) }.as_slice();
         let len = elements.len();
         let elements_at = match len {
@@ -386,7 +346,8 @@ impl<T: Record> Page<T> {
         }
     }
 
-    fn elements(&self) -> &[T::Archived] {
+    #[inline]
+    pub(crate) fn elements(&self) -> &[T::Archived] {
         let first = self.bytes.as_ptr().wrapping_add(self.elements_at);
         // SAFETY: `trusted` found `len` valid elements at `elements_at` of these bytes (if there are none, any
         // aligned pointer will do, and the bytes are aligned), and nobody has written to them since.
@@ -401,6 +362,11 @@ impl<T: Record> Page<T> {
     #[inline]
     pub(crate) fn view(&self, index: usize) -> T::View<'_> {
         T::view(&self.elements()[index])
+    }
+
+    /// The views of the records from the one at `start` on.
+    pub(crate) fn views(&self, start: usize) -> impl Iterator<Item = T::View<'_>> {
+        self.elements()[start..].iter().map(T::view)
     }
 
     /// Has the processor fetch the fixed part of a record that is soon to be read.

@@ -15,7 +15,7 @@ use transport::Reservation;
 
 use crate::{
     Error, Key, Record,
-    batch::{Batch, Kept},
+    batch::{Batch, Page},
     stage::Place,
 };
 
@@ -47,7 +47,7 @@ impl Row {
 
 /// Records in the archives they came in, in memory that is entered on the ledger.
 pub(crate) struct Rows<T> {
-    batches: Vec<Kept<T>>,
+    batches: Vec<Page<T>>,
     number: usize,
     reservation: Reservation,
 }
@@ -71,7 +71,7 @@ impl<T: Record> Rows<T> {
                 });
             }
         }
-        let bytes = batch.bytes() + size_of::<Kept<T>>();
+        let bytes = batch.bytes() + size_of::<Page<T>>();
         self.reservation.grow(bytes as u64)?;
         self.number += batch.len();
         self.batches.push(batch.keep());
@@ -83,7 +83,7 @@ impl<T: Record> Rows<T> {
         T::view(&self.batches[row.batch()].elements()[row.index()])
     }
 
-    pub(crate) fn batches(&self) -> &[Kept<T>] {
+    pub(crate) fn batches(&self) -> &[Page<T>] {
         &self.batches
     }
 }

@@ -10,7 +10,7 @@ use transport::{Buffer, Rank, Reservation};
 
 use crate::{
     Error, Key, Record,
-    batch::{Batch, Kept},
+    batch::{Batch, Page},
     exchange::{ByKey, Outbox, Receiver, Routed},
     operator::{
         index::{Found, GROUP, Index, Row},
@@ -458,7 +458,7 @@ impl<K: Key, L: Record, R: Record, J: Join> fmt::Debug for HashJoin<K, L, R, J> 
 pub(super) struct Passing<T> {
     pub(super) receiver: Receiver<T>,
     /// Batches that came too early.
-    early: VecDeque<Kept<T>>,
+    early: VecDeque<Page<T>>,
     reservation: Reservation,
     may_wait: bool,
     /// The batch that passes, and how many of its rows have.
@@ -474,7 +474,7 @@ pub(super) struct Part<T> {
 /// A batch, where it is.
 pub(super) enum Held<T> {
     Arrived(Batch<T>),
-    Kept(Kept<T>),
+    Kept(Page<T>),
 }
 
 impl<T: Record> Held<T> {
@@ -535,7 +535,7 @@ impl<T: Record> Passing<T> {
             ..
         }) = self.now.take()
         {
-            let left = self.reservation.bytes() - kept.bytes() as u64;
+            let left = self.reservation.bytes() - kept.capacity() as u64;
             self.reservation.shrink_to(left);
         }
     }
