@@ -69,7 +69,7 @@ pub use source::{
     records_of,
 };
 pub use stage::{Counters, Failure, Input, Narrow, Output, Place, Progress, Push, Sink};
-pub use stream::{Received, Source, Stream};
+pub use stream::{Received, Source, Stream, Stream as TSet};
 
 #[doc(hidden)]
 pub use record::parts as record_parts;
