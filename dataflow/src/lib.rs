@@ -58,6 +58,7 @@ pub use operator::{
     partition::{KeyBy, MapPartition, Sample, UniqueId},
     reduce::{Accumulate, Once, Reduce, Reduced, Reducing},
     sort::{First, Itself, OrderBy, SortBy, Sorted},
+    statistics::{Histogram, Moments, Statistics},
     union::{Union, United},
     variable::{FilterWith, FlatMapWith, MapWith, Variable, With},
 };

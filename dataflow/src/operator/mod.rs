@@ -12,5 +12,6 @@ pub(crate) mod narrow;
 pub(crate) mod partition;
 pub(crate) mod reduce;
 pub(crate) mod sort;
+pub(crate) mod statistics;
 pub(crate) mod union;
 pub(crate) mod variable;
