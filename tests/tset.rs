@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use dataflow::{Error, Variable, collection, generate, inline, simulate};
+use dataflow::{Accumulator, Error, Variable, collection, generate, inline, simulate};
 use proptest::prelude::*;
 use updraft::{Config, collectives::op::Sum};
 
@@ -101,6 +101,35 @@ fn jobs_that_run_together_do_what_both_need_once() {
         );
     }
     assert_eq!(calls.load(Ordering::Relaxed), 20 * 100);
+}
+
+#[test]
+fn what_is_added_on_the_side_is_summed_over_all_ranks_in_each_run() {
+    let (odd, all) = (Accumulator::new(), Accumulator::new());
+    let (of_odd, of_all) = (odd.clone(), all.clone());
+    let job = generate(1000, |n| n)
+        .exchange_by_hash()
+        .filter(move |n| {
+            of_odd.add(n % 2);
+            of_all.add(1);
+            false
+        })
+        .count()
+        .first();
+    for seed in 0..20 {
+        let job = job.clone().with_total(&all).with_total(&odd);
+        assert_eq!(simulate(&job, seed, 5, 2).unwrap(), ((Some(0), 1000), 500));
+    }
+    let config = Config {
+        executors: Some(2),
+        ..Config::default()
+    };
+    let job = job.with_total(&odd);
+    let found = updraft::run(config, |env| {
+        env.run(&job)?;
+        env.run(&job)
+    });
+    assert_eq!(found.unwrap(), (Some(0), 500));
 }
 
 #[test]

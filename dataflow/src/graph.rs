@@ -32,7 +32,7 @@ use std::{
 use transport::Rank;
 
 use crate::{
-    Error,
+    Accumulator, Error,
     stage::{Place, Task},
 };
 
@@ -143,6 +143,8 @@ pub(crate) struct Vertex {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Graph {
     pub(crate) vertices: Vec<Vertex>,
+    /// The counts whose sums over all ranks are asked for.
+    pub(crate) accumulators: Vec<Accumulator>,
 }
 
 impl Graph {
@@ -289,12 +291,20 @@ pub struct Job<R> {
 impl<R: 'static> Job<R> {
     /// The job that ends in `sink`, whose result is what `result` takes after a run.
     pub(crate) fn new(sink: Node, result: impl Fn() -> R + Send + Sync + 'static) -> Self {
-        Self::of(vec![Arc::new(sink)], Arc::new(result))
+        Self::of(vec![Arc::new(sink)], Vec::new(), Arc::new(result))
     }
 
-    fn of(sinks: Vec<Arc<Node>>, result: Arc<dyn Fn() -> R + Send + Sync>) -> Self {
+    fn of(
+        sinks: Vec<Arc<Node>>,
+        accumulators: Vec<Accumulator>,
+        result: Arc<dyn Fn() -> R + Send + Sync>,
+    ) -> Self {
+        let graph = Graph {
+            accumulators,
+            ..Graph::of(&sinks)
+        };
         Self {
-            graph: Arc::new(Graph::of(&sinks)),
+            graph: Arc::new(graph),
             sinks,
             result,
         }
@@ -312,8 +322,18 @@ impl<R: 'static> Job<R> {
     /// ```
     pub fn and<Q: 'static>(self, other: Job<Q>) -> Job<(R, Q)> {
         let sinks = self.sinks.into_iter().chain(other.sinks).collect();
+        let accumulators = [&self.graph.accumulators[..], &other.graph.accumulators].concat();
         let (ours, theirs) = (self.result, other.result);
-        Job::of(sinks, Arc::new(move || (ours(), theirs())))
+        Job::of(sinks, accumulators, Arc::new(move || (ours(), theirs())))
+    }
+
+    /// The job with a second result: what its functions have added to an accumulator, on all ranks.
+    pub fn with_total(self, accumulator: &Accumulator) -> Job<(R, u64)> {
+        let mut accumulators = self.graph.accumulators.clone();
+        accumulators.push(accumulator.clone());
+        let (result, accumulator) = (self.result, accumulator.clone());
+        let both = move || (result(), accumulator.total());
+        Job::of(self.sinks, accumulators, Arc::new(both))
     }
 
     /// The job with a result that `function` makes of its own, in each process.

@@ -23,6 +23,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod accumulator;
 mod batch;
 mod cache;
 mod error;
@@ -40,6 +41,7 @@ pub mod spill;
 mod stage;
 mod stream;
 
+pub use accumulator::Accumulator;
 pub use cache::{Cached, Partition, Replay};
 pub use error::{Error, one_line};
 pub use exchange::Receiver;

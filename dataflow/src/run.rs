@@ -58,8 +58,11 @@ pub struct Totals {
 }
 
 impl Totals {
-    fn to_bytes(self) -> [u8; 32] {
-        let mut bytes = [0; 32];
+    /// How many numbers they are.
+    const NUMBERS: usize = 4;
+
+    fn to_bytes(self) -> [u8; 8 * Self::NUMBERS] {
+        let mut bytes = [0; 8 * Self::NUMBERS];
         for (place, number) in
             bytes
                 .chunks_exact_mut(8)
@@ -71,17 +74,19 @@ impl Totals {
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let number = |index: usize| {
-            let bytes = bytes.get(8 * index..8 * index + 8)?.try_into().ok()?;
-            Some(u64::from_le_bytes(bytes))
-        };
         Some(Self {
-            records: number(0)?,
-            bytes: number(1)?,
-            received: number(2)?,
-            spilled: number(3)?,
+            records: number(bytes, 0)?,
+            bytes: number(bytes, 1)?,
+            received: number(bytes, 2)?,
+            spilled: number(bytes, 3)?,
         })
     }
+}
+
+/// The number at a place among those in `bytes`.
+fn number(bytes: &[u8], place: usize) -> Option<u64> {
+    let bytes = bytes.get(8 * place..8 * place + 8)?.try_into().ok()?;
+    Some(u64::from_le_bytes(bytes))
 }
 
 /// Counts what a rank does, and tells whoever else wants to know.
@@ -147,6 +152,8 @@ pub struct Run {
     plans: AllGather,
     /// What each rank did, told when its tasks are done.
     totals: AllGather,
+    /// Whether this rank has told its totals, and whether its outputs are final.
+    concluded: bool,
     committed: bool,
 }
 
@@ -234,6 +241,7 @@ impl Run {
             plan,
             plans,
             totals: AllGather::new(tag::of_run(number, tag::TOTALS), size),
+            concluded: false,
             committed: false,
         })
     }
@@ -385,18 +393,39 @@ impl Run {
 
     /// Tells the others that this rank is done, and waits for them to say so.
     fn conclude(&mut self) -> Result<Progress, Error> {
-        self.totals
-            .contribute(&self.counting.totals.borrow().to_bytes());
+        if !self.concluded {
+            self.concluded = true;
+            let mut bytes = self.counting.totals.borrow().to_bytes().to_vec();
+            for accumulator in &self.graph.accumulators {
+                bytes.extend(accumulator.take_added().to_le_bytes());
+            }
+            self.totals.contribute(&bytes);
+        }
         self.totals.poll(&mut self.fabric.borrow_mut())?;
         if self.totals.result().is_none() || self.plans.result().is_none() {
             return Ok(Progress::None);
         }
         if !std::mem::replace(&mut self.committed, true) {
+            self.sum_accumulators();
             for instance in &mut self.tasks {
                 instance.task.commit()?;
             }
         }
         Ok(Progress::Done)
+    }
+
+    /// Sums up what all ranks have added, once in each process.
+    fn sum_accumulators(&self) {
+        if !self.rank.is_multiple_of(self.executors) {
+            return;
+        }
+        let parts = self.totals.result().unwrap_or_default();
+        for (index, accumulator) in self.graph.accumulators.iter().enumerate() {
+            let added = parts
+                .iter()
+                .filter_map(|part| number(part, Totals::NUMBERS + index));
+            accumulator.set_total(added.sum());
+        }
     }
 
     /// What each rank did, once the run is done.
