@@ -1,12 +1,16 @@
 //! What sorting promises: the same records in a total order over all ranks, however many there are, whatever their
 //! keys, and however little memory there is for them.
 
-use std::{cell::RefCell, fmt::Debug, fs, path::Path, process::Command, rc::Rc};
+#[path = "support/disk.rs"]
+mod disk;
+
+use std::{cell::RefCell, fmt::Debug, fs, path::Path, rc::Rc};
 
 use dataflow::{
     Counters, Error, Job, Progress, Record, Run, Site, collection, inline, lines_of, record,
     simulate, spill,
 };
+use disk::SmallDisk;
 use proptest::prelude::*;
 use transport::{Arena, Event, Fabric, Ledger, Simulation};
 
@@ -541,28 +545,6 @@ fn threads_sort_what_their_worker_has_no_memory_for() {
     }
 }
 
-/// A small file system in memory, for as long as the value is there.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    /// None where nothing may be mounted.
-    fn new(bytes: u64) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"]);
-        let mounted = mount.arg(folder.path()).output();
-        mounted
-            .is_ok_and(|output| output.status.success())
-            .then(|| Self(folder))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_is_named_with_what_was_written_to_it() {
     let Some(disk) = SmallDisk::new(4 << 20) else {
@@ -570,7 +552,7 @@ fn a_full_disk_is_named_with_what_was_written_to_it() {
         return;
     };
     let mut cluster = Cluster::new(3, 2, 640 << 10);
-    cluster.spill.directories = vec![disk.0.path().to_owned()];
+    cluster.spill.directories = vec![disk.path().to_owned()];
     cluster.spill.compression = spill::Compression::Never;
     // What fits goes through.
     let (spilled, _) = sort_files(&cluster, &wide_lines(1, 12_000)).unwrap();
@@ -580,15 +562,9 @@ fn a_full_disk_is_named_with_what_was_written_to_it() {
         dataflow::one_line(&error),
         format!(
             "sort cannot write a block in {}: No space left on device (os error 28)",
-            disk.0.path().display()
+            disk.path().display()
         )
     );
     // And what was written before is gone.
-    let free = Command::new("df")
-        .args(["--output=used"])
-        .arg(disk.0.path())
-        .output()
-        .unwrap();
-    let used = String::from_utf8(free.stdout).unwrap();
-    assert_eq!(used.lines().nth(1).map(str::trim), Some("0"), "{used}");
+    assert_eq!(disk.used(), "0");
 }

@@ -54,7 +54,7 @@ pub use operator::{
     cross::{Cross, Crossed},
     fallible::{TryFlatMap, TryMap},
     group::{By, Cogroup, Cogrouped, Group, Grouped, Order, Unordered},
-    join::{Anti, Full, HashJoin, Inner, Join, Joined, Left, Right, Semi},
+    join::{Anti, Full, HashJoin, Inner, Join, Joined, Left, MergeJoin, MergeJoined, Right, Semi},
     limit::{Take, Taken, TopN, Topped},
     narrow::{Filter, FlatMap, Keyed, Keys, Map, Numbered, Out, Pass, Then},
     partition::{KeyBy, MapPartition, Sample, UniqueId},

@@ -14,7 +14,7 @@ use std::{
 
 use transport::{Buffer, Fabric, Ledger, Rank};
 
-use crate::{Error, Record, graph::EdgeId, spill};
+use crate::{Error, Record, exchange::batch_bytes, graph::EdgeId, spill};
 
 /// Takes records, by their views.
 pub trait Push<T: Record> {
@@ -162,6 +162,14 @@ impl Place {
     /// Whether a rank is in this process.
     pub fn is_here(&self, rank: Rank) -> bool {
         rank / self.executors == self.rank / self.executors
+    }
+
+    /// The most bytes that the process may need at once for batches in the making that find no loan: one for each
+    /// channel of each executor.
+    pub(crate) fn sending_bytes(&self) -> u64 {
+        let half = self.fabric.borrow().arena().capacity() / 2;
+        let channels = half / (self.batch_bytes_max as u64).max(1);
+        u64::from(self.executors) * channels * batch_bytes(self.window_bytes) as u64
     }
 }
 

@@ -84,6 +84,21 @@ impl<S: Source> Stream<S, Pass> {
         }
     }
 
+    /// The same from another source that reads the same inputs, and a name with `suffix`.
+    pub(crate) fn with_source<S2: Source>(
+        self,
+        source: impl FnOnce(&S) -> S2,
+        suffix: &str,
+    ) -> Stream<S2, Pass> {
+        Stream {
+            source: Arc::new(source(&self.source)),
+            narrow: Pass,
+            inputs: self.inputs,
+            placement: self.placement,
+            name: self.name + suffix,
+        }
+    }
+
     /// The same with one instance: for what is the same for all.
     pub(crate) fn on_one(self) -> Self {
         self.placed(Placement::Instances(1))

@@ -1,8 +1,12 @@
 //! Where the jobs of these tests run.
 
-use std::{cell::RefCell, fmt::Debug, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    fmt::Debug,
+    rc::Rc,
+};
 
-use dataflow::{Counters, Error, Job, Progress, Run, Site, inline};
+use dataflow::{Counters, Error, Job, Progress, Run, Site, inline, spill};
 use proptest::prelude::*;
 use transport::{Arena, Event, Fabric, Ledger, Simulation};
 use updraft::Config;
@@ -14,7 +18,7 @@ pub(crate) struct Cluster {
     pub(crate) size: u32,
     pub(crate) executors: u32,
     pub(crate) arena_bytes: u64,
-    /// The limit of the ledger that all ranks share.
+    /// The limit of the ledger that the ranks of a process share.
     pub(crate) memory_bytes: u64,
 }
 
@@ -37,13 +41,43 @@ pub(crate) fn instances() -> impl Strategy<Value = u32> {
 impl Cluster {
     /// What a job gives.
     pub(crate) fn run<R>(self, job: &Job<R>) -> Result<R, Error> {
+        Ok(self.run_on(job, &spill::Config::default())?.0)
+    }
+
+    /// The same, with what was written to disk for it.
+    pub(crate) fn run_on<R>(
+        self,
+        job: &Job<R>,
+        spill: &spill::Config,
+    ) -> Result<(R, u64), Error> {
         let network = Simulation::new(self.seed, self.size);
-        let ledger = Ledger::new(self.memory_bytes);
+        let processes = 0..self.size.div_ceil(self.executors);
+        let ledgers: Vec<_> = processes.map(|_| Ledger::new(self.memory_bytes)).collect();
+        let spilled = Rc::new(Spilled::default());
         let mut ranks = Vec::new();
         for rank in 0..self.size {
-            let fabric = network.fabric(rank, &Arena::new(&ledger, self.arena_bytes)?);
-            ranks.push(Driven::new(fabric, self.executors, &ledger, job)?);
+            let ledger = &ledgers[(rank / self.executors) as usize];
+            let fabric = network.fabric(rank, &Arena::new(ledger, self.arena_bytes)?);
+            let counters = spilled.clone();
+            ranks.push(Driven::new(
+                fabric,
+                self.executors,
+                ledger,
+                counters,
+                spill,
+                job,
+            )?);
         }
+        let ended = self.drive(&network, &mut ranks);
+        drop(ranks);
+        for ledger in &ledgers {
+            assert_eq!(ledger.used(), 0, "{self:?}: memory is given back");
+        }
+        ended?;
+        Ok((job.take_result(), spilled.0.take()))
+    }
+
+    fn drive(self, network: &Simulation, ranks: &mut [Driven]) -> Result<(), Error> {
         let mut done = vec![false; self.size as usize];
         let mut idle = 0;
         while done.iter().any(|done| !done) {
@@ -64,9 +98,7 @@ impl Cluster {
                 "{self:?}: no rank makes progress any more"
             );
         }
-        drop(ranks);
-        assert_eq!(ledger.used(), 0, "{self:?}: memory is given back");
-        Ok(job.take_result())
+        Ok(())
     }
 
     /// The job gives `expected`, in some order, here and on one thread; for some seeds also in threads.
@@ -119,6 +151,8 @@ impl Driven {
         fabric: Fabric,
         executors: u32,
         ledger: &Ledger,
+        counters: Rc<dyn Counters>,
+        spill: &spill::Config,
         job: &Job<R>,
     ) -> Result<Self, Error> {
         let fabric = Rc::new(RefCell::new(fabric));
@@ -126,8 +160,8 @@ impl Driven {
             fabric: fabric.clone(),
             executors,
             ledger: ledger.clone(),
-            counters: Rc::new(Nobody),
-            spill: Rc::default(),
+            counters,
+            spill: Rc::new(spill.clone()),
         };
         let run = Run::new(&job.task_graph(), 0, &site)?;
         Ok(Self {
@@ -154,14 +188,18 @@ impl Driven {
     }
 }
 
-/// Wants to know nothing.
-#[derive(Debug)]
-struct Nobody;
+/// Adds up what goes to disk.
+#[derive(Debug, Default)]
+pub(crate) struct Spilled(Cell<u64>);
 
-impl Counters for Nobody {
+impl Counters for Spilled {
     fn read(&self, _records: u64, _bytes: u64) {}
 
     fn received(&self, _records: u64) {}
 
     fn expect(&self, _bytes: u64) {}
+
+    fn spilled(&self, bytes: u64) {
+        self.0.set(self.0.get() + bytes);
+    }
 }

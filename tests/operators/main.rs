@@ -2,8 +2,11 @@
 //! with any number of ranks and instances, and however small the arenas.
 
 mod cluster;
+#[path = "../support/disk.rs"]
+mod disk;
 mod exchanges;
 mod failures;
 mod graphs;
 mod joins;
 mod reductions;
+mod spilling;

@@ -28,6 +28,11 @@ use crate::{
 const BATCH_BYTES: usize = 64 << 10;
 const BATCH_BYTES_MIN: usize = 1 << 10;
 
+/// Bytes of a batch on a channel that has such a window.
+pub(crate) fn batch_bytes(window_bytes: usize) -> usize {
+    (window_bytes / 2).clamp(BATCH_BYTES_MIN, BATCH_BYTES)
+}
+
 /// The sending end of an edge.
 pub(crate) struct Outbox<T> {
     place: Place,
@@ -82,7 +87,7 @@ impl<T: Record> Outbox<T> {
         place: &Place,
         lanes: impl IntoIterator<Item = (Rc<[(Rank, Slot)]>, u32)>,
     ) -> Result<Self, Error> {
-        let batch_bytes = (place.window_bytes / 2).clamp(BATCH_BYTES_MIN, BATCH_BYTES);
+        let batch_bytes = batch_bytes(place.window_bytes);
         let lane = |(to, readers)| Lane {
             to,
             open: readers * place.wiring.reading,

@@ -9,8 +9,9 @@ use crate::{
     exchange::{Direct, Outbox, Receiver, Routed, ToFirst},
     operator::{
         index::Rows,
-        join::{LEFT, Part, Passing, RIGHT},
+        join::{LEFT, RIGHT},
         narrow::Pass,
+        passing::{Part, Passing},
     },
     stage::{Input, Narrow, Place, Progress, Sink},
     stream::{Source, Stream},
@@ -90,7 +91,11 @@ impl<L: Record, R: Record> Input for Cross<L, R> {
         if port == RIGHT {
             self.right.receive(port, from, batch)
         } else {
-            self.left.receive(port, from, batch, !self.is_kept)
+            self.left.receive(port, from, batch, !self.is_kept)?;
+            if self.left.is_refused() {
+                self.left.must_keep()?;
+            }
+            Ok(())
         }
     }
 
@@ -105,7 +110,7 @@ impl<L: Record, R: Record> Input for Cross<L, R> {
     fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if !self.is_kept {
             if let Some((_, batch)) = self.right.next_batch() {
-                self.rows.keep(&batch)?;
+                self.rows.must_keep(&batch)?;
             } else if self.right.is_done() {
                 self.is_kept = true;
             } else {

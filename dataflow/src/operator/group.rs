@@ -1,4 +1,7 @@
 //! All values of each key, of one stream or of two.
+//!
+//! Pairs are kept by key until all have come. When there is no room for that, all are [set aside](super::aside), with
+//! those that were kept already, and read back key by key.
 
 use std::{fmt, marker::PhantomData};
 
@@ -9,6 +12,7 @@ use crate::{
     batch::try_with_encoded,
     exchange::Receiver,
     operator::{
+        aside::{Aside, Block, ByHash},
         index::{Found, Index, Row},
         join::{GIVEN_A_TURN, LEFT, RIGHT, by_key},
         narrow::Pass,
@@ -24,8 +28,7 @@ where
     L: Record,
     N: Narrow<S::Out, Out = (K, L)>,
 {
-    /// All values of each key, in no particular order: they are kept in memory, and those of one key have to fit
-    /// into one record. Where a value can be made of them on the way, [`reduce_by_key`](Self::reduce_by_key) or
+    /// All values of each key, in no particular order: those of one key have to fit in memory, and into one record. Where a value can be made of them on the way, [`reduce_by_key`](Self::reduce_by_key) or
     /// [`aggregate_by_key`](Self::aggregate_by_key) take less of both memory and time.
     ///
     /// ```
@@ -70,7 +73,7 @@ where
     }
 
     /// For each key that one of the streams has, all values that each has. Null keys are keys like others here.
-    /// Both streams are kept in memory; the values of one key have to fit into one record.
+    /// The values of one key have to fit in memory, and into one record.
     ///
     /// ```
     /// use dataflow::{collection, inline};
@@ -149,6 +152,7 @@ impl<K: Key, V: Record, O: Order<V>> Source for Grouped<K, V, O> {
         Ok(Group {
             side: Side::new(place, 0, self.name)?,
             order: self.order.clone(),
+            keys: Vec::new(),
         })
     }
 }
@@ -161,10 +165,25 @@ impl<K, V, O> fmt::Debug for Grouped<K, V, O> {
     }
 }
 
-/// A side that is kept by key, to its end. Keys of the other side that were given are marked.
+/// A side that is kept by key, to its end, or set aside. Keys of the other side that were given are marked.
 struct Side<K: Key, V: Record> {
     receiver: Receiver<(K, V)>,
     index: Index<K, V>,
+    aside: Aside<(K, V), ByHash>,
+    keeping: Keeping,
+    /// What was set aside of one hash.
+    block: Block<(K, V)>,
+}
+
+/// Where the rows of a side are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeping {
+    /// They are kept by key.
+    ByKey,
+    /// They are set aside, while they come.
+    Aside,
+    /// They are read.
+    Reading,
 }
 
 impl<K: Key, V: Record> Side<K, V> {
@@ -172,19 +191,57 @@ impl<K: Key, V: Record> Side<K, V> {
         Ok(Self {
             receiver: Receiver::new(place, port),
             index: Index::new(place, holder, false)?,
+            aside: Aside::new(place, ByHash, holder)?,
+            keeping: Keeping::ByKey,
+            block: Block::new(place, holder)?,
         })
     }
 
-    /// Goes on; done when all rows are kept by key.
+    /// Goes on; done when all rows are kept by key, or can be read in the order of the hashes of their keys.
     fn poll(&mut self) -> Result<Progress, Error> {
-        if let Some((_, batch)) = self.receiver.next_batch() {
-            self.index.rows.keep(&batch)?;
-        } else if !self.receiver.is_done() {
-            return Ok(Progress::None);
-        } else if !self.index.build()? {
-            return Ok(Progress::Done);
+        if self.aside.go_on()? {
+            return Ok(Progress::Made);
+        }
+        match self.keeping {
+            Keeping::ByKey => {
+                if let Some((_, batch)) = self.receiver.next_batch() {
+                    if !self.index.keep(&batch)? {
+                        self.keeping = Keeping::Aside;
+                        self.set_aside(batch.views(0))?;
+                    }
+                } else if !self.receiver.is_done() {
+                    return Ok(Progress::None);
+                } else if !self.index.build() {
+                    return Ok(Progress::Done);
+                }
+            }
+            Keeping::Aside => {
+                if let Some(kept) = self.index.pop() {
+                    self.set_aside(kept.views(0))?;
+                } else if let Some((_, batch)) = self.receiver.next_batch() {
+                    self.set_aside(batch.views(0))?;
+                } else if !self.receiver.is_done() {
+                    return Ok(Progress::None);
+                } else {
+                    self.aside.end()?;
+                    self.keeping = Keeping::Reading;
+                }
+            }
+            Keeping::Reading => return Ok(Progress::Done),
         }
         Ok(Progress::Made)
+    }
+
+    fn set_aside<'a>(
+        &mut self,
+        mut views: impl Iterator<Item = (K::View<'a>, V::View<'a>)>,
+    ) -> Result<(), Error> {
+        views.try_for_each(|view| self.aside.push(view))
+    }
+
+    /// Whether there was no room to keep all by key.
+    fn is_aside(&self) -> bool {
+        self.keeping != Keeping::ByKey
     }
 
     /// The values of the key whose first row this is.
@@ -192,12 +249,47 @@ impl<K: Key, V: Record> Side<K, V> {
         let rows = self.index.rows_from(first);
         rows.map(|row| self.index.rows.view(row).1).collect()
     }
+
+    /// The hash whose rows are next, of those that were set aside.
+    fn next_hash(&self) -> Option<u64> {
+        Some(self.aside.first()?.0)
+    }
+
+    /// Reads all rows of a hash, instead of those read before, and adds their keys.
+    ///
+    /// # Errors
+    ///
+    /// [`transport::Error::LedgerLimit`] when they do not fit in memory.
+    fn read(&mut self, hash: u64, keys: &mut Vec<K::Stored>) -> Result<(), Error> {
+        self.block.clear();
+        while let Some((other, (key, value))) = self.aside.first()
+            && other == hash
+        {
+            self.block.must_push((key, value))?;
+            if !keys.iter().any(|known| K::is(known, key)) {
+                keys.push(K::store(key));
+            }
+            self.aside.advance()?;
+        }
+        self.block.seal();
+        Ok(())
+    }
+
+    /// The values of a key, of the hash that was read.
+    fn values_read(&self, key: &K::Stored) -> Vec<V::View<'_>> {
+        let rows = self.block.pages().iter().flat_map(|page| page.views(0));
+        rows.filter(|(other, _)| K::is(key, *other))
+            .map(|(_, value)| value)
+            .collect()
+    }
 }
 
 /// Gives the values of each key when all have come.
 pub struct Group<K: Key, V: Record, O> {
     side: Side<K, V>,
     order: O,
+    /// Keys of the hash that was read, of which nothing was given yet.
+    keys: Vec<K::Stored>,
 }
 
 impl<K: Key, V: Record, O: Order<V>> Input for Group<K, V, O> {
@@ -220,6 +312,12 @@ impl<K: Key, V: Record, O: Order<V>> Input for Group<K, V, O> {
             if down.is_full() {
                 break;
             }
+            if self.side.is_aside() {
+                if !self.give_read(down)? {
+                    return Ok(Progress::Done);
+                }
+                continue;
+            }
             let Some(first) = self.side.index.next_unmarked() else {
                 return Ok(Progress::Done);
             };
@@ -229,6 +327,24 @@ impl<K: Key, V: Record, O: Order<V>> Input for Group<K, V, O> {
             push_group(&(key, values), down)?;
         }
         Ok(Progress::Made)
+    }
+}
+
+impl<K: Key, V: Record, O: Order<V>> Group<K, V, O> {
+    /// Gives the values of a key that were set aside; false when there are no more.
+    fn give_read<D: Push<(K, Vec<V>)>>(&mut self, down: &mut D) -> Result<bool, Error> {
+        if self.keys.is_empty() {
+            let Some(hash) = self.side.next_hash() else {
+                return Ok(false);
+            };
+            self.side.read(hash, &mut self.keys)?;
+        }
+        if let Some(key) = self.keys.pop() {
+            let mut values = self.side.values_read(&key);
+            self.order.sort(&mut values);
+            push_group(&(K::stored(&key), values), down)?;
+        }
+        Ok(true)
     }
 }
 
@@ -258,6 +374,7 @@ impl<K: Key, L: Record, R: Record> Source for Cogrouped<K, L, R> {
         Ok(Cogroup {
             left: Side::new(place, LEFT, "cogroup")?,
             right: Side::new(place, RIGHT, "cogroup")?,
+            keys: Vec::new(),
         })
     }
 }
@@ -272,6 +389,8 @@ impl<K, L, R> fmt::Debug for Cogrouped<K, L, R> {
 pub struct Cogroup<K: Key, L: Record, R: Record> {
     left: Side<K, L>,
     right: Side<K, R>,
+    /// Keys of the hash that was read, of which nothing was given yet.
+    keys: Vec<K::Stored>,
 }
 
 impl<K: Key, L: Record, R: Record> Input for Cogroup<K, L, R> {
@@ -292,6 +411,14 @@ impl<K: Key, L: Record, R: Record> Input for Cogroup<K, L, R> {
     }
 
     fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error> {
+        // Both sides are kept in the same way.
+        if self.left.is_aside() != self.right.is_aside() {
+            for keeping in [&mut self.left.keeping, &mut self.right.keeping] {
+                if *keeping == Keeping::ByKey {
+                    *keeping = Keeping::Aside;
+                }
+            }
+        }
         match (self.left.poll()?, self.right.poll()?) {
             (Progress::Done, Progress::Done) => {}
             (Progress::Made, _) | (_, Progress::Made) => return Ok(Progress::Made),
@@ -301,7 +428,11 @@ impl<K: Key, L: Record, R: Record> Input for Cogroup<K, L, R> {
             if down.is_full() {
                 break;
             }
-            if let Some(first) = self.left.index.next_unmarked() {
+            if self.left.is_aside() {
+                if !self.give_read(down)? {
+                    return Ok(Progress::Done);
+                }
+            } else if let Some(first) = self.left.index.next_unmarked() {
                 let (key, _) = self.left.index.rows.view(first);
                 let found = self.right.index.find(key);
                 let mut partner = Row::NONE;
@@ -320,6 +451,25 @@ impl<K: Key, L: Record, R: Record> Input for Cogroup<K, L, R> {
             }
         }
         Ok(Progress::Made)
+    }
+}
+
+impl<K: Key, L: Record, R: Record> Cogroup<K, L, R> {
+    /// Gives the values of a key that were set aside on either side; false when there are no more.
+    fn give_read<D: Push<(K, (Vec<L>, Vec<R>))>>(&mut self, down: &mut D) -> Result<bool, Error> {
+        if self.keys.is_empty() {
+            let hashes = [self.left.next_hash(), self.right.next_hash()];
+            let Some(hash) = hashes.into_iter().flatten().min() else {
+                return Ok(false);
+            };
+            self.left.read(hash, &mut self.keys)?;
+            self.right.read(hash, &mut self.keys)?;
+        }
+        if let Some(key) = self.keys.pop() {
+            let (left, right) = (self.left.values_read(&key), self.right.values_read(&key));
+            push_group(&(K::stored(&key), (left, right)), down)?;
+        }
+        Ok(true)
     }
 }
 

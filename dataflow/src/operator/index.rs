@@ -11,11 +11,10 @@
 
 use std::hint::black_box;
 
-use transport::Reservation;
-
 use crate::{
     Error, Key, Record,
     batch::{Batch, Page},
+    operator::room::Room,
     stage::Place,
 };
 
@@ -49,7 +48,7 @@ impl Row {
 pub(crate) struct Rows<T> {
     batches: Vec<Page<T>>,
     number: usize,
-    reservation: Reservation,
+    room: Room,
 }
 
 impl<T: Record> Rows<T> {
@@ -57,12 +56,16 @@ impl<T: Record> Rows<T> {
         Ok(Self {
             batches: Vec::new(),
             number: 0,
-            reservation: place.ledger.reserve(holder, 0)?,
+            room: Room::new(place, holder)?,
         })
     }
 
-    /// Keeps a batch.
-    pub(crate) fn keep(&mut self, batch: &Batch<T>) -> Result<(), Error> {
+    /// Keeps a batch, with so many bytes for what is made of its records later; false when there is no room.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::GraphTooLarge`].
+    pub(crate) fn keep(&mut self, batch: &Batch<T>, more: u64) -> Result<bool, Error> {
         for number in [self.batches.len() + 1, batch.len()] {
             if number as u64 >= NUMBER_MASK {
                 return Err(Error::GraphTooLarge {
@@ -72,15 +75,39 @@ impl<T: Record> Rows<T> {
             }
         }
         let bytes = batch.bytes() + size_of::<Page<T>>();
-        self.reservation.grow(bytes as u64)?;
+        if !self.room.take(bytes as u64 + more) {
+            return Ok(false);
+        }
+        self.number += batch.len();
+        self.batches.push(batch.keep());
+        Ok(true)
+    }
+
+    /// Keeps a batch that has to be kept.
+    ///
+    /// # Errors
+    ///
+    /// [`transport::Error::LedgerLimit`].
+    pub(crate) fn must_keep(&mut self, batch: &Batch<T>) -> Result<(), Error> {
+        let bytes = batch.bytes() + size_of::<Page<T>>();
+        self.room.insist(bytes as u64)?;
         self.number += batch.len();
         self.batches.push(batch.keep());
         Ok(())
     }
 
+    /// Gives up the batch that was kept last.
+    pub(crate) fn pop(&mut self) -> Option<Page<T>> {
+        let batch = self.batches.pop()?;
+        self.number -= batch.len();
+        let bytes = batch.capacity() + size_of::<Page<T>>();
+        self.room.give_back(bytes as u64);
+        Some(batch)
+    }
+
     #[inline]
     pub(crate) fn view(&self, row: Row) -> T::View<'_> {
-        T::view(&self.batches[row.batch()].elements()[row.index()])
+        self.batches[row.batch()].view(row.index())
     }
 
     pub(crate) fn batches(&self) -> &[Page<T>] {
@@ -153,19 +180,47 @@ impl<K: Key, V: Record> Index<K, V> {
         })
     }
 
+    /// Keeps a batch, and has room for the table of all; false when there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::GraphTooLarge`].
+    pub(crate) fn keep(&mut self, batch: &Batch<(K, V)>) -> Result<bool, Error> {
+        let before = Self::table_bytes(self.rows.batches.len(), self.rows.number);
+        let after = Self::table_bytes(self.rows.batches.len() + 1, self.rows.number + batch.len());
+        self.rows.keep(batch, after - before)
+    }
+
+    /// Gives up a batch, after those that came behind it, and the table.
+    pub(crate) fn pop(&mut self) -> Option<Page<(K, V)>> {
+        (self.words, self.next) = (Vec::new(), Vec::new());
+        let before = Self::table_bytes(self.rows.batches.len(), self.rows.number);
+        let batch = self.rows.pop()?;
+        let after = Self::table_bytes(self.rows.batches.len(), self.rows.number);
+        self.rows.room.give_back(before - after);
+        Some(batch)
+    }
+
+    /// The most that the table of so many rows takes: words, of which half may be filled, and what follows each row.
+    fn table_bytes(batches: usize, rows: usize) -> u64 {
+        let words = Self::words_of(rows) * size_of::<Word>();
+        let links = batches * size_of::<Vec<Row>>() + rows * size_of::<Row>();
+        (words + links) as u64
+    }
+
+    fn words_of(rows: usize) -> usize {
+        (2 * rows).next_power_of_two()
+    }
+
     /// Enters the rows of the next batch that was kept, when all are kept; false if all are entered.
-    pub(crate) fn build(&mut self) -> Result<bool, Error> {
+    pub(crate) fn build(&mut self) -> bool {
         if self.words.is_empty() {
-            let words = (2 * self.rows.number).next_power_of_two();
-            let links = self.rows.batches.len() * size_of::<Vec<Row>>();
-            let bytes = words * size_of::<Word>() + links;
-            self.rows.reservation.grow(bytes as u64)?;
-            self.words = vec![EMPTY; words];
+            self.words = vec![EMPTY; Self::words_of(self.rows.number)];
             self.next.resize_with(self.rows.batches.len(), Vec::new);
         }
         let batch = self.entered;
         let Some(kept) = self.rows.batches.get(batch) else {
-            return Ok(false);
+            return false;
         };
         self.entered += 1;
         let len = kept.len();
@@ -180,10 +235,10 @@ impl<K: Key, V: Record> Index<K, V> {
             }
             black_box(touched);
             for (index, hash) in group.zip(hashes) {
-                self.enter(Row::new(batch, index), hash)?;
+                self.enter(Row::new(batch, index), hash);
             }
         }
-        Ok(true)
+        true
     }
 
     fn place_of(&self, hash: u64) -> usize {
@@ -192,15 +247,14 @@ impl<K: Key, V: Record> Index<K, V> {
 
     /// Enters a row, before those of the same key.
     #[inline]
-    fn enter(&mut self, row: Row, hash: u64) -> Result<(), Error> {
+    fn enter(&mut self, row: Row, hash: u64) {
         let (key, _) = self.rows.view(row);
         if self.nulls_apart && K::is_null(key) {
             let after = std::mem::replace(&mut self.nulls, row);
-            return if after == Row::NONE {
-                Ok(())
-            } else {
-                self.link(row, after)
-            };
+            if after != Row::NONE {
+                self.link(row, after);
+            }
+            return;
         }
         let tag = hash >> TAG_SHIFT << TAG_SHIFT;
         let mut at = self.place_of(hash);
@@ -208,27 +262,24 @@ impl<K: Key, V: Record> Index<K, V> {
             let word = self.words[at];
             if word == EMPTY {
                 self.words[at] = tag | row.0;
-                return Ok(());
+                return;
             }
             if has_tag(word, hash) && K::same(self.rows.view(row_of(word)).0, key) {
                 self.words[at] = tag | FOLLOWED | row.0;
-                return self.link(row, row_of(word));
+                self.link(row, row_of(word));
+                return;
             }
             at = (at + 1) & (self.words.len() - 1);
         }
     }
 
     /// Notes that a row is followed by another.
-    fn link(&mut self, row: Row, after: Row) -> Result<(), Error> {
+    fn link(&mut self, row: Row, after: Row) {
         let links = &mut self.next[row.batch()];
         if links.is_empty() {
-            let len = self.rows.batches[row.batch()].len();
-            let bytes = (len * size_of::<Row>()) as u64;
-            self.rows.reservation.grow(bytes)?;
-            *links = vec![Row::NONE; len];
+            *links = vec![Row::NONE; self.rows.batches[row.batch()].len()];
         }
         links[row.index()] = after;
-        Ok(())
     }
 
     /// Where the keys of some records are, be they null, which are nowhere if they are kept apart.

@@ -1,6 +1,7 @@
 //! What is done to records.
 
 pub(crate) mod aggregate;
+mod aside;
 pub(crate) mod cross;
 mod exchange;
 pub(crate) mod fallible;
@@ -10,7 +11,9 @@ pub(crate) mod join;
 pub(crate) mod limit;
 pub(crate) mod narrow;
 pub(crate) mod partition;
+mod passing;
 pub(crate) mod reduce;
+mod room;
 pub(crate) mod sort;
 pub(crate) mod statistics;
 pub(crate) mod union;

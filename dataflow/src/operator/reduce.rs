@@ -4,6 +4,10 @@
 //! on the rank that the key belongs to. How much the first table may hold is bounded: when the bound,
 //! or the worker's ledger, is reached, it is sent on and starts anew. Where keys hardly repeat, pairs are
 //! sent on as they are.
+//!
+//! When the second table finds no room for more keys, it stays as it is: values of its keys are combined in place as
+//! before, and pairs of other keys are [set aside](super::aside), to be combined when they are read in order. So keys
+//! that come often, of which one is most likely in the table, cost no more than they did.
 
 use std::{fmt, marker::PhantomData, mem};
 
@@ -12,8 +16,13 @@ use transport::{Buffer, Rank, Reservation};
 
 use crate::{
     Encode, Error, Key, Record,
+    batch::Batch,
     exchange::{Outbox, Receiver},
-    operator::narrow::{Keyed, Keys, Pass, Then},
+    operator::{
+        aside::{Aside, ByHash},
+        narrow::{Keyed, Keys, Pass, Then},
+        room::Room,
+    },
     stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
     stream::{Source, Stream},
 };
@@ -129,7 +138,7 @@ where
     ) -> Stream<Reduced<K, A::State, B>, Pass>
     where
         A: Accumulate<V>,
-        B: Accumulate<A::State>,
+        B: Accumulate<A::State, State = A::State>,
     {
         let output = move |place: &Place| {
             Combine::<K, V, A>::new(before.clone(), place, Outbox::to_each(place)?)
@@ -193,7 +202,12 @@ pub struct Reduced<K, I, A> {
     pair: PhantomData<fn() -> (K, I)>,
 }
 
-impl<K: Key, I: Record, A: Accumulate<I>> Source for Reduced<K, I, A> {
+impl<K, I, A> Source for Reduced<K, I, A>
+where
+    K: Key,
+    I: Record,
+    A: Accumulate<I, State = I>,
+{
     type Input = Reduce<K, I, A>;
     type Out = (K, <A::Out as Encode>::Record);
 
@@ -201,7 +215,14 @@ impl<K: Key, I: Record, A: Accumulate<I>> Source for Reduced<K, I, A> {
         Ok(Reduce {
             receiver: Receiver::new(place, 0),
             table: Table::new(self.accumulate.clone(), place, self.name)?,
-            drain: None,
+            aside: Aside::new(place, ByHash, self.name)?,
+            rest: Rest::Nothing,
+            reading: Reading {
+                hash: 0,
+                values: Vec::new(),
+            },
+            for_reading: place.ledger.reserve(self.name, 0)?,
+            phase: Phase::Taking,
         })
     }
 }
@@ -226,99 +247,136 @@ struct Entry<K: Key, V> {
 struct Table<K: Key, I: Record, A: Accumulate<I>> {
     entries: HashTable<Entry<K, A::State>>,
     accumulate: A,
-    /// Bytes that keys and values keep outside of the table.
-    outside: usize,
+    /// Bytes that keys and values keep outside of the table, and bytes that are entered for that.
+    outside: u64,
+    entered: u64,
     /// Bytes of what was drained and is not all gone.
     draining: u64,
-    reservation: Reservation,
+    /// Whether keys that are not there are refused.
+    is_frozen: bool,
+    room: Room,
 }
+
+/// What became of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Merged {
+    /// It was combined with what was there.
+    Combined,
+    /// It is the first of its key.
+    New,
+    /// It would be, but there is no room for another key.
+    Refused,
+    /// It was combined, and takes more room than there is.
+    TooMuch,
+}
+
+/// Bytes entered at a time for what is outside of a table.
+const ENTERED: u64 = 64 << 10;
 
 /// The values of a table on their way out.
 type Drain<K, V> = hash_table::IntoIter<Entry<K, V>>;
 
 impl<K: Key, I: Record, A: Accumulate<I>> Table<K, I, A> {
     fn new(accumulate: A, place: &Place, holder: &'static str) -> Result<Self, Error> {
-        let reservation = place.ledger.reserve(holder, 0)?;
         Ok(Self {
             entries: HashTable::new(),
             accumulate,
             outside: 0,
+            entered: 0,
             draining: 0,
-            reservation,
+            is_frozen: false,
+            room: Room::new(place, holder)?,
         })
     }
 
-    /// Combines a pair with what is there, and tells whether more is kept than before. It is taken also when the
-    /// ledger refuses the growth.
+    /// Combines a pair with what is there.
     #[inline]
-    fn merge(&mut self, key: K::View<'_>, value: I::View<'_>) -> Result<bool, Error> {
+    fn merge(&mut self, key: K::View<'_>, value: I::View<'_>) -> Merged {
         let hash = K::hash(key);
         let same = |entry: &Entry<K, A::State>| entry.hash == hash && K::is(&entry.key, key);
         match self.entries.find_mut(hash, same) {
             Some(entry) if mem::needs_drop::<A::State>() => {
-                let before = entry.value.heap_bytes();
+                let before = entry.value.heap_bytes() as u64;
                 self.accumulate.add(&mut entry.value, value);
-                let after = entry.value.heap_bytes();
+                let after = entry.value.heap_bytes() as u64;
                 self.outside = (self.outside + after).saturating_sub(before);
-                if after > before {
-                    self.reservation.grow((after - before) as u64)?;
+                if after > before && !self.enter() {
+                    return Merged::TooMuch;
                 }
-                Ok(after > before)
+                Merged::Combined
             }
             Some(entry) => {
                 self.accumulate.add(&mut entry.value, value);
-                Ok(false)
+                Merged::Combined
             }
-            None => self.insert(hash, key, value).map(|()| true),
+            None => self.insert(hash, key, value),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn insert(&mut self, hash: u64, key: K::View<'_>, value: I::View<'_>) -> Result<(), Error> {
-        let room = if self.entries.len() == self.entries.capacity() {
-            self.make_room()
-        } else {
-            Ok(())
-        };
+    fn insert(&mut self, hash: u64, key: K::View<'_>, value: I::View<'_>) -> Merged {
+        if self.is_frozen {
+            return Merged::Refused;
+        }
+        if self.entries.len() == self.entries.capacity() && !self.make_room() {
+            return Merged::Refused;
+        }
         let entry = Entry {
             hash,
             key: K::store(key),
             value: self.accumulate.start(value),
         };
-        let bytes = K::stored_bytes(&entry.key) + entry.value.heap_bytes();
+        let bytes = (K::stored_bytes(&entry.key) + entry.value.heap_bytes()) as u64;
         self.outside += bytes;
-        self.entries.insert_unique(hash, entry, |entry| entry.hash);
-        if bytes > 0 {
-            self.reservation.grow(bytes as u64)?;
+        if bytes > 0 && !self.enter() {
+            self.outside -= bytes;
+            return Merged::Refused;
         }
-        room
+        self.entries.insert_unique(hash, entry, |entry| entry.hash);
+        Merged::New
     }
 
-    /// Enters the doubled table on the ledger. While it grows, the old one is there too.
-    fn make_room(&mut self) -> Result<(), Error> {
+    /// Enters on the ledger what is outside of the table; false when there is no room for it.
+    #[inline]
+    fn enter(&mut self) -> bool {
+        if self.outside <= self.entered {
+            return true;
+        }
+        let more = (self.outside - self.entered).next_multiple_of(ENTERED);
+        let is_entered = self.room.take(more);
+        if is_entered {
+            self.entered += more;
+        }
+        is_entered
+    }
+
+    /// Doubles the table, if there is room for that. While it grows, the old one is there too.
+    fn make_room(&mut self) -> bool {
         let before = self.entries.allocation_size();
         let capacity = self.entries.capacity();
         let after = 2 * before.max(8 * size_of::<Entry<K, A::State>>());
-        let room = self.reservation.grow(after as u64);
+        if !self.room.take(after as u64) {
+            return false;
+        }
         self.entries.reserve(capacity.max(1), |entry| entry.hash);
         self.forget_what_is_gone();
-        Ok(room?)
+        true
     }
 
     /// Leaves on the ledger what is still there.
     fn forget_what_is_gone(&mut self) {
-        let here = (self.entries.allocation_size() + self.outside) as u64;
-        self.reservation.shrink_to(self.draining + here);
+        let here = self.entries.allocation_size() as u64 + self.entered;
+        self.room.shrink_to(self.draining + here);
     }
 
     fn bytes(&self) -> u64 {
-        self.reservation.bytes()
+        self.room.bytes()
     }
 
     fn drain(&mut self) -> Drain<K, A::State> {
-        self.outside = 0;
-        self.draining = self.reservation.bytes();
+        (self.outside, self.entered) = (0, 0);
+        self.draining = self.room.bytes();
         mem::take(&mut self.entries).into_iter()
     }
 
@@ -383,13 +441,20 @@ impl<K: Key, I: Record, A: Accumulate<I>> Push<(K, I)> for Combine<K, I, A> {
     #[inline]
     fn push(&mut self, (key, value): (K::View<'_>, I::View<'_>)) {
         if self.passing > 0 {
+            self.passing -= 1;
             self.pass(key, value);
             return;
         }
         self.seen += 1;
         match self.table.merge(key, value) {
-            Ok(false) => {}
-            grown => self.look(grown.is_err()),
+            Merged::Combined => {}
+            Merged::New => self.look(),
+            // Whatever has no room, what there is can be sent on to make some.
+            Merged::TooMuch => self.start_drain(),
+            Merged::Refused => {
+                self.pass(key, value);
+                self.start_drain();
+            }
         }
     }
 }
@@ -398,7 +463,6 @@ impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
     /// Sends a pair on as it is.
     #[inline]
     fn pass(&mut self, key: K::View<'_>, value: I::View<'_>) {
-        self.passing -= 1;
         let lane = self.outbox.lane_of(K::hash(key));
         let state = self.table.accumulate.start(value);
         state.with_view(|state| {
@@ -407,12 +471,11 @@ impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
         });
     }
 
-    /// Looks, when the table has grown, whether it pays and has room.
+    /// Looks, when the table has a new key, whether it pays and has room.
     #[inline]
-    fn look(&mut self, refused: bool) {
+    fn look(&mut self) {
         let len = self.table.entries.len();
-        // Whatever refused the growth, what there is can be sent on to make room.
-        if refused || self.table.bytes() > self.bytes_max {
+        if self.table.bytes() > self.bytes_max {
             self.start_drain();
         } else if len == KEYS_TO_LOOK && self.seen < PAIRS_A_KEY_MIN * len as u64 {
             self.passing = PASSED_BEFORE_A_LOOK;
@@ -475,34 +538,148 @@ impl<K: Key, I: Record, A: Accumulate<I>> Output<(K, I)> for Combine<K, I, A> {
 pub struct Reduce<K: Key, I: Record, A: Accumulate<I>> {
     receiver: Receiver<(K, I)>,
     table: Table<K, I, A>,
-    drain: Option<Drain<K, A::State>>,
+    /// Pairs that found no room in the table.
+    aside: Aside<(K, I), ByHash>,
+    rest: Rest,
+    /// The keys of the hash that is being read.
+    reading: Reading<K, A::State>,
+    /// For what their values keep outside of themselves.
+    for_reading: Reservation,
+    phase: Phase<K, A::State>,
 }
 
-impl<K: Key, I: Record, A: Accumulate<I>> Reduce<K, I, A> {
-    fn give<D>(&mut self, down: &mut D) -> Progress
+/// What was set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    Nothing,
+    /// Pairs of keys that are not in the table.
+    Others,
+    /// Pairs of any key, because values in the table had become too large.
+    Any,
+}
+
+/// How far it is.
+enum Phase<K: Key, V> {
+    Taking,
+    /// It gives what is in the table.
+    Giving(Drain<K, V>),
+    /// It gives what was set aside.
+    Reading,
+}
+
+/// What is combined of the pairs of one hash: nearly always of one key.
+struct Reading<K: Key, V> {
+    hash: u64,
+    values: Vec<(K::Stored, V)>,
+}
+
+impl<K, I, A> Reduce<K, I, A>
+where
+    K: Key,
+    I: Record,
+    A: Accumulate<I, State = I>,
+{
+    /// Takes in a batch.
+    fn take(&mut self, batch: &Batch<(K, I)>) -> Result<(), Error> {
+        for (key, value) in batch.views(0) {
+            match self.table.merge(key, value) {
+                Merged::Combined | Merged::New => {}
+                Merged::Refused => {
+                    self.table.is_frozen = true;
+                    if self.rest == Rest::Nothing {
+                        self.rest = Rest::Others;
+                    }
+                    self.aside.push((key, value))?;
+                }
+                Merged::TooMuch => self.set_table_aside()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets all aside that is in the table, so that the values there, which have grown, make room.
+    fn set_table_aside(&mut self) -> Result<(), Error> {
+        self.rest = Rest::Any;
+        for entry in self.table.drain() {
+            let key = K::stored(&entry.key);
+            entry
+                .value
+                .with_view(|value| self.aside.push((K::shorten(key), I::shorten(value))))?;
+        }
+        self.table.drained();
+        self.table.is_frozen = false;
+        Ok(())
+    }
+
+    /// All have come.
+    fn start_giving(&mut self) -> Result<(), Error> {
+        if self.rest == Rest::Any {
+            self.set_table_aside()?;
+        }
+        self.phase = Phase::Giving(self.table.drain());
+        Ok(())
+    }
+
+    /// Gives what was set aside, combined by key.
+    fn read<D>(&mut self, down: &mut D) -> Result<Progress, Error>
     where
         D: Sink<(K, <A::Out as Encode>::Record)>,
     {
-        let drain = self.drain.get_or_insert_with(|| self.table.drain());
+        let accumulate = &self.table.accumulate;
+        let Reading { hash, values } = &mut self.reading;
         for _ in 0..GIVEN_A_TURN {
-            if down.is_full() {
-                return Progress::Made;
+            let first = self.aside.first();
+            match first {
+                Some((other, (key, value))) if other == *hash || values.is_empty() => {
+                    *hash = other;
+                    let known = values.iter_mut().find(|(stored, _)| K::is(stored, key));
+                    let (before, after) = match known {
+                        Some((_, state)) => {
+                            let before = state.heap_bytes();
+                            accumulate.add(state, value);
+                            (before, state.heap_bytes())
+                        }
+                        None => {
+                            let state = accumulate.start(value);
+                            let bytes = state.heap_bytes();
+                            values.push((K::store(key), state));
+                            (0, bytes)
+                        }
+                    };
+                    // One key's value is all that has to fit.
+                    if after > before {
+                        self.for_reading.grow((after - before) as u64)?;
+                    }
+                    self.aside.advance()?;
+                    continue;
+                }
+                _ => {}
             }
-            let Some(entry) = drain.next() else {
-                self.table.drained();
-                return Progress::Done;
+            if down.is_full() {
+                break;
+            }
+            let Some((key, state)) = values.pop() else {
+                return Ok(Progress::Done);
             };
-            let value = self.table.accumulate.finish(entry.value);
-            (K::stored(&entry.key), value).with_view(|pair| down.push(pair));
+            let value = accumulate.finish(state);
+            (K::stored(&key), value).with_view(|pair| down.push(pair));
+            if values.is_empty() {
+                self.for_reading.shrink_to(0);
+            }
         }
-        Progress::Made
+        Ok(Progress::Made)
     }
 }
 
 /// Results given in one turn, between which messages are looked for.
 const GIVEN_A_TURN: usize = 4096;
 
-impl<K: Key, I: Record, A: Accumulate<I>> Input for Reduce<K, I, A> {
+impl<K, I, A> Input for Reduce<K, I, A>
+where
+    K: Key,
+    I: Record,
+    A: Accumulate<I, State = I>,
+{
     type Out = (K, <A::Out as Encode>::Record);
 
     fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
@@ -514,42 +691,52 @@ impl<K: Key, I: Record, A: Accumulate<I>> Input for Reduce<K, I, A> {
     }
 
     fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error> {
-        if self.drain.is_some() {
-            return Ok(self.give(down));
+        if self.aside.go_on()? {
+            return Ok(Progress::Made);
         }
-        let mut into = Into {
-            table: &mut self.table,
-            error: None,
-        };
-        let progress = self.receiver.poll(&mut into)?;
-        if let Some(error) = into.error {
-            return Err(error);
+        match &mut self.phase {
+            Phase::Taking => {
+                if let Some((_, batch)) = self.receiver.next_batch() {
+                    self.take(&batch)?;
+                } else if self.receiver.is_done() {
+                    self.start_giving()?;
+                } else {
+                    return Ok(Progress::None);
+                }
+            }
+            Phase::Giving(drain) => {
+                for _ in 0..GIVEN_A_TURN {
+                    if down.is_full() {
+                        return Ok(Progress::Made);
+                    }
+                    let Some(entry) = drain.next() else {
+                        return self.end_giving();
+                    };
+                    let value = self.table.accumulate.finish(entry.value);
+                    (K::stored(&entry.key), value).with_view(|pair| down.push(pair));
+                }
+            }
+            Phase::Reading => return self.read(down),
         }
-        match progress {
-            Progress::Done => Ok(self.give(down)),
-            progress => Ok(progress),
-        }
+        Ok(Progress::Made)
     }
 }
 
-/// Pushes pairs into a table.
-struct Into<'a, K: Key, I: Record, A: Accumulate<I>> {
-    table: &'a mut Table<K, I, A>,
-    error: Option<Error>,
-}
-
-impl<K: Key, I: Record, A: Accumulate<I>> Push<(K, I)> for Into<'_, K, I, A> {
-    #[inline]
-    fn push(&mut self, (key, value): (K::View<'_>, I::View<'_>)) {
-        if let Err(error) = self.table.merge(key, value) {
-            self.error.get_or_insert(error);
+impl<K, I, A> Reduce<K, I, A>
+where
+    K: Key,
+    I: Record,
+    A: Accumulate<I, State = I>,
+{
+    /// The table is given, and makes room for reading what was set aside.
+    fn end_giving(&mut self) -> Result<Progress, Error> {
+        self.phase = Phase::Reading;
+        self.table.drained();
+        if self.rest == Rest::Nothing {
+            return Ok(Progress::Done);
         }
-    }
-}
-
-impl<K: Key, I: Record, A: Accumulate<I>> Sink<(K, I)> for Into<'_, K, I, A> {
-    fn is_full(&self) -> bool {
-        false
+        self.aside.end()?;
+        Ok(Progress::Made)
     }
 }
 

@@ -21,6 +21,7 @@ mod store;
 
 use std::{cmp::Ordering, fmt, marker::PhantomData, rc::Rc, sync::Arc};
 
+pub(crate) use self::store::{Sizes, Sources, Step, Store};
 use self::{
     collect::{Collect, Shared},
     merge::Merge,

@@ -52,21 +52,38 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    /// The smallest are such that a block for each rank can be read at a time.
+    /// For a sort: an eighth of the memory is taken from the start.
     pub(crate) fn of(place: &Place) -> Self {
-        let size = place.wiring.readers.len().max(place.size as usize) as u64;
-        let parts = 8 * (size + 2);
-        let left = place.ledger.limit().saturating_sub(place.ledger.used());
+        let readers = place.wiring.readers.len().max(place.size as usize) as u64;
+        let left = readers * (place.window_bytes as u64 / 2).min(64 << 10);
+        Self::with(place, readers, 8, 8 * (readers + 2), left)
+    }
+
+    /// For records that are set aside, which is perhaps never done: little is taken from the start. A quarter is left
+    /// to what is read of them at a time.
+    pub(crate) fn aside(place: &Place) -> Self {
+        let sizes = Self::with(place, 1, 32, 128, place.sending_bytes());
+        Self {
+            left: sizes.left + sizes.share / 4,
+            ..sizes
+        }
+    }
+
+    /// The smallest are such that a block for each of `readers` can be read at a time. A chunk is one of `chunks` parts,
+    /// a block one of `blocks`.
+    fn with(place: &Place, readers: u64, chunks: u64, blocks: u64, left: u64) -> Self {
+        let free = place.ledger.limit().saturating_sub(place.ledger.used());
         // A quarter is left to others, and to what they send.
-        let share = (left / 4 * 3 / u64::from(place.executors)).max(parts * BLOCK_BYTES.start);
+        let share =
+            (free / 4 * 3 / u64::from(place.executors)).max(8 * (readers + 2) * BLOCK_BYTES.start);
         let within = |bytes: u64, bounds: Range<u64>| {
             bytes.clamp(bounds.start, bounds.end) & !(ALIGN as u64 - 1)
         };
-        let page_bytes = within(share / 128, PAGE_BYTES);
-        let chunk_pages = ((share / 8).min(CHUNK_BYTES) / page_bytes).max(4);
-        let chunk_records = (share / 8 / ENTRY_BYTES).min(CHUNK_RECORDS);
-        let block_bytes = within(share / parts, BLOCK_BYTES);
-        let for_blocks = size.max(2) * block_bytes * 9 / 4;
+        let page_bytes = within(share / chunks / 16, PAGE_BYTES);
+        let chunk_pages = ((share / chunks).min(CHUNK_BYTES) / page_bytes).max(4);
+        let chunk_records = (share / chunks / ENTRY_BYTES).min(CHUNK_RECORDS);
+        let block_bytes = within(share / blocks, BLOCK_BYTES);
+        let for_blocks = readers.max(2) * block_bytes * 9 / 4;
         Self {
             share,
             page_bytes: page_bytes as usize,
@@ -76,8 +93,18 @@ impl Sizes {
             // The page that is in the making when a chunk is full is a quarter more.
             least: ((chunk_pages + 1) * page_bytes + chunk_records * 5 / 4 * ENTRY_BYTES)
                 .max(for_blocks),
-            left: share / 16 + size * (place.window_bytes as u64 / 2).min(64 << 10),
+            left: share / 16 + left,
         }
+    }
+
+    /// Bytes that some rows may take that are gone through again and again.
+    pub(crate) fn block_of_rows(&self) -> usize {
+        self.least as usize
+    }
+
+    /// Bytes of a block on disk.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.block_bytes
     }
 }
 
