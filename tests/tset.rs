@@ -178,3 +178,55 @@ fn a_loop_over_what_is_cached_gives_what_a_plain_loop_gives() {
         assert_eq!(found.times.len(), 2);
     }
 }
+
+fn executors(executors: u32) -> Config {
+    Config {
+        executors: Some(executors),
+        ..Config::default()
+    }
+}
+
+/// How many numbers below a bound there are that a bound divides, for each bound that a repeated job goes through.
+fn counts(executors_in_all: u32, last: u64) -> Result<Vec<(u64, u64)>, updraft::Error> {
+    updraft::run(executors(executors_in_all), |env| {
+        let bound = Variable::new(1u64);
+        let numbers = env.run(&generate(1000, |n| n).exchange_by_hash().cache())?;
+        let job = numbers
+            .stream()
+            .filter_with(&bound, |n, bound| n % bound == 0)
+            .exchange_by_hash()
+            .count()
+            .first();
+        let found = env.repeat(&job, Vec::new(), move |found, count| {
+            let tried = *bound.get();
+            found.push((tried, count.unwrap_or_default()));
+            bound.set(tried + 1);
+            match tried {
+                13 if last == 13 => panic!("thirteen"),
+                14 if last == 14 => Err(updraft::Error::program("fourteen")),
+                _ => Ok(tried < last),
+            }
+        })?;
+        // The runs that follow have numbers of their own.
+        assert_eq!(env.run(&numbers.stream().count().first())?, Some(1000));
+        Ok(found)
+    })
+}
+
+#[test]
+fn a_job_that_repeats_itself_gives_what_a_plain_loop_gives() {
+    for executors in 1..=3 {
+        let expected: Vec<_> = (1..=200)
+            .map(|bound| (bound, 1000u64.div_ceil(bound)))
+            .collect();
+        assert_eq!(counts(executors, 200).unwrap(), expected);
+    }
+}
+
+#[test]
+fn what_goes_wrong_between_two_runs_ends_the_job() {
+    for (last, said) in [(13, "thirteen"), (14, "fourteen")] {
+        let error = counts(2, last).unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+    }
+}

@@ -213,6 +213,17 @@ impl Spread {
     }
 }
 
+impl Spread {
+    /// The same in other units.
+    pub fn times(self, factor: f64) -> Self {
+        Self {
+            median: factor * self.median,
+            min: factor * self.min,
+            max: factor * self.max,
+        }
+    }
+}
+
 impl Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.2} ({:.2}-{:.2})", self.median, self.min, self.max)

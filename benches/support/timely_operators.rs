@@ -8,10 +8,12 @@ use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 use timely::Config;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;
-use timely::dataflow::operators::vec::Input;
+use timely::dataflow::operators::vec::{Filter, Input, Map};
+use timely::dataflow::operators::{Concat, ConnectLoop, Exchange as _, Feedback, Probe};
 use timely::worker::Worker;
 
 /// How many workers there are.
@@ -43,6 +45,40 @@ fn share(worker: &Worker, number: u64) -> Range<u64> {
 /// The number a record is exchanged by: its hash, but for the bits that choose a place in a table.
 fn place(key: u64) -> u64 {
     u64::hash(key) >> 32
+}
+
+/// Sends one record to and fro between the workers, `number` times in all, by a loop. Gives the time that takes.
+pub fn rounds(number: u64) -> io::Result<Duration> {
+    let workers = timely::execute(Config::process(WORKERS), move |worker| {
+        let (mut input, probe) = worker.dataflow::<u64, _, _>(|scope| {
+            let (input, start) = scope.new_input();
+            let (handle, back) = scope.feedback(1);
+            let step = start
+                .concat(back)
+                .exchange(|n: &u64| *n)
+                .map(|n| n + 1)
+                .filter(move |n| *n < number);
+            let (probe, step) = step.probe();
+            step.connect_loop(handle);
+            (input, probe)
+        });
+        let started = Instant::now();
+        if worker.index() == 0 {
+            input.send(0);
+        }
+        input.close();
+        while !probe.done() {
+            worker.step();
+        }
+        started.elapsed()
+    });
+    let times = workers.map_err(io::Error::other)?.join();
+    let times: Result<Vec<Duration>, _> = times.into_iter().collect();
+    Ok(times
+        .map_err(io::Error::other)?
+        .into_iter()
+        .max()
+        .unwrap_or_default())
 }
 
 /// Exchanges numbers by their hash.

@@ -1,6 +1,6 @@
 //! One rank's part in one run of a graph.
 
-use std::{cell::RefCell, fmt, rc::Rc, sync::Arc};
+use std::{cell::RefCell, fmt, ops::AddAssign, rc::Rc, sync::Arc};
 
 use collectives::AllGather;
 use transport::{Buffer, Fabric, Ledger, Rank};
@@ -80,6 +80,15 @@ impl Totals {
             received: number(bytes, 2)?,
             spilled: number(bytes, 3)?,
         })
+    }
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, more: Self) {
+        self.records += more.records;
+        self.bytes += more.bytes;
+        self.received += more.received;
+        self.spilled += more.spilled;
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use collectives::{Engine, Group};
-use dataflow::{Collection, Job, Lines, Pass, Record, Stream};
+use dataflow::{Collection, Job, Lines, Pass, Record, Stream, TaskGraph};
 use transport::{Address, Fabric, Interface, Ledger, Rank, Secret, Waker};
 
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
     counters::{Counts, Snapshot},
     executor::{self, Command, Done, Report, Seat, Work},
     progress::Progress,
+    repeat::Repeat,
     summary::Summary,
 };
 
@@ -304,15 +305,30 @@ impl Env {
     ///
     /// What went wrong first, as far as can be told. After an error the executors run nothing more.
     pub fn run<R>(&mut self, job: &Job<R>) -> Result<R, Error> {
+        self.run_graph(job.task_graph(), None)?;
+        Ok(job.take_result())
+    }
+
+    /// Runs a graph, once or as long as `repeat` says so.
+    pub(crate) fn run_graph(
+        &mut self,
+        graph: TaskGraph,
+        repeat: Option<Arc<Repeat>>,
+    ) -> Result<(), Error> {
         let number = self.runs;
-        self.runs += 1;
-        let graph = job.task_graph();
         let done = self.have_done(|| Command::Run {
             number,
             graph: graph.clone(),
+            repeat: repeat.clone(),
         })?;
+        self.runs = number.wrapping_add(done.runs);
         self.summary.add(done);
-        Ok(job.take_result())
+        Ok(())
+    }
+
+    /// Executors of each worker.
+    pub(crate) fn executors(&self) -> u32 {
+        self.decided.executors
     }
 
     /// Calls `work` on every executor of this worker at the same time, with the executor's links, and waits
@@ -402,6 +418,7 @@ impl Env {
                     result: Ok(of_one), ..
                 }) => {
                     ended += 1;
+                    done.runs = of_one.runs;
                     done.totals = of_one.totals;
                     done.links += of_one.links;
                 }

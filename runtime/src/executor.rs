@@ -17,7 +17,7 @@ use collectives::Engine;
 use dataflow::{Progress, Run, Site, TaskGraph, Totals, run_of, spill};
 use transport::{Address, Arena, Buffer, Event, Fabric, Ledger, Rank, Waker};
 
-use crate::{Error, affinity, counters::Counts, links::Links};
+use crate::{Error, affinity, counters::Counts, links::Links, repeat::Repeat};
 
 /// The longest an executor sleeps without looking at the time.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
@@ -43,8 +43,12 @@ pub(crate) struct Seat {
 pub(crate) enum Command {
     /// Where all ranks are.
     Join(Vec<Address>),
-    /// Take part in run `number` of a graph.
-    Run { number: u32, graph: TaskGraph },
+    /// Take part in run `number` of a graph, and in those after it as long as `repeat` says so.
+    Run {
+        number: u32,
+        graph: TaskGraph,
+        repeat: Option<Arc<Repeat>>,
+    },
     /// Do this with the links.
     Work(Work),
 }
@@ -78,7 +82,9 @@ pub(crate) enum Report {
 /// What was done.
 #[derive(Default)]
 pub(crate) struct Done {
-    /// By each rank in this run.
+    /// Runs of graphs.
+    pub(crate) runs: u32,
+    /// By each rank in these runs.
     pub(crate) totals: Vec<Totals>,
     /// On the links of this executor so far.
     pub(crate) links: Links,
@@ -102,12 +108,25 @@ fn tell(reports: &Sender<Report>, report: Report) {
     let _ = reports.send(report);
 }
 
+/// A graph that runs, maybe again and again.
+struct Repeated {
+    graph: TaskGraph,
+    /// The number of the first run.
+    first: u32,
+    repeat: Option<Arc<Repeat>>,
+    /// Runs that this executor has ended, and what each rank did in them.
+    runs: u32,
+    totals: Vec<Totals>,
+}
+
 struct Executor {
     rank: Rank,
     site: Site,
     commands: Receiver<Command>,
     reports: Sender<Report>,
     run: Option<Run>,
+    /// The graph that runs, and what has been done of it.
+    job: Option<Repeated>,
     /// What makes operations of groups go on, once there has been one.
     engine: Option<Engine>,
     spin: bool,
@@ -150,6 +169,7 @@ impl Executor {
             commands: seat.commands,
             reports: seat.reports,
             run: None,
+            job: None,
             engine: None,
             spin,
             early: Vec::new(),
@@ -181,7 +201,20 @@ impl Executor {
     fn obey(&mut self, command: Command) -> Result<(), Error> {
         match command {
             Command::Join(book) => Ok(self.site.fabric.borrow_mut().join(&book)?),
-            Command::Run { number, graph } => self.start(number, &graph),
+            Command::Run {
+                number,
+                graph,
+                repeat,
+            } => {
+                self.job = Some(Repeated {
+                    graph: graph.clone(),
+                    first: number,
+                    repeat,
+                    runs: 0,
+                    totals: Vec::new(),
+                });
+                self.start(number, &graph)
+            }
             Command::Work(work) => self.work(&work),
         }
     }
@@ -224,8 +257,8 @@ impl Executor {
         }
         let fabric = &self.site.fabric.borrow();
         let result = Ok(Done {
-            totals: Vec::new(),
             links: Links::of(fabric, self.site.executors),
+            ..Done::default()
         });
         tell(&self.reports, Report::Ended { result });
         Ok(())
@@ -262,7 +295,7 @@ impl Executor {
             self.take(event)?;
         }
         let Some(run) = &mut self.run else {
-            return Ok(busy);
+            return Ok(self.go_on()? || busy);
         };
         let progress = run.poll()?;
         self.worked = progress == Progress::Made;
@@ -272,12 +305,83 @@ impl Executor {
             Progress::Done => {
                 let totals = run.totals();
                 self.run = None;
-                let links = Links::of(&self.site.fabric.borrow(), self.site.executors);
-                let result = Ok(Done { totals, links });
-                tell(&self.reports, Report::Ended { result });
+                self.end_run(&totals)?;
                 Ok(true)
             }
         }
+    }
+
+    /// A run has ended. The last executor of the worker to get here decides whether there is another.
+    fn end_run(&mut self, totals: &[Totals]) -> Result<(), Error> {
+        let Some(job) = &mut self.job else {
+            return Ok(());
+        };
+        job.runs += 1;
+        job.totals.resize(totals.len(), Totals::default());
+        for (sum, one) in job.totals.iter_mut().zip(totals) {
+            *sum += *one;
+        }
+        let Some(repeat) = &job.repeat else {
+            self.end_job();
+            return Ok(());
+        };
+        match repeat.end(job.runs) {
+            Ok(true) => {
+                let fabric = self.site.fabric.borrow();
+                let first = self.rank - self.rank % self.site.executors;
+                for other in (first..first + self.site.executors).filter(|&rank| rank != self.rank)
+                {
+                    fabric.ring(other);
+                }
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(error) => {
+                let number = job.first.wrapping_add(job.runs);
+                if !error.is_consequence() {
+                    let cause = dataflow::Error::Remote {
+                        rank: self.rank,
+                        message: dataflow::one_line(&error),
+                    };
+                    dataflow::tell_failure(&mut self.site.fabric.borrow_mut(), number, &cause);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the next run if that has been decided, or says what all were; whether anything was done.
+    fn go_on(&mut self) -> Result<bool, Error> {
+        let decided = |job: &Repeated| {
+            let repeat = job
+                .repeat
+                .as_ref()
+                .filter(|repeat| repeat.is_decided(job.runs))?;
+            let number = job.first.wrapping_add(job.runs);
+            Some(repeat.goes_on().then(|| (number, job.graph.clone())))
+        };
+        match self.job.as_ref().and_then(decided) {
+            None => Ok(false),
+            Some(Some((number, graph))) => self.start(number, &graph).map(|()| true),
+            Some(None) => {
+                self.end_job();
+                Ok(true)
+            }
+        }
+    }
+
+    /// Reports what the runs of a graph have done.
+    fn end_job(&mut self) {
+        let Some(Repeated { runs, totals, .. }) = self.job.take() else {
+            return;
+        };
+        let links = Links::of(&self.site.fabric.borrow(), self.site.executors);
+        let done = Done {
+            runs,
+            totals,
+            links,
+        };
+        tell(&self.reports, Report::Ended { result: Ok(done) });
     }
 
     fn take(&mut self, event: Event) -> Result<(), Error> {
@@ -329,6 +433,7 @@ impl Executor {
         // Before the run's state is given up, which takes time: a peer's end must not be told first.
         tell(&self.reports, Report::Ended { result: Err(error) });
         self.run = None;
+        self.job = None;
     }
 
     /// Waits for something to do.
@@ -342,7 +447,11 @@ impl Executor {
             eprintln!("updraft: between nodes, messages go over TCP and not RDMA: {why}");
         }
         fabric.tick(self.started.elapsed());
-        if let Err(error) = fabric.wait(Some(SLEEP_MAX)) {
+        // Between two runs of a repeated graph there is something to do as soon as the others of the worker are there too.
+        let between = self.job.as_ref().filter(|_| self.run.is_none());
+        let next = between.and_then(|job| Some((job.repeat.as_ref()?, job.runs)));
+        let is_decided = || next.is_some_and(|(repeat, runs)| repeat.is_decided(runs));
+        if let Err(error) = fabric.wait_until(Some(SLEEP_MAX), is_decided) {
             drop(fabric);
             self.fail(error.into());
         }

@@ -36,6 +36,7 @@ mod iterate;
 mod links;
 mod memory;
 pub mod progress;
+mod repeat;
 mod summary;
 
 pub use config::Config;

@@ -17,18 +17,19 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// Adds what each rank did in one run, and notes what the links have carried up to its end.
+    /// Adds what each rank did in some runs, and notes what the links have carried up to its end.
     pub(crate) fn add(&mut self, done: Done) {
-        let Done { totals, links } = done;
+        let Done {
+            runs,
+            totals,
+            links,
+        } = done;
         self.links = links;
-        self.runs += 1;
+        self.runs += runs;
         self.by_rank
             .resize(totals.len().max(self.by_rank.len()), Totals::default());
         for (sum, one) in self.by_rank.iter_mut().zip(&totals) {
-            sum.records += one.records;
-            sum.bytes += one.bytes;
-            sum.received += one.received;
-            sum.spilled += one.spilled;
+            *sum += *one;
         }
     }
 
@@ -102,6 +103,7 @@ mod tests {
             [totals(0, 0), totals(0, 500)],
         ] {
             summary.add(Done {
+                runs: 1,
                 totals: totals.into(),
                 links: Links::default(),
             });

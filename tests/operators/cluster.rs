@@ -45,11 +45,7 @@ impl Cluster {
     }
 
     /// The same, with what was written to disk for it.
-    pub(crate) fn run_on<R>(
-        self,
-        job: &Job<R>,
-        spill: &spill::Config,
-    ) -> Result<(R, u64), Error> {
+    pub(crate) fn run_on<R>(self, job: &Job<R>, spill: &spill::Config) -> Result<(R, u64), Error> {
         let network = Simulation::new(self.seed, self.size);
         let processes = 0..self.size.div_ceil(self.executors);
         let ledgers: Vec<_> = processes.map(|_| Ledger::new(self.memory_bytes)).collect();
