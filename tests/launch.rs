@@ -12,7 +12,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use support::{END_TIME_MAX, Folder, Launch, PATIENCE, Running, all_end, command, is_alive};
-use updraft::coordinator::{Client, Membership};
+use updraft::coordinator::{Client, Entry, Membership};
 
 /// `updraft run -n WORKERS -- sh -c SCRIPT`
 fn shell(workers: u32, script: &str) -> Command {
@@ -401,10 +401,10 @@ fn member() {
         return;
     }
     let client = Client::connect(&membership).unwrap();
-    let book = client.register(&[format!("at {worker}")]);
+    let book = client.register(&Entry::at([format!("at {worker}")]));
     match &role[..] {
         "finishes" => {
-            assert_eq!(book.unwrap()[1], ["at 1"]);
+            assert_eq!(book.unwrap()[1].addresses, ["at 1"]);
             client.progress(10, 20, 40).unwrap();
             client.finished(&format!("summary of {worker}")).unwrap();
         }

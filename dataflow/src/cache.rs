@@ -86,7 +86,7 @@ impl<T: Record> Cached<T> {
     /// The records, where they are. The stream has as many instances as the one that was cached, and cannot have others
     /// before its first exchange.
     pub fn stream(&self) -> Stream<Self, Pass> {
-        Stream::from_source(self.clone(), "cached".to_owned()).placed(self.placement)
+        Stream::from_source(self.clone(), "cached".to_owned()).placed(self.placement.clone())
     }
 
     /// Records in this process.
@@ -106,7 +106,7 @@ impl<T: Record> Cached<T> {
 impl<T> Clone for Cached<T> {
     fn clone(&self) -> Self {
         Self {
-            placement: self.placement,
+            placement: self.placement.clone(),
             parts: self.parts.clone(),
         }
     }

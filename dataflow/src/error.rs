@@ -5,6 +5,8 @@ use std::{io, path::PathBuf};
 use rkyv::rancor;
 use transport::Rank;
 
+use crate::schedule::Constraint;
+
 /// Why a graph could not be built or did not run to its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -182,6 +184,35 @@ pub enum Error {
         instances: u32,
         /// How many cached them.
         cached: u32,
+    },
+
+    /// What a task demands makes no sense.
+    #[error("task {task:?}: {reason}")]
+    BadTask {
+        /// The task.
+        task: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A scheduler found no place for an instance of a task.
+    #[error("no worker can have instance {instance} of task {task:?}: {constraint}")]
+    Unplaceable {
+        /// The task.
+        task: String,
+        /// The instance.
+        instance: u32,
+        /// What could not be kept.
+        constraint: Constraint,
+    },
+
+    /// A graph was placed for a job of another size.
+    #[error("the graph was placed on {placed} ranks, but the job has {size}")]
+    PlacedElsewhere {
+        /// Ranks that it was placed on.
+        placed: u32,
+        /// Ranks of the job.
+        size: u32,
     },
 
     /// Two ranks built different graphs.

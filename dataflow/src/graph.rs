@@ -23,7 +23,7 @@
 //! [`Graph::may_wait`] tells which is the case.
 
 use std::{
-    collections::{HashMap, hash_map},
+    collections::{HashMap, HashSet, hash_map},
     fmt,
     ops::Range,
     sync::Arc,
@@ -33,6 +33,7 @@ use transport::Rank;
 
 use crate::{
     Accumulator, Error,
+    schedule::{self, Scheduler, Worker, check_tasks, even},
     stage::{Place, Task},
 };
 
@@ -54,77 +55,205 @@ pub(crate) struct Node {
 pub(crate) type Build = dyn Fn(&Place) -> Result<Box<dyn Task>, Error> + Send + Sync;
 
 /// How many instances a task has, and on which ranks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Placement {
     /// One on every rank.
     Everywhere,
     /// One on the first rank of each process.
     OnePerProcess,
-    /// So many, spread over the ranks in order.
+    /// So many, wherever the scheduler has them.
     Instances(u32),
-}
-
-/// The instances of a task in a job of a certain size.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Instances {
-    /// How many there are.
-    pub(crate) number: u32,
-    placement: Placement,
-    size: u32,
-    executors: u32,
+    /// Those of a task with a name, wherever the scheduler has them.
+    Task(Arc<schedule::Task>),
 }
 
 impl Placement {
-    pub(crate) fn instances(self, size: u32, executors: u32) -> Instances {
-        let number = match self {
-            Self::Everywhere => size,
-            Self::OnePerProcess => size.div_ceil(executors),
-            Self::Instances(number) => number,
-        };
-        Instances {
-            number,
-            placement: self,
-            size,
-            executors,
+    /// What a scheduler is told of it; nothing if there is nothing to decide. Without a name of its own it goes by
+    /// that of the first task that is placed like this.
+    fn task(&self, name: &str) -> Option<schedule::Task> {
+        match self {
+            Self::Everywhere | Self::OnePerProcess => None,
+            Self::Instances(number) => {
+                let name = format!("{name} ({number} instances)");
+                Some(schedule::Task::new(name, *number))
+            }
+            Self::Task(task) => Some((**task).clone()),
         }
     }
 }
 
-impl Instances {
-    /// The rank that an instance is on.
-    pub(crate) fn rank_of(&self, instance: u32) -> Rank {
-        match self.placement {
-            Placement::Everywhere => instance,
-            Placement::OnePerProcess => instance * self.executors,
-            Placement::Instances(number) => {
-                (u64::from(instance) * u64::from(self.size) / u64::from(number)) as Rank
-            }
+/// Where the instances of all tasks of a graph are, in a job of a certain size.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    size: u32,
+    executors: u32,
+    /// Those that are not spread evenly.
+    listed: HashMap<Placement, Instances>,
+}
+
+impl Schedule {
+    /// Everything is spread evenly, whatever tasks demand.
+    pub(crate) fn even(size: u32, executors: u32) -> Self {
+        Self {
+            size,
+            executors,
+            listed: HashMap::new(),
         }
     }
 
-    /// The instances on a rank.
-    pub(crate) fn on(&self, rank: Rank) -> Range<u32> {
-        match self.placement {
-            Placement::Everywhere => rank..rank + 1,
-            Placement::OnePerProcess if rank.is_multiple_of(self.executors) => {
-                rank / self.executors..rank / self.executors + 1
+    /// What a scheduler says, once it is checked.
+    fn of(graph: &Graph, scheduler: &dyn Scheduler, workers: &[Worker]) -> Result<Self, Error> {
+        let size = workers.last().map_or(0, |worker| worker.ranks.end);
+        let executors = workers.first().map_or(1, |worker| worker.ranks.end);
+        let mut schedule = Self::even(size, executors);
+        let (placements, tasks) = graph.placements();
+        check_tasks(&tasks)?;
+        let placed = scheduler.schedule(&tasks, workers)?;
+        schedule::check(&tasks, workers, &placed)?;
+        for (placement, ranks) in placements.into_iter().zip(placed) {
+            let even = schedule.instances(&placement);
+            if (0..)
+                .zip(&ranks)
+                .any(|(instance, &rank)| even.rank_of(instance) != rank)
+            {
+                let listed = Instances::listed(ranks, size);
+                schedule.listed.insert(placement, listed);
             }
-            Placement::OnePerProcess => 0..0,
-            Placement::Instances(number) => {
+        }
+        Ok(schedule)
+    }
+
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
+    pub(crate) fn instances(&self, placement: &Placement) -> Instances {
+        let (size, executors) = (self.size, self.executors);
+        match placement {
+            Placement::Everywhere => Instances::Each { step: 1, size },
+            Placement::OnePerProcess => Instances::Each {
+                step: executors,
+                size,
+            },
+            _ if self.listed.contains_key(placement) => self.listed[placement].clone(),
+            Placement::Instances(number) => Instances::Even {
+                number: *number,
+                size,
+            },
+            Placement::Task(task) => Instances::Even {
+                number: task.instances,
+                size,
+            },
+        }
+    }
+}
+
+/// The instances of a task in a job of a certain size. Those on a rank have numbers there, their slots, in their order.
+#[derive(Debug, Clone)]
+pub(crate) enum Instances {
+    /// One on each rank that is a multiple of `step`.
+    Each { step: u32, size: u32 },
+    /// So many, spread evenly.
+    Even { number: u32, size: u32 },
+    /// Those of a list.
+    Listed(Arc<Listed>),
+}
+
+/// A list of where instances are.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// The rank of each, and its slot there.
+    of: Vec<(Rank, u32)>,
+    /// The instances on each rank.
+    on: Vec<Vec<u32>>,
+}
+
+impl Instances {
+    fn listed(ranks: Vec<Rank>, size: u32) -> Self {
+        let mut on: Vec<Vec<u32>> = vec![Vec::new(); size as usize];
+        let place = |(instance, rank): (u32, Rank)| {
+            let on_rank = &mut on[rank as usize];
+            on_rank.push(instance);
+            (rank, on_rank.len() as u32 - 1)
+        };
+        let of = (0..).zip(ranks).map(place).collect();
+        Self::Listed(Arc::new(Listed { of, on }))
+    }
+
+    /// How many there are.
+    pub(crate) fn number(&self) -> u32 {
+        match self {
+            Self::Each { step, size } => size.div_ceil(*step),
+            Self::Even { number, .. } => *number,
+            Self::Listed(listed) => listed.of.len() as u32,
+        }
+    }
+
+    /// The rank that an instance is on.
+    pub(crate) fn rank_of(&self, instance: u32) -> Rank {
+        match self {
+            Self::Each { step, .. } => instance * step,
+            Self::Even { number, size } => even(instance, *number, *size),
+            Self::Listed(listed) => listed.of[instance as usize].0,
+        }
+    }
+
+    /// Its slot there.
+    pub(crate) fn slot_of(&self, instance: u32) -> u32 {
+        match self {
+            Self::Each { .. } => 0,
+            Self::Even { .. } => instance - self.evenly_on(self.rank_of(instance)).start,
+            Self::Listed(listed) => listed.of[instance as usize].1,
+        }
+    }
+
+    /// How many are on a rank.
+    pub(crate) fn number_on(&self, rank: Rank) -> u32 {
+        match self {
+            Self::Listed(listed) => listed.on[rank as usize].len() as u32,
+            _ => self.evenly_on(rank).len() as u32,
+        }
+    }
+
+    /// The one in a slot of a rank, if there is one.
+    pub(crate) fn at(&self, rank: Rank, slot: u32) -> Option<u32> {
+        match self {
+            Self::Listed(listed) => listed.on.get(rank as usize)?.get(slot as usize).copied(),
+            _ => self.evenly_on(rank).nth(slot as usize),
+        }
+    }
+
+    /// The instances on a rank, in the order of their slots.
+    pub(crate) fn on(&self, rank: Rank) -> impl Iterator<Item = u32> {
+        (0..self.number_on(rank)).filter_map(move |slot| self.at(rank, slot))
+    }
+
+    /// Those on a rank if none are listed.
+    fn evenly_on(&self, rank: Rank) -> Range<u32> {
+        match self {
+            Self::Each { step, size } if rank.is_multiple_of(*step) && rank < *size => {
+                rank / step..rank / step + 1
+            }
+            Self::Even { number, size } => {
                 let first = |rank: Rank| {
-                    let before = u64::from(rank) * u64::from(number);
-                    before.div_ceil(u64::from(self.size)) as u32
+                    let before = u64::from(rank) * u64::from(*number);
+                    before.div_ceil(u64::from(*size)) as u32
                 };
                 first(rank)..first(rank + 1)
             }
+            _ => 0..0,
         }
     }
 
     /// The most that are on one rank.
     pub(crate) fn on_one_rank(&self) -> u32 {
-        match self.placement {
-            Placement::Everywhere | Placement::OnePerProcess => 1,
-            Placement::Instances(number) => number.div_ceil(self.size),
+        match self {
+            Self::Each { .. } => 1,
+            Self::Even { number, size } => number.div_ceil(*size),
+            Self::Listed(listed) => {
+                let most = listed.on.iter().map(Vec::len).max();
+                most.unwrap_or(0) as u32
+            }
         }
     }
 }
@@ -161,20 +290,23 @@ impl Graph {
             .map(|sink| (sink.clone(), None))
             .collect();
         while let Some((node, readers)) = open.last().cloned() {
-            let this = Some(node.placement);
+            let this = Some(node.placement.clone());
             let missing = node.inputs.iter().rev();
             let missing: Vec<_> = missing
-                .filter(|input| !numbers.contains_key(&key(input, this)))
-                .map(|input| (input.clone(), this))
+                .filter(|input| !numbers.contains_key(&key(input, this.clone())))
+                .map(|input| (input.clone(), this.clone()))
                 .collect();
             if !missing.is_empty() {
                 open.extend(missing);
                 continue;
             }
             open.pop();
-            if let hash_map::Entry::Vacant(new) = numbers.entry(key(&node, readers)) {
+            if let hash_map::Entry::Vacant(new) = numbers.entry(key(&node, readers.clone())) {
                 new.insert(graph.vertices.len());
-                let inputs = node.inputs.iter().map(|input| numbers[&key(input, this)]);
+                let inputs = node
+                    .inputs
+                    .iter()
+                    .map(|input| numbers[&key(input, this.clone())]);
                 let inputs = inputs.collect();
                 graph.vertices.push(Vertex {
                     inputs,
@@ -222,27 +354,57 @@ impl Graph {
         sides.windows(2).all(|pair| pair[0] != pair[1])
     }
 
+    /// How tasks are placed, each way once, and what a scheduler is told of it.
+    fn placements(&self) -> (Vec<Placement>, Vec<schedule::Task>) {
+        let (mut placements, mut tasks) = (Vec::new(), Vec::new());
+        let mut seen = HashSet::new();
+        for Vertex { node, .. } in &self.vertices {
+            if let Some(task) = node.placement.task(&node.name)
+                && seen.insert(&node.placement)
+            {
+                placements.push(node.placement.clone());
+                tasks.push(task);
+            }
+        }
+        (placements, tasks)
+    }
+
     /// The channels that any rank sends or receives by, so that no more share its arena.
-    pub(crate) fn channels(&self, size: u32, executors: u32) -> u64 {
+    pub(crate) fn channels(&self, schedule: &Schedule) -> u64 {
         let of = |vertex: &Vertex| {
-            let from = vertex.node.placement.instances(size, executors);
-            let to = vertex.readers?.instances(size, executors);
-            let out = u64::from(from.on_one_rank()) * u64::from(to.number);
-            let into = u64::from(from.number) * u64::from(to.on_one_rank());
+            let from = schedule.instances(&vertex.node.placement);
+            let to = schedule.instances(vertex.readers.as_ref()?);
+            let out = u64::from(from.on_one_rank()) * u64::from(to.number());
+            let into = u64::from(from.number()) * u64::from(to.on_one_rank());
             Some(out.max(into))
         };
         self.vertices.iter().filter_map(of).sum::<u64>().max(1)
     }
 
-    /// The tasks and edges of the graph in order, which ranks compare before they run it.
+    /// The tasks and edges of the graph in order.
     pub(crate) fn plan(&self) -> String {
-        let tasks: Vec<_> = self.vertices.iter().enumerate().map(task_text).collect();
+        let tasks = self.vertices.iter().enumerate();
+        let tasks: Vec<_> = tasks
+            .map(|(number, vertex)| task_text(number, vertex, None))
+            .collect();
+        tasks.join(" | ")
+    }
+
+    /// The same with where instances are, which ranks compare before they run it.
+    pub(crate) fn plan_on(&self, schedule: &Schedule) -> String {
+        let tasks = self.vertices.iter().enumerate();
+        let tasks: Vec<_> = tasks
+            .map(|(number, vertex)| {
+                let instances = schedule.instances(&vertex.node.placement);
+                task_text(number, vertex, Some(&instances))
+            })
+            .collect();
         tasks.join(" | ")
     }
 }
 
 /// A task in one line: `0 1 -> join > map -> 2` reads edges 0 and 1 and writes edge 2.
-fn task_text((number, vertex): (usize, &Vertex)) -> String {
+fn task_text(number: usize, vertex: &Vertex, placed: Option<&Instances>) -> String {
     let mut text = String::new();
     for input in &vertex.inputs {
         text.push_str(&format!("{input} "));
@@ -251,15 +413,41 @@ fn task_text((number, vertex): (usize, &Vertex)) -> String {
         text.push_str("-> ");
     }
     text.push_str(&vertex.node.name);
-    match vertex.node.placement {
+    let where_to = match placed {
+        Some(Instances::Listed(listed)) => format!(" on {}", listed.text()),
+        _ => " in all".to_owned(),
+    };
+    match &vertex.node.placement {
         Placement::Everywhere => {}
         Placement::OnePerProcess => text.push_str(" (one a process)"),
-        Placement::Instances(number) => text.push_str(&format!(" ({number} in all)")),
+        Placement::Instances(number) => text.push_str(&format!(" ({number}{where_to})")),
+        Placement::Task(task) => {
+            text.push_str(&format!(" ({}: {}{where_to})", task.name, task.instances));
+        }
     }
     if vertex.readers.is_some() {
         text.push_str(&format!(" -> {number}"));
     }
     text
+}
+
+/// Ranks that a plan shows; of more it has a checksum, because it goes to every rank.
+const RANKS_SHOWN_MAX: usize = 64;
+
+impl Listed {
+    /// The ranks of the instances in their order, as people read them.
+    fn text(&self) -> String {
+        if self.of.len() > RANKS_SHOWN_MAX {
+            let bytes: Vec<u8> = self
+                .of
+                .iter()
+                .flat_map(|(rank, _)| rank.to_le_bytes())
+                .collect();
+            return format!("ranks of checksum {:08x}", crc32fast::hash(&bytes));
+        }
+        let ranks: Vec<_> = self.of.iter().map(|(rank, _)| rank.to_string()).collect();
+        format!("ranks {}", ranks.join(" "))
+    }
 }
 
 impl fmt::Debug for Node {
@@ -367,7 +555,10 @@ impl<R> Job<R> {
 
     /// The part of it that does not depend on the type of the result.
     pub fn task_graph(&self) -> TaskGraph {
-        TaskGraph(self.graph.clone())
+        TaskGraph {
+            graph: self.graph.clone(),
+            schedule: None,
+        }
     }
 
     /// Takes what the last run of the job in this process gave.
@@ -396,7 +587,27 @@ impl<R> fmt::Debug for Job<R> {
 
 /// The tasks and edges of a [`Job`], for those who run it. It can be sent to threads.
 #[derive(Debug, Clone)]
-pub struct TaskGraph(pub(crate) Arc<Graph>);
+pub struct TaskGraph {
+    pub(crate) graph: Arc<Graph>,
+    /// Where instances are, if that was decided.
+    pub(crate) schedule: Option<Arc<Schedule>>,
+}
+
+impl TaskGraph {
+    /// Has a scheduler decide where the instances of tasks are, among these workers. Without it they are spread
+    /// evenly, whatever their tasks demand.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadTask`], or [`Error::Unplaceable`]: by the scheduler, or because it has not kept what a task demands.
+    pub fn placed(self, scheduler: &dyn Scheduler, workers: &[Worker]) -> Result<Self, Error> {
+        let schedule = Schedule::of(&self.graph, scheduler, workers)?;
+        Ok(Self {
+            schedule: Some(Arc::new(schedule)),
+            ..self
+        })
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -459,20 +670,28 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_instance_is_on_the_rank_that_says_so(size in 1u32..20, executors in 1u32..5, number in 1u32..60) {
-            for placement in [Placement::Everywhere, Placement::OnePerProcess, Placement::Instances(number)] {
-                let instances = placement.instances(size, executors);
-                let mut next = 0;
+        fn every_instance_is_on_the_rank_that_says_so(
+            size in 1u32..20,
+            executors in 1u32..5,
+            ranks in prop::collection::vec(0u32..20, 1..60),
+        ) {
+            let number = ranks.len() as u32;
+            let schedule = Schedule::even(size, executors);
+            let placements = [Placement::Everywhere, Placement::OnePerProcess, Placement::Instances(number)];
+            let evenly = placements.map(|placement| schedule.instances(&placement));
+            let listed = Instances::listed(ranks.iter().map(|rank| rank % size).collect(), size);
+            for instances in evenly.into_iter().chain([listed]) {
+                let mut seen = vec![false; instances.number() as usize];
                 for rank in 0..size {
-                    let here = instances.on(rank);
-                    prop_assert!(here.len() as u32 <= instances.on_one_rank());
-                    for instance in here {
-                        prop_assert_eq!(instance, next);
+                    prop_assert!(instances.number_on(rank) <= instances.on_one_rank());
+                    for (slot, instance) in (0..).zip(instances.on(rank)) {
+                        prop_assert!(!std::mem::replace(&mut seen[instance as usize], true));
                         prop_assert_eq!(instances.rank_of(instance), rank);
-                        next += 1;
+                        prop_assert_eq!(instances.slot_of(instance), slot);
+                        prop_assert_eq!(instances.at(rank, slot), Some(instance));
                     }
                 }
-                prop_assert_eq!(next, instances.number);
+                prop_assert!(seen.iter().all(|&seen| seen));
             }
         }
     }

@@ -35,6 +35,7 @@ mod inline;
 mod operator;
 mod record;
 mod run;
+pub mod schedule;
 mod sink;
 mod source;
 pub mod spill;

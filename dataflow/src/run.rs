@@ -7,7 +7,7 @@ use transport::{Buffer, Fabric, Ledger, Rank};
 
 use crate::{
     Error,
-    graph::{EdgeId, Graph, Placement, TaskGraph, Vertex},
+    graph::{EdgeId, Graph, Schedule, TaskGraph, Vertex},
     one_line, spill,
     stage::{Counters, EVERY_SLOT, Handoff, Place, Progress, Slot, Task, Wiring},
 };
@@ -148,9 +148,9 @@ pub struct Site {
 pub struct Run {
     number: u32,
     rank: Rank,
-    executors: u32,
     fabric: Rc<RefCell<Fabric>>,
     graph: Arc<Graph>,
+    schedule: Arc<Schedule>,
     /// The instances of tasks here, those of the last task first: so what is nearly done goes on first, and
     /// makes room.
     tasks: Vec<Instance>,
@@ -198,22 +198,30 @@ impl Run {
     /// What the tasks' sources and sinks say, [`transport::Error::LedgerLimit`], [`Error::GraphTooLarge`], or
     /// [`Error::ArenaTooSmall`].
     pub fn new(graph: &TaskGraph, number: u32, site: &Site) -> Result<Self, Error> {
-        let graph = graph.0.clone();
         let (rank, size) = {
             let fabric = site.fabric.borrow();
             (fabric.rank(), fabric.size())
         };
-        check_size(&graph, size, site.executors)?;
+        let schedule = match &graph.schedule {
+            Some(schedule) if schedule.size() == size => schedule.clone(),
+            Some(schedule) => {
+                let placed = schedule.size();
+                return Err(Error::PlacedElsewhere { placed, size });
+            }
+            None => Arc::new(Schedule::even(size, site.executors)),
+        };
+        let graph = graph.graph.clone();
+        check_size(&graph, &schedule)?;
         let counting = Rc::new(Counting {
             totals: RefCell::default(),
             listener: site.counters.clone(),
         });
-        let place = place(&graph, number, site, &counting)?;
+        let place = place(&graph, &schedule, number, site, &counting)?;
         let mut ends: Vec<_> = graph.vertices.iter().map(|_| Ends::default()).collect();
         let mut tasks = Vec::new();
         for (vertex, Vertex { node, inputs, .. }) in graph.vertices.iter().enumerate().rev() {
-            let instances = node.placement.instances(size, site.executors);
-            let wiring = Rc::new(wiring(&graph, vertex, size, site.executors));
+            let instances = schedule.instances(&node.placement);
+            let wiring = Rc::new(wiring(&graph, vertex, &schedule));
             for (slot, instance) in instances.on(rank).enumerate() {
                 for (port, &edge) in inputs.iter().enumerate() {
                     ends[edge].readers.push((tasks.len(), port));
@@ -221,7 +229,7 @@ impl Run {
                 ends[vertex].writers.push(tasks.len());
                 let place = Place {
                     instance,
-                    instances: instances.number,
+                    instances: instances.number(),
                     wiring: wiring.clone(),
                     ..place.clone()
                 };
@@ -235,15 +243,15 @@ impl Run {
                 });
             }
         }
-        let plan = graph.plan();
+        let plan = graph.plan_on(&schedule);
         let mut plans = AllGather::new(tag::of_run(number, tag::PLAN), size);
         plans.contribute(plan.as_bytes());
         Ok(Self {
             number,
             rank,
-            executors: site.executors,
             fabric: site.fabric.clone(),
             graph,
+            schedule,
             tasks,
             ends,
             counting,
@@ -331,11 +339,12 @@ impl Run {
     }
 
     fn take_stop(&mut self, edge: usize, slot: Slot, from: Rank) {
-        let (size, executors) = (self.fabric.borrow().size(), self.executors);
-        let Some(readers) = self.graph.vertices[edge].readers else {
+        let Some(readers) = &self.graph.vertices[edge].readers else {
             return;
         };
-        let reader = readers.instances(size, executors).on(from).start + u32::from(slot);
+        let Some(reader) = self.schedule.instances(readers).at(from, slot.into()) else {
+            return;
+        };
         for &index in &self.ends[edge].writers {
             self.tasks[index].task.stopped(reader);
         }
@@ -387,8 +396,8 @@ impl Run {
                     tell_senders(
                         instance,
                         &self.graph,
+                        &self.schedule,
                         self.number,
-                        self.executors,
                         &self.fabric,
                     )?;
                 }
@@ -453,8 +462,8 @@ impl Run {
 fn tell_senders(
     reader: &Instance,
     graph: &Graph,
+    schedule: &Schedule,
     run: u32,
-    executors: u32,
     fabric: &RefCell<Fabric>,
 ) -> Result<(), Error> {
     let mut fabric = fabric.borrow_mut();
@@ -467,12 +476,9 @@ fn tell_senders(
         if open == 0 {
             continue;
         }
-        let senders = graph.vertices[edge]
-            .node
-            .placement
-            .instances(size, executors);
+        let senders = schedule.instances(&graph.vertices[edge].node.placement);
         let stop = tag::new(run, reader.slot, tag::STOP, edge as EdgeId);
-        for rank in (0..size).filter(|&rank| !senders.on(rank).is_empty()) {
+        for rank in (0..size).filter(|&rank| senders.number_on(rank) > 0) {
             fabric.send_copy(rank, stop, &[])?;
         }
     }
@@ -480,7 +486,7 @@ fn tell_senders(
 }
 
 /// Whether the numbers of tasks and of their instances fit in a tag.
-fn check_size(graph: &Graph, size: u32, executors: u32) -> Result<(), Error> {
+fn check_size(graph: &Graph, schedule: &Schedule) -> Result<(), Error> {
     if graph.vertices.len() > usize::from(EdgeId::MAX) {
         return Err(Error::GraphTooLarge {
             what: format!("{} tasks", graph.vertices.len()),
@@ -488,7 +494,7 @@ fn check_size(graph: &Graph, size: u32, executors: u32) -> Result<(), Error> {
         });
     }
     for vertex in &graph.vertices {
-        let instances = vertex.node.placement.instances(size, executors);
+        let instances = schedule.instances(&vertex.node.placement);
         if instances.on_one_rank() > u32::from(EVERY_SLOT) {
             return Err(Error::GraphTooLarge {
                 what: format!(
@@ -504,13 +510,19 @@ fn check_size(graph: &Graph, size: u32, executors: u32) -> Result<(), Error> {
 }
 
 /// What all tasks of a run have in common on a rank.
-fn place(graph: &Graph, run: u32, site: &Site, counters: &Rc<Counting>) -> Result<Place, Error> {
+fn place(
+    graph: &Graph,
+    schedule: &Schedule,
+    run: u32,
+    site: &Site,
+    counters: &Rc<Counting>,
+) -> Result<Place, Error> {
     let (rank, size, capacity) = {
         let fabric = site.fabric.borrow();
         (fabric.rank(), fabric.size(), fabric.arena().capacity())
     };
     // Half of the arena for what we send, the other half for what comes from other nodes.
-    let channels = graph.channels(size, site.executors);
+    let channels = graph.channels(schedule);
     let share = capacity / 2 / channels;
     if share < WINDOW_BYTES_MIN {
         return Err(Error::ArenaTooSmall {
@@ -538,17 +550,16 @@ fn place(graph: &Graph, run: u32, site: &Site, counters: &Rc<Counting>) -> Resul
 }
 
 /// What a task of the graph is connected with.
-fn wiring(graph: &Graph, number: usize, size: u32, executors: u32) -> Wiring {
+fn wiring(graph: &Graph, number: usize, schedule: &Schedule) -> Wiring {
     let vertex = &graph.vertices[number];
-    let of = |placement: Placement| placement.instances(size, executors);
-    let senders = |&edge: &usize| of(graph.vertices[edge].node.placement).number;
-    let readers = vertex.readers.map_or(Vec::new(), |placement| {
-        let readers = of(placement);
-        let place = |instance| {
-            let rank = readers.rank_of(instance);
-            (rank, (instance - readers.on(rank).start) as Slot)
-        };
-        (0..readers.number).map(place).collect()
+    let senders = |&edge: &usize| {
+        let senders = schedule.instances(&graph.vertices[edge].node.placement);
+        senders.number()
+    };
+    let readers = vertex.readers.as_ref().map_or(Vec::new(), |placement| {
+        let readers = schedule.instances(placement);
+        let place = |instance| (readers.rank_of(instance), readers.slot_of(instance) as Slot);
+        (0..readers.number()).map(place).collect()
     });
     Wiring {
         name: vertex.node.name.clone(),

@@ -12,6 +12,7 @@ use crate::{
     exchange::{ByKey, Outbox, Receiver, Routed, ToFirst},
     graph::{Job, Node, Placement},
     operator::narrow::{Filter, FlatMap, Map, Out, Pass, Then},
+    schedule,
     sink::{Collect, ForEach, WriteFile},
     stage::{Input, Narrow, Output, Place, Stage},
 };
@@ -43,7 +44,7 @@ impl<S, N: Clone> Clone for Stream<S, N> {
             source: self.source.clone(),
             narrow: self.narrow.clone(),
             inputs: self.inputs.clone(),
-            placement: self.placement,
+            placement: self.placement.clone(),
             name: self.name.clone(),
         }
     }
@@ -139,7 +140,7 @@ where
 
     /// How many instances do what is written since the last exchange.
     pub(crate) fn placement(&self) -> Placement {
-        self.placement
+        self.placement.clone()
     }
 
     /// Gives the operator written last a name of the program's own, for errors and plans.
@@ -153,6 +154,25 @@ where
     pub fn named(mut self, name: &str) -> Self {
         let last = self.name.rfind(BETWEEN).map_or(0, |at| at + BETWEEN.len());
         self.name.replace_range(last.., name);
+        self
+    }
+
+    /// Has the instances of `task` do what is written since the last exchange, where the job's
+    /// [scheduler](crate::schedule) puts them. The name must be that of no other task of the job.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline, schedule::Task};
+    ///
+    /// let squares = collection((0..10u64).collect())
+    ///     .exchange_by_hash()
+    ///     .as_task(Task::new("squares", 4).memory_bytes(64 << 20).per_worker_max(2))
+    ///     .map(|n| n * n)
+    ///     .collect();
+    /// assert_eq!(inline(&squares)?.len(), 10);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn as_task(mut self, task: schedule::Task) -> Self {
+        self.placement = Placement::Task(Arc::new(task));
         self
     }
 

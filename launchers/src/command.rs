@@ -114,6 +114,18 @@ struct RunArguments {
     #[arg(long, value_name = "DIR", value_parser = parse_directory)]
     spill: Vec<String>,
 
+    /// What decides where the instances of tasks run
+    #[arg(long, value_enum)]
+    scheduler: Option<local::Scheduler>,
+
+    /// What sets workers apart for schedulers, such as gpu,rack=3; with a number and a colon in front, of that worker alone
+    #[arg(long, value_name = "[WORKER:]LIST", value_parser = parse_attributes)]
+    attributes: Vec<local::Attributes>,
+
+    /// Say what each run does and where, before it begins
+    #[arg(long)]
+    explain: bool,
+
     /// The program to run, and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "JOB")]
     job: Vec<OsString>,
@@ -130,6 +142,9 @@ impl From<RunArguments> for local::Options {
             tls: arguments.tls,
             memory_bytes: arguments.memory,
             spill: arguments.spill,
+            scheduler: arguments.scheduler,
+            attributes: arguments.attributes,
+            explain: arguments.explain,
             job: arguments.job,
         }
     }
@@ -157,6 +172,24 @@ fn parse_directory(text: &str) -> Result<String, String> {
         return Err("it is empty, or has a colon, which separates directories".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// Reads `gpu,rack=3`, or `1:gpu,rack=3` for worker 1 alone.
+fn parse_attributes(text: &str) -> Result<local::Attributes, String> {
+    let (worker, list) = match text.split_once(':') {
+        Some((worker, list)) => match worker.parse() {
+            Ok(worker) => (Some(worker), list),
+            Err(_) => return Err(format!("{worker:?} is no number of a worker")),
+        },
+        None => (None, text),
+    };
+    if list.split(',').any(str::is_empty) {
+        return Err("one of the attributes is empty".to_owned());
+    }
+    Ok(local::Attributes {
+        worker,
+        list: list.to_owned(),
+    })
 }
 
 /// Reads an amount of memory, in bytes: `4096`, `64k`, `512m`, `4g` or `1t`.
@@ -236,6 +269,17 @@ mod tests {
             "updraft run -n 2",
         ] {
             assert!(options(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn attributes_are_those_of_one_worker_or_of_all() {
+        let options =
+            options("updraft run --attributes gpu,rack=3 --attributes 1:disk ./job").unwrap();
+        assert_eq!(options.attributes_of(0), "gpu,rack=3");
+        assert_eq!(options.attributes_of(1), "gpu,rack=3,disk");
+        for text in ["", "gpu,", "one:gpu", "1:"] {
+            assert!(parse_attributes(text).is_err(), "{text}");
         }
     }
 

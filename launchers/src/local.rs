@@ -87,8 +87,45 @@ pub struct Options {
     pub memory_bytes: Option<u64>,
     /// The directories for what that has no room for, if not where the program says.
     pub spill: Vec<String>,
+    /// What decides where the instances of tasks run, if not what the program says.
+    pub scheduler: Option<Scheduler>,
+    /// What sets workers apart for it.
+    pub attributes: Vec<Attributes>,
+    /// Whether worker 0 says what each run does and where.
+    pub explain: bool,
     /// The program, and its arguments.
     pub job: Vec<OsString>,
+}
+
+/// A scheduler that there is in every job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Scheduler {
+    /// Evenly, over the ranks in order.
+    RoundRobin,
+    /// On the first worker that has room.
+    FirstFit,
+    /// Where the bytes are.
+    Locality,
+}
+
+/// What sets workers apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attributes {
+    /// The worker, if it is not all of them.
+    pub worker: Option<u32>,
+    /// Attributes, with commas between them.
+    pub list: String,
+}
+
+impl Scheduler {
+    /// The name by which workers know it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round-robin",
+            Self::FirstFit => "first-fit",
+            Self::Locality => "locality",
+        }
+    }
 }
 
 impl Options {
@@ -107,6 +144,11 @@ impl Options {
                 (!self.spill.is_empty()).then(|| self.spill.join(":")),
             ),
             ("UPDRAFT_TLS", self.tls.then(|| "1".to_owned())),
+            ("UPDRAFT_EXPLAIN", self.explain.then(|| "1".to_owned())),
+            (
+                "UPDRAFT_SCHEDULER",
+                self.scheduler.map(|scheduler| scheduler.name().to_owned()),
+            ),
             (
                 "UPDRAFT_TRANSPORT",
                 self.transport.map(|transport| transport.name().to_owned()),
@@ -119,6 +161,16 @@ impl Options {
             .into_iter()
             .chain(given)
             .collect()
+    }
+
+    /// The attributes of a worker, with commas between them.
+    pub(crate) fn attributes_of(&self, worker: u32) -> String {
+        let of_worker = self.attributes.iter().filter(|attributes| {
+            let only = attributes.worker;
+            only.is_none_or(|only| only == worker)
+        });
+        let lists: Vec<_> = of_worker.map(|attributes| &*attributes.list).collect();
+        lists.join(",")
     }
 }
 
@@ -133,6 +185,9 @@ impl Default for Options {
             tls: false,
             memory_bytes: None,
             spill: Vec::new(),
+            scheduler: None,
+            attributes: Vec::new(),
+            explain: false,
             job: Vec::new(),
         }
     }

@@ -64,6 +64,8 @@ pub(crate) struct Recipe {
     program: PathBuf,
     job: Vec<OsString>,
     variables: Vec<(&'static str, String)>,
+    /// What sets each worker apart, with commas between.
+    attributes: Vec<String>,
     secret: SecretFile,
 }
 
@@ -82,6 +84,9 @@ impl Recipe {
             program,
             job: options.job.clone(),
             variables,
+            attributes: (0..options.workers)
+                .map(|worker| options.attributes_of(worker))
+                .collect(),
             secret,
         })
     }
@@ -105,6 +110,10 @@ impl Recipe {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
+        let attributes = self.attributes.get(worker as usize);
+        if let Some(attributes) = attributes.filter(|attributes| !attributes.is_empty()) {
+            command.env("UPDRAFT_ATTRIBUTES", attributes);
+        }
         self.secret
             .inherited_by(|| command.spawn())
             .map_err(|source| Error::Start { worker, source })

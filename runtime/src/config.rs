@@ -2,11 +2,16 @@
 
 use std::{
     env::{self, VarError},
+    fs,
     ops::RangeInclusive,
+    sync::Arc,
     time::Duration,
 };
 
-use dataflow::spill;
+use dataflow::{
+    schedule::{FirstFit, Locality, RoundRobin, Scheduler},
+    spill,
+};
 use transport::{Interface, RdmaConfig, Transport};
 
 use crate::{Error, affinity, memory};
@@ -48,6 +53,18 @@ pub struct Config {
     /// Where and how records are kept that this memory has no room for. `UPDRAFT_SPILL_DIRS` in the environment
     /// names other directories, with colons between them.
     pub spill: spill::Config,
+    /// What decides where the instances of tasks run: see [`dataflow::schedule`]. `UPDRAFT_SCHEDULER` in the environment
+    /// chooses `round-robin`, `first-fit` or `locality`. All workers have to have the same.
+    pub scheduler: Arc<dyn Scheduler>,
+    /// What sets this worker apart for schedulers, such as `gpu` or `rack=3`. `UPDRAFT_ATTRIBUTES` in the environment
+    /// names others, with commas between them.
+    pub attributes: Vec<String>,
+    /// The name by which schedulers know this machine, if not that which the system says. `UPDRAFT_HOST` in the environment
+    /// names another: where it is the name of a container, say, and data is known by that of the node.
+    pub host: Option<String>,
+    /// Whether worker 0 says on the standard error stream what each run does and where, before it begins.
+    /// `UPDRAFT_EXPLAIN=1` in the environment does the same.
+    pub explain: bool,
     /// Whether each executor stays on its core.
     pub pin: bool,
     /// Whether to show progress and a summary on the standard error stream.
@@ -65,6 +82,10 @@ impl Default for Config {
             tls: false,
             memory_bytes: None,
             spill: spill::Config::default(),
+            scheduler: Arc::new(RoundRobin),
+            attributes: Vec::new(),
+            host: None,
+            explain: false,
             pin: true,
             progress: true,
         }
@@ -83,6 +104,11 @@ pub(crate) struct Decided {
     pub(crate) tls: bool,
     pub(crate) memory_bytes: u64,
     pub(crate) spill: spill::Config,
+    pub(crate) scheduler: Arc<dyn Scheduler>,
+    pub(crate) attributes: Vec<String>,
+    pub(crate) host: String,
+    pub(crate) explain: bool,
+    pub(crate) cores: u32,
     pub(crate) arena_bytes: u64,
     pub(crate) pin: bool,
     /// Whether there is a core for each executor of the node, so that waiting by spinning harms nobody.
@@ -130,15 +156,7 @@ impl Config {
             Some(milliseconds) => Duration::from_millis(milliseconds),
             None => self.silence_max,
         };
-        let tls = match variable("UPDRAFT_TLS")?.as_deref() {
-            None => self.tls,
-            Some("1") => true,
-            Some("0") => false,
-            Some(other) => {
-                let reason = format!("UPDRAFT_TLS is {other:?}, and not 1 or 0");
-                return Err(Error::Config { reason });
-            }
-        };
+        let tls = switch("UPDRAFT_TLS")?.unwrap_or(self.tls);
         if !SILENCES.contains(&silence_max) {
             let (least, most) = (SILENCES.start(), SILENCES.end());
             let reason = format!(
@@ -163,6 +181,19 @@ impl Config {
             let reason = "there is no directory for what memory has no room for".to_owned();
             return Err(Error::Config { reason });
         }
+        let scheduler = match variable("UPDRAFT_SCHEDULER")? {
+            Some(name) => scheduler(&name)?,
+            None => self.scheduler.clone(),
+        };
+        let attributes = match variable("UPDRAFT_ATTRIBUTES")? {
+            Some(names) => {
+                let names = names.split(',').filter(|name| !name.is_empty());
+                names.map(str::to_owned).collect()
+            }
+            None => self.attributes.clone(),
+        };
+        let host = variable("UPDRAFT_HOST")?.or_else(|| self.host.clone());
+        let explain = switch("UPDRAFT_EXPLAIN")?.unwrap_or(self.explain);
         let memory_bytes = number("UPDRAFT_MEMORY")?.or(self.memory_bytes);
         if let Some(bytes) = memory_bytes {
             memory::check(bytes, workers)?;
@@ -185,6 +216,11 @@ impl Config {
             tls,
             memory_bytes,
             spill,
+            scheduler,
+            attributes,
+            host: host.unwrap_or_else(host_name),
+            explain,
+            cores,
             arena_bytes,
             pin: self.pin,
             spin: ranks <= cores,
@@ -198,6 +234,38 @@ fn find(setting: &str, text: &str) -> Result<Interface, Error> {
     Interface::find(text).map_err(|error| Error::Config {
         reason: format!("{setting}: {error}"),
     })
+}
+
+/// The scheduler of this name.
+fn scheduler(name: &str) -> Result<Arc<dyn Scheduler>, Error> {
+    match name {
+        "round-robin" => Ok(Arc::new(RoundRobin)),
+        "first-fit" => Ok(Arc::new(FirstFit::default())),
+        "locality" => Ok(Arc::new(Locality::default())),
+        other => Err(Error::Config {
+            reason: format!(
+                "UPDRAFT_SCHEDULER is {other:?}, and not round-robin, first-fit or locality"
+            ),
+        }),
+    }
+}
+
+/// What the system calls this machine.
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname");
+    name.map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
+}
+
+/// Whether the environment says 1 or 0, if it says something.
+fn switch(name: &str) -> Result<Option<bool>, Error> {
+    match variable(name)?.as_deref() {
+        None => Ok(None),
+        Some("1") => Ok(Some(true)),
+        Some("0") => Ok(Some(false)),
+        Some(other) => Err(Error::Config {
+            reason: format!("{name} is {other:?}, and not 1 or 0"),
+        }),
+    }
 }
 
 /// What the environment says, if it says something.

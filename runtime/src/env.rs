@@ -13,13 +13,16 @@ use std::{
 };
 
 use collectives::{Engine, Group};
-use dataflow::{Collection, Job, Lines, Pass, Record, Stream, TaskGraph};
+use dataflow::{
+    Collection, Job, Lines, Pass, Record, Stream, TaskGraph,
+    schedule::{Scheduler, Worker},
+};
 use transport::{Address, Fabric, Interface, Ledger, Rank, Secret, Waker};
 
 use crate::{
     Config, Error,
     config::Decided,
-    coordinator::{Client, Membership},
+    coordinator::{Client, Entry, Membership},
     counters::{Counts, Snapshot},
     executor::{self, Command, Done, Report, Seat, Work},
     progress::Progress,
@@ -85,6 +88,8 @@ pub struct Env {
     decided: Decided,
     worker: u32,
     workers: u32,
+    /// What schedulers know of all workers.
+    schedulable: Vec<Worker>,
     client: Option<Arc<Client>>,
     seats: Vec<SeatHandle>,
     reports: Receiver<Report>,
@@ -135,6 +140,7 @@ impl Env {
         let mut env = Self {
             worker,
             workers,
+            schedulable: Vec::new(),
             client,
             seats: Vec::new(),
             reports,
@@ -228,15 +234,22 @@ impl Env {
             }
         }
         let ours: Vec<Address> = addresses.into_iter().flatten().collect();
-        let book = match &self.client {
-            None => ours,
+        let entry = Entry {
+            host: self.decided.host.clone(),
+            cores: self.decided.cores,
+            memory_bytes: self.decided.memory_bytes,
+            attributes: self.decided.attributes.clone(),
+            ..Entry::at(ours.iter().map(Address::to_string))
+        };
+        let (book, entries) = match &self.client {
+            None => (ours, vec![entry]),
             Some(client) => {
-                let texts: Vec<_> = ours.iter().map(Address::to_string).collect();
-                let book = client.register(&texts)?;
+                let entries = client.register(&entry)?;
                 watch(client, reporter, Arc::clone(&self.ending))?;
-                self.read_book(&book)?
+                (self.read_book(&entries)?, entries)
             }
         };
+        self.schedulable = schedulable(&entries);
         for seat in &self.seats {
             seat.tell(Command::Join(book.clone()));
         }
@@ -244,8 +257,8 @@ impl Env {
     }
 
     /// The addresses of all ranks. Every worker has to have as many executors as this one.
-    fn read_book(&self, book: &[Vec<String>]) -> Result<Vec<Address>, Error> {
-        for (worker, addresses) in book.iter().enumerate() {
+    fn read_book(&self, book: &[Entry]) -> Result<Vec<Address>, Error> {
+        for (worker, Entry { addresses, .. }) in book.iter().enumerate() {
             if addresses.len() != self.seats.len() {
                 let reason = format!(
                     "worker {} has {} executors, but worker {worker} has {}: all need the same number",
@@ -258,7 +271,7 @@ impl Env {
         }
         let addresses = book
             .iter()
-            .flatten()
+            .flat_map(|entry| &entry.addresses)
             .map(|text| text.parse().map_err(Error::from));
         addresses.collect()
     }
@@ -316,6 +329,7 @@ impl Env {
         repeat: Option<Arc<Repeat>>,
     ) -> Result<(), Error> {
         let number = self.runs;
+        let graph = self.place(graph)?;
         let done = self.have_done(|| Command::Run {
             number,
             graph: graph.clone(),
@@ -329,6 +343,21 @@ impl Env {
     /// Executors of each worker.
     pub(crate) fn executors(&self) -> u32 {
         self.decided.executors
+    }
+
+    /// Has another scheduler decide where the instances of tasks are, from the next run on. All workers have to do so.
+    pub fn set_scheduler(&mut self, scheduler: impl Scheduler + 'static) {
+        self.decided.scheduler = Arc::new(scheduler);
+    }
+
+    /// What schedulers know of the workers, in the order of their numbers.
+    pub fn schedulable_workers(&self) -> &[Worker] {
+        &self.schedulable
+    }
+
+    /// Has the scheduler decide where the instances of tasks are.
+    fn place(&self, graph: TaskGraph) -> Result<TaskGraph, Error> {
+        Ok(graph.placed(&*self.decided.scheduler, &self.schedulable)?)
     }
 
     /// Calls `work` on every executor of this worker at the same time, with the executor's links, and waits
@@ -516,6 +545,24 @@ impl Drop for Env {
             let _ = thread.join();
         }
     }
+}
+
+/// What schedulers know of the workers: each has a share of the cores of its host.
+fn schedulable(entries: &[Entry]) -> Vec<Worker> {
+    let mut first = 0;
+    let worker = |entry: &Entry| {
+        let ranks = first..first + entry.addresses.len() as Rank;
+        first = ranks.end;
+        let there = entries.iter().filter(|other| other.host == entry.host);
+        Worker {
+            ranks,
+            host: entry.host.clone(),
+            cores: (entry.cores / there.count() as u32).max(1),
+            memory_bytes: entry.memory_bytes,
+            attributes: entry.attributes.clone(),
+        }
+    };
+    entries.iter().map(worker).collect()
 }
 
 /// What `program` gives. If that is nothing, the other ranks are told, so that they do not wait for this one.

@@ -87,6 +87,7 @@ impl Error {
                 Flow::Output { .. } | Flow::OutputExists { .. } | Flow::Spill { .. } => 9,
                 Flow::Remote { .. } => 6,
                 Flow::ArenaTooSmall { .. } => 10,
+                Flow::BadTask { .. } | Flow::Unplaceable { .. } => 7,
                 Flow::Transport(error) => link_code(error),
                 _ => 1,
             },

@@ -13,7 +13,7 @@ use std::{
 use transport::{ANSWER_BYTES, Connector};
 
 use super::{
-    Book, COORDINATOR, Error, Malformed, Membership,
+    Book, COORDINATOR, Entry, Error, Malformed, Membership,
     protocol::{Message, Order, ReadError, Report},
     stream::{Address, Link, PROOF_TIME_MAX, Stream},
 };
@@ -53,18 +53,17 @@ impl Client {
         })
     }
 
-    /// Tells where this worker's executors listen, one address each, and waits until all workers
-    /// have done so. Returns the addresses of all, by worker.
+    /// Tells where this worker's executors listen and what it is like, and waits until all workers have done so. Returns
+    /// what all have told, by worker.
     ///
     /// # Errors
     ///
     /// [`Error::Aborted`] or [`Error::Gone`] when the job ends before it starts; [`Error::Malformed`] for more
     /// addresses than a frame of 1 MiB holds; [`Error::Connection`] when the connection has failed.
-    pub fn register(&self, addresses: &[String]) -> Result<Book, Error> {
-        let addresses = addresses.to_vec();
-        self.send(&Report::Register { addresses })?;
+    pub fn register(&self, entry: &Entry) -> Result<Book, Error> {
+        self.send(&Report::Register(entry.clone()))?;
         match self.next_order()? {
-            Order::Book { addresses } => Ok(addresses),
+            Order::Book(book) => Ok(book),
             Order::Abort { reason } => Err(Error::Aborted {
                 worker: self.worker,
                 address: self.address.clone(),
@@ -197,7 +196,7 @@ impl Drop for Client {
 fn wait_for_abort(link: &Link) -> String {
     match Order::read(&mut link.reader()) {
         Ok(Some(Order::Abort { reason })) => reason,
-        Ok(Some(Order::Book { .. })) => "the coordinator broke the protocol".to_owned(),
+        Ok(Some(Order::Book(_))) => "the coordinator broke the protocol".to_owned(),
         Err(ReadError::Malformed(malformed)) => {
             format!("the coordinator broke the protocol: {malformed}")
         }

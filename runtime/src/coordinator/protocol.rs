@@ -12,7 +12,7 @@
 
 use std::io::{self, Read};
 
-use super::Book;
+use super::{Book, Entry};
 
 /// The most bytes a frame can have after its length.
 pub(super) const FRAME_BYTES_MAX: usize = 1 << 20;
@@ -23,8 +23,8 @@ const TEXT_BYTES_MAX: usize = 16 << 10;
 /// What a worker tells the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Report {
-    /// I am here, and my executors listen at these addresses.
-    Register { addresses: Vec<String> },
+    /// I am here, and this is how I am reached and what I am like.
+    Register(Entry),
     /// So far I have done this much.
     Progress {
         records: u64,
@@ -41,8 +41,8 @@ pub(super) enum Report {
 /// What the coordinator tells a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Order {
-    /// All are here, at these addresses.
-    Book { addresses: Book },
+    /// All are here.
+    Book(Book),
     /// Stop.
     Abort { reason: String },
 }
@@ -89,7 +89,7 @@ pub(super) trait Message: Sized {
 impl Message for Report {
     fn kind(&self) -> u8 {
         match self {
-            Self::Register { .. } => 1,
+            Self::Register(_) => 1,
             Self::Progress { .. } => 2,
             Self::Failed { .. } => 3,
             Self::Finished { .. } => 4,
@@ -98,9 +98,7 @@ impl Message for Report {
 
     fn put(&self, bytes: &mut Vec<u8>) {
         match self {
-            Self::Register { addresses } => put_list(bytes, addresses, |bytes, text| {
-                put_text(bytes, text);
-            }),
+            Self::Register(entry) => put_entry(bytes, entry),
             Self::Progress {
                 records,
                 bytes: done,
@@ -118,9 +116,7 @@ impl Message for Report {
 
     fn take(kind: u8, fields: &mut Fields<'_>) -> Result<Self, Malformed> {
         Ok(match kind {
-            1 => Self::Register {
-                addresses: fields.list(Fields::text)?,
-            },
+            1 => Self::Register(fields.entry()?),
             2 => Self::Progress {
                 records: fields.u64()?,
                 bytes: fields.u64()?,
@@ -140,25 +136,21 @@ impl Message for Report {
 impl Message for Order {
     fn kind(&self) -> u8 {
         match self {
-            Self::Book { .. } => 65,
+            Self::Book(_) => 65,
             Self::Abort { .. } => 66,
         }
     }
 
     fn put(&self, bytes: &mut Vec<u8>) {
         match self {
-            Self::Book { addresses } => put_list(bytes, addresses, |bytes, of_worker| {
-                put_list(bytes, of_worker, |bytes, text| put_text(bytes, text));
-            }),
+            Self::Book(book) => put_list(bytes, book, put_entry),
             Self::Abort { reason } => put_words(bytes, reason),
         }
     }
 
     fn take(kind: u8, fields: &mut Fields<'_>) -> Result<Self, Malformed> {
         Ok(match kind {
-            65 => Self::Book {
-                addresses: fields.list(|fields| fields.list(Fields::text))?,
-            },
+            65 => Self::Book(fields.list(Fields::entry)?),
             66 => Self::Abort {
                 reason: fields.text()?,
             },
@@ -256,6 +248,16 @@ impl<'a> Fields<'a> {
         Ok(elements)
     }
 
+    fn entry(&mut self) -> Result<Entry, Malformed> {
+        Ok(Entry {
+            addresses: self.list(Fields::text)?,
+            host: self.text()?,
+            cores: self.u32()?,
+            memory_bytes: self.u64()?,
+            attributes: self.list(Fields::text)?,
+        })
+    }
+
     fn end(self) -> Result<(), Malformed> {
         match self.0.len() {
             0 => Ok(()),
@@ -309,6 +311,16 @@ fn put_list<T>(bytes: &mut Vec<u8>, elements: &[T], mut put: impl FnMut(&mut Vec
     }
 }
 
+fn put_entry(bytes: &mut Vec<u8>, entry: &Entry) {
+    put_list(bytes, &entry.addresses, |bytes, text| put_text(bytes, text));
+    put_text(bytes, &entry.host);
+    bytes.extend_from_slice(&entry.cores.to_le_bytes());
+    bytes.extend_from_slice(&entry.memory_bytes.to_le_bytes());
+    put_list(bytes, &entry.attributes, |bytes, text| {
+        put_text(bytes, text)
+    });
+}
+
 fn put_text(bytes: &mut Vec<u8>, text: &str) {
     put_count(bytes, text.len());
     bytes.extend_from_slice(text.as_bytes());
@@ -336,6 +348,19 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        let texts = || vec(".{0,12}", 0..3);
+        (texts(), ".{0,12}", any::<u32>(), any::<u64>(), texts()).prop_map(
+            |(addresses, host, cores, memory_bytes, attributes)| Entry {
+                addresses,
+                host,
+                cores,
+                memory_bytes,
+                attributes,
+            },
+        )
+    }
 
     fn comes_back<M: Message + PartialEq + Debug>(message: &M) {
         let frame = message.frame().unwrap();
@@ -377,8 +402,8 @@ mod tests {
             Report::read(&mut claims_long),
             Err(ReadError::Malformed(Malformed::Long { .. }))
         ));
-        let addresses = vec!["a".repeat(FRAME_BYTES_MAX)];
-        assert!(Report::Register { addresses }.frame().is_err());
+        let entry = Entry::at(["a".repeat(FRAME_BYTES_MAX)]);
+        assert!(Report::Register(entry).frame().is_err());
     }
 
     #[test]
@@ -404,20 +429,20 @@ mod tests {
     proptest! {
         #[test]
         fn every_report_comes_back(
-            addresses in vec(".{0,12}", 0..4),
+            entry in entry(),
             numbers: (u64, u64, u64),
             words in ".{0,40}",
         ) {
             let (records, bytes, bytes_total) = numbers;
-            comes_back(&Report::Register { addresses });
+            comes_back(&Report::Register(entry));
             comes_back(&Report::Progress { records, bytes, bytes_total });
             comes_back(&Report::Failed { message: words.clone() });
             comes_back(&Report::Finished { summary: words });
         }
 
         #[test]
-        fn every_order_comes_back(addresses in vec(vec(".{0,12}", 0..3), 0..4), reason in ".{0,40}") {
-            comes_back(&Order::Book { addresses });
+        fn every_order_comes_back(book in vec(entry(), 0..4), reason in ".{0,40}") {
+            comes_back(&Order::Book(book));
             comes_back(&Order::Abort { reason });
         }
 

@@ -14,7 +14,7 @@ use std::{
 use transport::{Acceptor, FINISH_BYTES, HELLO_BYTES, Refusal, Secret};
 
 use super::{
-    Book, COORDINATOR,
+    Book, COORDINATOR, Entry,
     protocol::{Malformed, Message, Order, ReadError, Report},
     stream::{Address, Link, Listener, PROOF_TIME_MAX, Stream},
 };
@@ -216,7 +216,7 @@ struct Seats {
 #[derive(Default)]
 struct Seat {
     link: Option<Arc<Link>>,
-    addresses: Option<Vec<String>>,
+    entry: Option<Entry>,
 }
 
 impl Roster {
@@ -272,25 +272,25 @@ impl Roster {
         Ok(())
     }
 
-    /// Notes where a worker's executors listen, and sends the book when it was the last to say so.
-    fn register(&self, worker: u32, addresses: Vec<String>) -> Result<(), Malformed> {
+    /// Notes what a worker says of itself, and sends the book when it was the last to say so.
+    fn register(&self, worker: u32, entry: Entry) -> Result<(), Malformed> {
         let mut seats = self.seats();
         let seat = &mut seats.of_worker[worker as usize];
-        if seat.addresses.is_some() {
+        if seat.entry.is_some() {
             return Err(Malformed::Turn);
         }
-        seat.addresses = Some(addresses);
+        seat.entry = Some(entry);
         let complete = seats.book().map(|book| (book, seats.links()));
         drop(seats);
         self.tell(Event::Registered { worker });
-        if let Some((addresses, links)) = complete {
-            self.send_book(addresses, &links);
+        if let Some((book, links)) = complete {
+            self.send_book(book, &links);
         }
         Ok(())
     }
 
-    fn send_book(&self, addresses: Book, links: &[Arc<Link>]) {
-        match (Order::Book { addresses }).frame() {
+    fn send_book(&self, book: Book, links: &[Arc<Link>]) {
+        match Order::Book(book).frame() {
             Ok(frame) => {
                 for link in links {
                     // A link that fails is cut, and its reader reports the loss.
@@ -328,11 +328,11 @@ impl fmt::Debug for Roster {
 }
 
 impl Seats {
-    /// The addresses of all, once all have given theirs.
+    /// What all say of themselves, once all have.
     fn book(&self) -> Option<Book> {
         self.of_worker
             .iter()
-            .map(|seat| seat.addresses.clone())
+            .map(|seat| seat.entry.clone())
             .collect()
     }
 
@@ -477,7 +477,7 @@ fn listen_to(worker: u32, link: &Link, roster: &Roster) {
 
 fn hear(worker: u32, report: Report, ended: &mut bool, roster: &Roster) -> Result<(), Malformed> {
     match report {
-        Report::Register { addresses } => return roster.register(worker, addresses),
+        Report::Register(entry) => return roster.register(worker, entry),
         Report::Progress {
             records,
             bytes,

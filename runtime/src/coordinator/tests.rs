@@ -10,7 +10,7 @@ use std::{
 use transport::Secret;
 
 use super::{
-    Client, Coordinator, Error, Event, Listen, Membership,
+    Client, Coordinator, Entry, Error, Event, Listen, Membership,
     stream::{Address, Stream},
 };
 
@@ -61,7 +61,7 @@ impl Job {
             .collect();
         thread::scope(|scope| {
             for (worker, client) in clients.iter().enumerate() {
-                scope.spawn(move || client.register(&[format!("w{worker}")]).unwrap());
+                scope.spawn(move || client.register(&Entry::at([format!("w{worker}")])).unwrap());
             }
         });
         for _ in &clients {
@@ -105,17 +105,24 @@ fn watched(client: &Client) -> Receiver<String> {
 }
 
 #[test]
-fn every_worker_gets_the_addresses_of_all() {
+fn every_worker_gets_what_all_say_of_themselves() {
     for listen in everywhere() {
         let job = Job::start_on(&listen, 2);
         let (first, second) = (job.connect(0), job.connect(1));
+        let gpu = Entry {
+            host: "one".to_owned(),
+            cores: 8,
+            memory_bytes: 1 << 33,
+            attributes: vec!["gpu".to_owned()],
+            ..Entry::at(["a", "b"])
+        };
         let book = thread::scope(|scope| {
-            let waiting = scope.spawn(|| first.register(&["a".to_owned(), "b".to_owned()]));
-            let book = second.register(&["c".to_owned()]).unwrap();
+            let waiting = scope.spawn(|| first.register(&gpu));
+            let book = second.register(&Entry::at(["c"])).unwrap();
             assert_eq!(waiting.join().unwrap().unwrap(), book);
             book
         });
-        assert_eq!(book, [vec!["a", "b"], vec!["c"]]);
+        assert_eq!(book, [gpu, Entry::at(["c"])]);
     }
 }
 
@@ -170,7 +177,7 @@ fn an_abort_reaches_those_who_work_those_who_wait_and_those_who_come_late() {
     let working = job.connect(1);
     let reasons = watched(&working);
     thread::scope(|scope| {
-        let registered = scope.spawn(|| waiting.register(&[]));
+        let registered = scope.spawn(|| waiting.register(&Entry::default()));
         assert_eq!(job.next(), Event::Registered { worker: 0 });
         while job.coordinator.seats_taken() < 2 {
             thread::yield_now();
@@ -180,7 +187,7 @@ fn an_abort_reaches_those_who_work_those_who_wait_and_those_who_come_late() {
         assert!(error.to_string().ends_with("stop: enough"), "{error}");
     });
     assert_eq!(reasons.recv_timeout(PATIENCE).unwrap(), "enough");
-    let late = job.connect(2).register(&[]).unwrap_err();
+    let late = job.connect(2).register(&Entry::default()).unwrap_err();
     assert!(late.to_string().ends_with("stop: enough"), "{late}");
 }
 
@@ -215,7 +222,7 @@ fn a_worker_that_waits_for_the_others_learns_that_the_coordinator_died() {
     let job = Job::start(2);
     let client = job.connect(0);
     thread::scope(|scope| {
-        let registered = scope.spawn(|| client.register(&[]));
+        let registered = scope.spawn(|| client.register(&Entry::default()));
         assert_eq!(job.next(), Event::Registered { worker: 0 });
         drop(job.coordinator);
         let error = registered.join().unwrap().unwrap_err();
@@ -228,13 +235,13 @@ fn nothing_is_said_to_a_worker_after_an_abort() {
     let job = Job::start(2);
     let first = job.connect(0);
     thread::scope(|scope| {
-        let registered = scope.spawn(|| first.register(&[]));
+        let registered = scope.spawn(|| first.register(&Entry::default()));
         assert_eq!(job.next(), Event::Registered { worker: 0 });
         job.coordinator.abort("enough");
         assert!(registered.join().unwrap().is_err());
     });
     let second = job.connect(1);
-    assert!(second.register(&[]).is_err());
+    assert!(second.register(&Entry::default()).is_err());
     assert_eq!(job.next(), Event::Registered { worker: 1 });
     let reasons = watched(&first);
     drop(job.coordinator);
@@ -277,7 +284,7 @@ fn who_does_not_know_the_secret_is_refused_and_refuses() {
 fn a_second_worker_of_a_number_is_refused_and_the_first_goes_on() {
     let job = Job::start(1);
     let clients = job.registered();
-    let error = job.connect(0).register(&[]).unwrap_err();
+    let error = job.connect(0).register(&Entry::default()).unwrap_err();
     assert!(error.to_string().contains("worker 0"), "{error}");
     assert!(job.refusal().contains("there already"));
     clients[0].progress(1, 0, 0).unwrap();
@@ -287,7 +294,7 @@ fn a_second_worker_of_a_number_is_refused_and_the_first_goes_on() {
 #[test]
 fn a_worker_beyond_the_last_is_refused() {
     let job = Job::start(2);
-    let error = job.connect(2).register(&[]).unwrap_err();
+    let error = job.connect(2).register(&Entry::default()).unwrap_err();
     assert!(matches!(error, Error::Aborted { .. }), "{error}");
     assert!(job.refusal().contains("2 workers"));
 }
@@ -313,7 +320,7 @@ fn who_stalls_holds_nobody_up_and_is_refused_in_time() {
     let mut stranger = job.stranger();
     stranger.write_all(b"updraft").unwrap();
     let client = job.connect(0);
-    client.register(&[]).unwrap();
+    client.register(&Entry::default()).unwrap();
     assert!(started.elapsed() < Duration::from_secs(2));
     assert_eq!(job.next(), Event::Registered { worker: 0 });
     job.refusal();
