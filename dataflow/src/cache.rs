@@ -52,7 +52,7 @@ where
         Job::new(sink, move || {
             let parts = std::mem::take(&mut *parts.lock().unwrap_or_else(PoisonError::into_inner));
             Cached {
-                placement,
+                placement: placement.clone(),
                 parts: Arc::new(parts),
             }
         })

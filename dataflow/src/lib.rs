@@ -46,7 +46,9 @@ pub use accumulator::Accumulator;
 pub use cache::{Cached, Partition, Replay};
 pub use error::{Error, one_line};
 pub use exchange::Receiver;
-pub use graph::{Job, TaskGraph};
+pub use graph::{
+    GraphBuilder, Job, Outputs, Port, TaskBuilder, TaskGraph, TaskOutput, TaskOutputs,
+};
 pub use inline::{inline, simulate};
 pub use operator::{
     aggregate::{

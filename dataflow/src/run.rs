@@ -220,6 +220,9 @@ impl Run {
         let mut ends: Vec<_> = graph.vertices.iter().map(|_| Ends::default()).collect();
         let mut tasks = Vec::new();
         for (vertex, Vertex { node, inputs, .. }) in graph.vertices.iter().enumerate().rev() {
+            if node.outlet.is_some() {
+                continue;
+            }
             let instances = schedule.instances(&node.placement);
             let wiring = Rc::new(wiring(&graph, vertex, &schedule));
             for (slot, instance) in instances.on(rank).enumerate() {
@@ -227,6 +230,9 @@ impl Run {
                     ends[edge].readers.push((tasks.len(), port));
                 }
                 ends[vertex].writers.push(tasks.len());
+                for (_, outlet) in &wiring.outlets {
+                    ends[usize::from(outlet.edge)].writers.push(tasks.len());
+                }
                 let place = Place {
                     instance,
                     instances: instances.number(),
@@ -346,7 +352,7 @@ impl Run {
             return;
         };
         for &index in &self.ends[edge].writers {
-            self.tasks[index].task.stopped(reader);
+            self.tasks[index].task.stopped(edge as EdgeId, reader);
         }
     }
 
@@ -568,6 +574,13 @@ fn wiring(graph: &Graph, number: usize, schedule: &Schedule) -> Wiring {
         edge: number as EdgeId,
         readers,
         reading: graph.readers(number).count() as u32,
+        outlets: graph
+            .outlets(number)
+            .map(|outlet| {
+                let wiring = wiring(graph, outlet, schedule);
+                (graph.vertices[outlet].node.clone(), Rc::new(wiring))
+            })
+            .collect(),
     }
 }
 

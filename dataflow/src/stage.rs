@@ -10,11 +10,17 @@ use std::{
     collections::HashMap,
     fmt,
     rc::{Rc, Weak},
+    sync::Arc,
 };
 
 use transport::{Buffer, Fabric, Ledger, Rank};
 
-use crate::{Error, Record, exchange::batch_bytes, graph::EdgeId, spill};
+use crate::{
+    Error, Record,
+    exchange::batch_bytes,
+    graph::{EdgeId, Node},
+    spill,
+};
 
 /// Takes records, by their views.
 pub trait Push<T: Record> {
@@ -150,6 +156,8 @@ pub(crate) struct Wiring {
     pub(crate) readers: Vec<(Rank, Slot)>,
     /// Tasks that read that edge: each has an instance at each of these places.
     pub(crate) reading: u32,
+    /// The edges that begin at its outputs, if it has several.
+    pub(crate) outlets: Vec<(Arc<Node>, Rc<Wiring>)>,
 }
 
 /// The number of an instance among those of its task on the same rank.
@@ -223,8 +231,8 @@ pub(crate) trait Task {
 
     fn ended(&mut self, port: usize, from: Rank);
 
-    /// Takes note that an instance that reads the output wants no more.
-    fn stopped(&mut self, _reader: u32) {}
+    /// Takes note that an instance that reads an edge wants no more.
+    fn stopped(&mut self, _edge: EdgeId, _reader: u32) {}
 
     /// Whether it wants what its inputs may still bring.
     fn is_reading(&self) -> bool;
@@ -367,7 +375,7 @@ where
         }
     }
 
-    fn stopped(&mut self, reader: u32) {
+    fn stopped(&mut self, _edge: EdgeId, reader: u32) {
         self.output.stopped(reader);
     }
 

@@ -51,7 +51,7 @@ impl<S, N: Clone> Clone for Stream<S, N> {
 }
 
 /// What stands between the names of operators.
-const BETWEEN: &str = " > ";
+pub(crate) const BETWEEN: &str = " > ";
 
 /// Makes the input of a stage for one instance.
 pub trait Source: Send + Sync + 'static {
@@ -282,6 +282,7 @@ where
             name: "collected".to_owned(),
             inputs: vec![Arc::new(records)],
             placement: Placement::OnePerProcess,
+            outlet: None,
             build: Box::new(move |place: &Place| {
                 Ok(Box::new(Collect::new(place, collected.clone())))
             }),
@@ -374,6 +375,7 @@ where
             name: format!("{names}{BETWEEN}{name}"),
             inputs,
             placement,
+            outlet: None,
             build: Box::new(move |place: &Place| {
                 let (input, output) = (source.build(place)?, output(place)?);
                 Ok(Box::new(Stage::new(input, narrow.clone(), output, place)))
@@ -393,6 +395,13 @@ impl<S, N> fmt::Debug for Stream<S, N> {
 /// Records that come from an exchange.
 #[derive(Debug)]
 pub struct Received<T>(PhantomData<fn() -> T>);
+
+impl<T> Stream<Received<T>, Pass> {
+    /// The tasks that it receives from, for a task that does so in its place.
+    pub(crate) fn into_inputs(self) -> Vec<Arc<Node>> {
+        self.inputs
+    }
+}
 
 impl<T> Received<T> {
     pub(crate) fn new() -> Self {

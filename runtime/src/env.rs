@@ -330,6 +330,9 @@ impl Env {
     ) -> Result<(), Error> {
         let number = self.runs;
         let graph = self.place(graph)?;
+        if self.decided.explain && self.worker == 0 {
+            eprint!("run {number}:\n{}", graph.explain());
+        }
         let done = self.have_done(|| Command::Run {
             number,
             graph: graph.clone(),

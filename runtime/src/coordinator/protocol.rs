@@ -312,12 +312,14 @@ fn put_list<T>(bytes: &mut Vec<u8>, elements: &[T], mut put: impl FnMut(&mut Vec
 }
 
 fn put_entry(bytes: &mut Vec<u8>, entry: &Entry) {
-    put_list(bytes, &entry.addresses, |bytes, text| put_text(bytes, text));
+    put_list(bytes, &entry.addresses, |bytes, text| {
+        put_text(bytes, text);
+    });
     put_text(bytes, &entry.host);
     bytes.extend_from_slice(&entry.cores.to_le_bytes());
     bytes.extend_from_slice(&entry.memory_bytes.to_le_bytes());
     put_list(bytes, &entry.attributes, |bytes, text| {
-        put_text(bytes, text)
+        put_text(bytes, text);
     });
 }
 

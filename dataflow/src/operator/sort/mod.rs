@@ -221,6 +221,7 @@ where
             name: "sorted runs".to_owned(),
             inputs: vec![Arc::new(collect)],
             placement: Placement::Everywhere,
+            outlet: None,
             build: Box::new(move |place: &Place| {
                 let store = share(place, &shared, &spread)?;
                 Ok(Box::new(Spread::<N::Out, O>::new(place, store)?))

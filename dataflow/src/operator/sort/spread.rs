@@ -12,6 +12,7 @@ use super::{
 use crate::{
     Error, Ordered, Record,
     exchange::{Outbox, open},
+    graph::EdgeId,
     stage::{Place, Progress, Task},
 };
 
@@ -151,7 +152,7 @@ impl<T: Record, O: OrderBy<T>> Task for Spread<T, O> {
         self.open = self.open.saturating_sub(1);
     }
 
-    fn stopped(&mut self, reader: u32) {
+    fn stopped(&mut self, _edge: EdgeId, reader: u32) {
         if let Some(outbox) = self.outboxes.get_mut(reader as usize) {
             outbox.stopped(0);
         }

@@ -22,7 +22,11 @@
 //! read would stop the other. There a task has to take in what it cannot use yet, into memory on the ledger:
 //! [`Graph::may_wait`] tells which is the case.
 
+mod builder;
+mod export;
+
 use std::{
+    any::Any,
     collections::{HashMap, HashSet, hash_map},
     fmt,
     ops::Range,
@@ -31,6 +35,7 @@ use std::{
 
 use transport::Rank;
 
+pub use self::builder::{GraphBuilder, Outputs, Port, TaskBuilder, TaskOutput, TaskOutputs};
 use crate::{
     Accumulator, Error,
     schedule::{self, Scheduler, Worker, check_tasks, even},
@@ -49,7 +54,20 @@ pub(crate) struct Node {
     /// How many instances there are, and where.
     pub(crate) placement: Placement,
     pub(crate) build: Box<Build>,
+    /// What it is if it is no task but an edge that begins at an output of its only input, which is a task with several.
+    pub(crate) outlet: Option<Outlet>,
 }
+
+/// An edge of a task with several outputs. It is there once for each way that its readers are placed, while the task is there
+/// once.
+pub(crate) struct Outlet {
+    /// The number of the output.
+    pub(crate) port: usize,
+    /// Makes the sending end, a boxed `Output` of the type of the records, in an instance of the task.
+    pub(crate) open: Box<OpenOutlet>,
+}
+
+pub(crate) type OpenOutlet = dyn Fn(&Place) -> Result<Box<dyn Any>, Error> + Send + Sync;
 
 /// Makes an instance of a task.
 pub(crate) type Build = dyn Fn(&Place) -> Result<Box<dyn Task>, Error> + Send + Sync;
@@ -290,7 +308,8 @@ impl Graph {
             .map(|sink| (sink.clone(), None))
             .collect();
         while let Some((node, readers)) = open.last().cloned() {
-            let this = Some(node.placement.clone());
+            // An outlet reads nothing: it is a part of its task.
+            let this = node.outlet.is_none().then(|| node.placement.clone());
             let missing = node.inputs.iter().rev();
             let missing: Vec<_> = missing
                 .filter(|input| !numbers.contains_key(&key(input, this.clone())))
@@ -327,6 +346,15 @@ impl Graph {
                 let ports = vertex.inputs.iter().enumerate();
                 ports.filter_map(move |(port, &input)| (input == edge).then_some((number, port)))
             })
+    }
+
+    /// The edges that begin at the outputs of a task, if it has several.
+    pub(crate) fn outlets(&self, task: usize) -> impl Iterator<Item = usize> {
+        let vertices = self.vertices.iter().enumerate();
+        vertices.filter_map(move |(number, vertex)| {
+            let of_task = vertex.node.outlet.is_some() && vertex.inputs.first() == Some(&task);
+            of_task.then_some(number)
+        })
     }
 
     /// Whether a task may leave an input unread until another has ended: if the two have nothing in common
@@ -553,6 +581,26 @@ impl<R> Job<R> {
         self.graph.plan()
     }
 
+    /// The tasks, what is fused in each, and the exchanges between them, in lines for people.
+    pub fn explain(&self) -> String {
+        self.task_graph().explain()
+    }
+
+    /// The graph in the language of Graphviz.
+    pub fn to_dot(&self) -> String {
+        self.task_graph().to_dot()
+    }
+
+    /// The graph in the language of Mermaid.
+    pub fn to_mermaid(&self) -> String {
+        self.task_graph().to_mermaid()
+    }
+
+    /// The graph as JSON: see [`TaskGraph::to_json`].
+    pub fn to_json(&self) -> String {
+        self.task_graph().to_json()
+    }
+
     /// The part of it that does not depend on the type of the result.
     pub fn task_graph(&self) -> TaskGraph {
         TaskGraph {
@@ -607,6 +655,30 @@ impl TaskGraph {
             ..self
         })
     }
+
+    /// The tasks, what is fused in each, the exchanges between them, and where instances are once that is decided, in lines for
+    /// people.
+    pub fn explain(&self) -> String {
+        export::explain(&self.graph, self.schedule.as_deref())
+    }
+
+    /// The graph in the language of Graphviz.
+    pub fn to_dot(&self) -> String {
+        export::dot(&self.graph, self.schedule.as_deref())
+    }
+
+    /// The graph in the language of Mermaid.
+    pub fn to_mermaid(&self) -> String {
+        export::mermaid(&self.graph, self.schedule.as_deref())
+    }
+
+    /// The graph as JSON: `tasks` with `number`, `name` if they were given one, the `operators` that are fused in them,
+    /// `placement` (`each rank`, `each process` or `scheduled`), `instances` if scheduled, and `ranks`, by instance,
+    /// once that is decided; `edges` with the numbers of the tasks they are `from` and `to`, which `input` of the
+    /// latter and which `output` of the former, if it has several, and the `exchange`.
+    pub fn to_json(&self) -> String {
+        export::json(&self.graph, self.schedule.as_deref())
+    }
 }
 
 #[cfg(test)]
@@ -621,6 +693,7 @@ mod tests {
             name: name.to_owned(),
             inputs: inputs.iter().map(|&input| input.clone()).collect(),
             placement: Placement::Everywhere,
+            outlet: None,
             build: Box::new(|_| unreachable!("nobody builds it")),
         })
     }
