@@ -6,8 +6,9 @@ use transport::{Arena, Event, Fabric, Ledger, Simulation};
 
 use crate::{
     Error,
-    graph::Job,
+    graph::{Job, TaskGraph},
     run::{Run, Site},
+    schedule::{Scheduler, Worker},
     stage::{Counters, Progress},
 };
 
@@ -15,6 +16,9 @@ use crate::{
 const INLINE_BYTES: u64 = 1 << 40;
 const INLINE_ARENA_BYTES: u64 = 256 << 20;
 const SIMULATED_ARENA_BYTES: u64 = 4 << 20;
+
+/// Turns after which a message moves on that everybody is too busy to wait for.
+const TURNS_A_STEP: u64 = 64;
 
 /// Runs a job on the calling thread, as one rank: the reference that every distributed run has to
 /// equal.
@@ -25,7 +29,7 @@ const SIMULATED_ARENA_BYTES: u64 = 4 << 20;
 pub fn inline<R>(job: &Job<R>) -> Result<R, Error> {
     let ledger = Ledger::new(INLINE_BYTES);
     let fabric = Fabric::alone(Arena::new(&ledger, INLINE_ARENA_BYTES)?);
-    let mut rank = Simulated::new(fabric, ledger, 1, job)?;
+    let mut rank = Simulated::new(fabric, ledger, 1, &job.task_graph())?;
     while !rank.turn()? {}
     drop(rank);
     Ok(job.take_result())
@@ -38,21 +42,57 @@ pub fn inline<R>(job: &Job<R>) -> Result<R, Error> {
 ///
 /// What the job says, or that it makes no more progress, as an unexpected message of rank 0.
 pub fn simulate<R>(job: &Job<R>, seed: u64, size: u32, executors: u32) -> Result<R, Error> {
+    take_turns(&job.task_graph(), seed, size, executors)?;
+    Ok(job.take_result())
+}
+
+/// The same by the ranks of these workers, among which a scheduler distributes the instances of tasks.
+///
+/// # Errors
+///
+/// As [`simulate`], and what the scheduler says.
+///
+/// ```
+/// use dataflow::{collection, schedule::{RoundRobin, Task, Worker}, simulate_on};
+///
+/// let workers = [0, 1].map(|rank| Worker { ranks: rank..rank + 1, ..Worker::default() });
+/// let job = collection(vec![1u64, 2, 3]).as_task(Task::new("items", 3).per_worker_max(2)).collect();
+/// assert_eq!(simulate_on(&job, 0, &workers, &RoundRobin)?, [1, 2, 3]);
+/// # Ok::<(), dataflow::Error>(())
+/// ```
+pub fn simulate_on<R>(
+    job: &Job<R>,
+    seed: u64,
+    workers: &[Worker],
+    scheduler: &dyn Scheduler,
+) -> Result<R, Error> {
+    let graph = job.task_graph().placed(scheduler, workers)?;
+    let size = workers.last().map_or(0, |worker| worker.ranks.end);
+    let executors = workers.first().map_or(1, |worker| worker.ranks.end);
+    take_turns(&graph, seed, size, executors)?;
+    Ok(job.take_result())
+}
+
+fn take_turns(graph: &TaskGraph, seed: u64, size: u32, executors: u32) -> Result<(), Error> {
     let network = Simulation::new(seed, size);
     let mut ranks = Vec::new();
     for rank in 0..size {
         let ledger = Ledger::new(INLINE_BYTES);
         let fabric = network.fabric(rank, &Arena::new(&ledger, SIMULATED_ARENA_BYTES)?);
-        ranks.push(Simulated::new(fabric, ledger, executors, job)?);
+        ranks.push(Simulated::new(fabric, ledger, executors, graph)?);
     }
     let mut done = vec![false; size as usize];
     let mut idle = 0;
+    let mut turns = 0u64;
     while done.iter().any(|done| !done) {
         let rank = network.draw(size.into()) as usize;
         if !done[rank] {
             done[rank] = ranks[rank].turn()?;
         }
-        idle = if ranks[rank].made_progress || network.advance() {
+        // Time goes on even where a source always has more.
+        turns += 1;
+        let goes_on = turns % TURNS_A_STEP == 0 && network.advance();
+        idle = if goes_on || ranks[rank].made_progress || network.advance() {
             0
         } else {
             idle + 1
@@ -62,8 +102,7 @@ pub fn simulate<R>(job: &Job<R>, seed: u64, size: u32, executors: u32) -> Result
             "seed {seed}: no rank makes progress any more"
         );
     }
-    drop(ranks);
-    Ok(job.take_result())
+    Ok(())
 }
 
 /// One rank of a job on the calling thread.
@@ -74,7 +113,12 @@ struct Simulated {
 }
 
 impl Simulated {
-    fn new<R>(fabric: Fabric, ledger: Ledger, executors: u32, job: &Job<R>) -> Result<Self, Error> {
+    fn new(
+        fabric: Fabric,
+        ledger: Ledger,
+        executors: u32,
+        graph: &TaskGraph,
+    ) -> Result<Self, Error> {
         let fabric = Rc::new(RefCell::new(fabric));
         let site = Site {
             fabric: fabric.clone(),
@@ -83,7 +127,7 @@ impl Simulated {
             counters: Rc::new(Nobody),
             spill: Rc::default(),
         };
-        let run = Run::new(&job.task_graph(), 0, &site)?;
+        let run = Run::new(graph, 0, &site)?;
         Ok(Self {
             fabric,
             run,

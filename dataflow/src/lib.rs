@@ -6,6 +6,9 @@
 //!
 //! What memory has no room for is kept on disk, by the operators themselves: see [`spill`].
 //!
+//! Where operators are not enough, a [`GraphBuilder`] takes tasks that the program writes itself, with named inputs
+//! and outputs. Where instances of tasks run is for a scheduler to decide: see [`schedule`].
+//!
 //! Records cross an exchange in batches that are written once, in the memory that travels, and read
 //! where they lie: see [`Record`].
 //!
@@ -49,7 +52,7 @@ pub use exchange::Receiver;
 pub use graph::{
     GraphBuilder, Job, Outputs, Port, TaskBuilder, TaskGraph, TaskOutput, TaskOutputs,
 };
-pub use inline::{inline, simulate};
+pub use inline::{inline, simulate, simulate_on};
 pub use operator::{
     aggregate::{
         Aggregate, Conclude, Count, Extreme, Fold, Made, Make, Mean, Merged, Of, Sum, Whole,
