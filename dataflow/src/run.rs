@@ -440,7 +440,7 @@ impl Run {
 
     /// Sums up what all ranks have added, once in each process.
     fn sum_accumulators(&self) {
-        if !self.rank.is_multiple_of(self.executors) {
+        if !self.schedule.is_first_of_process(self.rank) {
             return;
         }
         let parts = self.totals.result().unwrap_or_default();

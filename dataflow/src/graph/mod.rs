@@ -119,6 +119,11 @@ impl Schedule {
         }
     }
 
+    /// Whether a rank is the first of its process.
+    pub(crate) fn is_first_of_process(&self, rank: Rank) -> bool {
+        rank.is_multiple_of(self.executors)
+    }
+
     /// What a scheduler says, once it is checked.
     fn of(graph: &Graph, scheduler: &dyn Scheduler, workers: &[Worker]) -> Result<Self, Error> {
         let size = workers.last().map_or(0, |worker| worker.ranks.end);

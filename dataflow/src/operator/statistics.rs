@@ -177,7 +177,6 @@ where
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
     use crate::{collection, simulate};
 
     proptest! {
