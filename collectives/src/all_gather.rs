@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board, broadcast::into,
-    call::Call, copy, fate::Signature, plan::SEGMENT, segments,
+    call::Call, copy, fate::Signature,
 };
 
 impl Group {
@@ -37,7 +37,7 @@ impl Group {
                 return call.end(result);
             }
             Box::pin(async {
-                let call = self.begin(signature).await?;
+                let call = self.begin(signature.by(algorithm)).await?;
                 let result = by_messages(&call, algorithm, mine, all).await;
                 call.end(result)
             })
@@ -118,10 +118,10 @@ pub(crate) async fn on_board<T: Element>(
 async fn flat<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result<(), Error> {
     let (me, size, len) = (call.me(), call.size(), mine.len());
     copy(&mut all[me * len..(me + 1) * len], mine);
-    for (step, segment) in segments::<T>(len, SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(len).enumerate() {
         let message = call.message(step as u32, &mine[segment.clone()]).await?;
         for to in (me + 1..size).chain(0..me) {
-            call.give(to, message.clone())?;
+            call.give_in_turn(to, message.clone()).await?;
         }
         for from in (me + 1..size).chain(0..me) {
             let place = from * len + segment.start..from * len + segment.end;
@@ -155,7 +155,7 @@ pub(crate) async fn ring<T: Element>(
     for step in 1..size {
         let give = part((me + size - step + 1) % size);
         let take = part((me + size - step) % size);
-        for segment in segments::<T>(longest, SEGMENT) {
+        for segment in call.segments::<T>(longest) {
             let within = |part: &Range<usize>| {
                 let end = part.len();
                 part.start + segment.start.min(end)..part.start + segment.end.min(end)
@@ -178,7 +178,7 @@ async fn bruck<T: Element>(call: &Call<'_>, mine: &[T], all: &mut [T]) -> Result
         let more = have.min(size - have);
         let (known, rest) = blocks.split_at_mut(have * len);
         let (to, from) = ((me + size - have) % size, (me + have) % size);
-        for segment in segments::<T>(more * len, SEGMENT) {
+        for segment in call.segments::<T>(more * len) {
             call.send(to, have as u32, &known[segment.clone()]).await?;
             call.receive_into(from, &mut rest[segment]).await?;
         }
@@ -209,13 +209,13 @@ async fn varied<T: Element>(call: &Call<'_>, mine: &[T]) -> Result<Parts<T>, Err
     let mut parts = Parts::with_lens(lens.iter().map(|&len| len as usize));
     copy(parts.part_mut(me), mine);
     let longest = lens.iter().max().map_or(0, |&len| len as usize);
-    for (step, segment) in segments::<T>(longest, SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(longest).enumerate() {
         let within = |len: usize| segment.start.min(len)..segment.end.min(len);
         let own = within(mine.len());
         if !own.is_empty() {
             let message = call.message(step as u32, &mine[own]).await?;
             for to in (me + 1..size).chain(0..me) {
-                call.give(to, message.clone())?;
+                call.give_in_turn(to, message.clone()).await?;
             }
         }
         for from in (me + 1..size).chain(0..me) {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
-    fate::Signature, op::Op, parts_of, plan::SEGMENT, reduce::combine_all, segments,
+    fate::Signature, op::Op, parts_of, reduce::combine_all,
 };
 
 impl Group {
@@ -33,7 +33,7 @@ impl Group {
                 return call.end(result);
             }
             Box::pin(async {
-                let call = self.begin(signature).await?;
+                let call = self.begin(signature.by(algorithm)).await?;
                 let result = by_messages(&call, algorithm, data, &op).await;
                 call.end(result)
             })
@@ -80,11 +80,11 @@ pub(crate) async fn on_board<T: Element, O: Op<T>>(
 /// All send to all, and each combines all.
 async fn flat<T: Element, O: Op<T>>(call: &Call<'_>, data: &mut [T], op: &O) -> Result<(), Error> {
     let (me, size) = (call.me(), call.size());
-    for (step, segment) in segments::<T>(data.len(), SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(data.len()).enumerate() {
         let data = &mut data[segment];
         let message = call.message(step as u32, data).await?;
         for to in (me + 1..size).chain(0..me) {
-            call.give(to, message.clone())?;
+            call.give_in_turn(to, message.clone()).await?;
         }
         combine_all(call, data, op).await?;
     }
@@ -99,7 +99,7 @@ async fn slices<T: Element, O: Op<T>>(
 ) -> Result<(), Error> {
     let (me, size, len) = (call.me(), call.size(), data.len());
     // In rounds, so that what is copied is still in the caches when it is read.
-    for round in segments::<T>(len, SEGMENT * size) {
+    for round in call.rounds::<T>(len) {
         let data = &mut data[round];
         let part = |member: usize| parts_of(data.len(), size, member);
         for to in (me + 1..size).chain(0..me) {
@@ -109,7 +109,7 @@ async fn slices<T: Element, O: Op<T>>(
         combine_all(call, &mut data[mine.clone()], op).await?;
         let message = call.message(1, &data[mine]).await?;
         for to in (me + 1..size).chain(0..me) {
-            call.give(to, message.clone())?;
+            call.give_in_turn(to, message.clone()).await?;
         }
         for from in (me + 1..size).chain(0..me) {
             let part = parts_of(data.len(), size, from);

@@ -2,7 +2,7 @@
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board,
-    broadcast::into as copy_into, call::Call, copy, fate::Signature, plan::SEGMENT, segments,
+    broadcast::into as copy_into, call::Call, copy, fate::Signature,
 };
 
 impl Group {
@@ -38,7 +38,7 @@ impl Group {
                 return call.end(result);
             }
             Box::pin(async {
-                let call = self.begin(signature).await?;
+                let call = self.begin(signature.by(algorithm)).await?;
                 let result = by_messages(&call, algorithm, data, into).await;
                 call.end(result)
             })
@@ -116,7 +116,7 @@ async fn flat<T: Element>(call: &Call<'_>, data: &[T], into: &mut [T]) -> Result
         &mut into[me * len..(me + 1) * len],
         &data[me * len..(me + 1) * len],
     );
-    for (step, segment) in segments::<T>(len, SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(len).enumerate() {
         let of = |member: usize| member * len + segment.start..member * len + segment.end;
         for to in (me + 1..size).chain(0..me) {
             call.send(to, step as u32, &data[of(to)]).await?;
@@ -138,7 +138,7 @@ async fn pairwise<T: Element>(call: &Call<'_>, data: &[T], into: &mut [T]) -> Re
     );
     for distance in 1..size {
         let (to, from) = ((me + distance) % size, (me + size - distance) % size);
-        for segment in segments::<T>(len, SEGMENT) {
+        for segment in call.segments::<T>(len) {
             let of = |member: usize| member * len + segment.start..member * len + segment.end;
             call.send(to, distance as u32, &data[of(to)]).await?;
             call.receive_into(from, &mut into[of(from)]).await?;
@@ -163,7 +163,7 @@ async fn bruck<T: Element>(call: &Call<'_>, data: &[T], into: &mut [T]) -> Resul
             copy(&mut packed[index * len..(index + 1) * len], block);
         }
         let (to, from) = ((me + bit) % size, (me + size - bit) % size);
-        for segment in segments::<T>(travel().count() * len, SEGMENT) {
+        for segment in call.segments::<T>(travel().count() * len) {
             call.send(to, bit as u32, &packed[segment.clone()]).await?;
             call.receive_into(from, &mut packed[segment]).await?;
         }
@@ -198,7 +198,7 @@ async fn varied<T: Element>(call: &Call<'_>, parts: &[&[T]]) -> Result<Parts<T>,
         .chain(parts.iter().map(|part| part.len()))
         .max()
         .unwrap_or(0);
-    for (step, segment) in segments::<T>(longest, SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(longest).enumerate() {
         let within = |len: usize| segment.start.min(len)..segment.end.min(len);
         for to in (me + 1..size).chain(0..me) {
             let place = within(parts[to].len());

@@ -24,7 +24,7 @@ impl Group {
                 return call.end(result);
             }
             Box::pin(async {
-                let call = self.begin(Signature::new("barrier")).await?;
+                let call = self.begin(Signature::new("barrier").by(algorithm)).await?;
                 let result = by_messages(&call, algorithm).await;
                 call.end(result)
             })

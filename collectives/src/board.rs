@@ -24,7 +24,12 @@ use std::{
 
 use transport::{Exposed, RemoteRegion};
 
-use crate::{Element, Error, call::Call, op::Op};
+use crate::{
+    Element, Error,
+    call::{Call, Waiting},
+    group::FIRST_CALL,
+    op::Op,
+};
 
 /// Slots of a board: calls that may be under way, or not yet left behind by all.
 pub(crate) const SLOTS: usize = 8;
@@ -49,6 +54,12 @@ const QUICK_LOOKS: u32 = 64;
 const LINE: usize = 8;
 const CHUNK: usize = 64;
 
+/// Whether call `one` is before call `other`: numbers wrap around after four thousand million calls.
+#[inline]
+pub(crate) fn is_before(one: u32, other: u32) -> bool {
+    one.wrapping_sub(other).cast_signed() < 0
+}
+
 /// The boards of a group.
 pub(crate) struct Board {
     own: Exposed,
@@ -65,15 +76,32 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    pub(crate) fn new(own: Exposed, boards: Vec<RemoteRegion>) -> Self {
-        Self {
+    /// The boards of a group whose members have made `ended` calls.
+    pub(crate) fn new(own: Exposed, boards: Vec<RemoteRegion>, ended: u32) -> Self {
+        let board = Self {
             own,
-            seen: boards.iter().map(|_| Cell::new(0)).collect(),
+            seen: boards.iter().map(|_| Cell::new(FIRST_CALL)).collect(),
             boards: boards.into_iter().map(Rc::new).collect(),
-            passed: Cell::new(0),
-            ended: Cell::new(0),
+            passed: Cell::new(FIRST_CALL),
+            ended: Cell::new(FIRST_CALL),
             has_early: Cell::new(false),
             ended_early: RefCell::default(),
+        };
+        board.tell_ended(ended);
+        board
+    }
+
+    /// Writes what a board says before any call.
+    pub(crate) fn clear(own: &Exposed) {
+        let words = own.words();
+        let first = words
+            .iter()
+            .take(1)
+            .map(|word| (word, u64::from(FIRST_CALL)));
+        let stamps = words.iter().skip(COUNT_WORDS).step_by(SLOT_WORDS);
+        let before = u64::from(FIRST_CALL.wrapping_sub(1)) << 32;
+        for (word, value) in first.chain(stamps.map(|word| (word, before))) {
+            word.store(value, Ordering::Relaxed);
         }
     }
 
@@ -87,18 +115,13 @@ impl Board {
         COUNT_WORDS + number as usize % SLOTS * SLOT_WORDS
     }
 
-    #[inline]
-    fn stamp(call: &Call<'_>) -> u64 {
-        u64::from(call.number) << 32 | u64::from(call.hash)
-    }
-
     /// Writes our operand of a call, once nobody reads what was in its slot.
     pub(crate) async fn write<T: Element>(
         &self,
         call: &Call<'_>,
         operand: &[T],
     ) -> Result<(), Error> {
-        if self.passed.get() < Self::used_for(call) {
+        if is_before(self.passed.get(), Self::used_for(call)) {
             self.have_all_pass(call, Self::used_for(call)).await?;
         }
         self.put(call, operand);
@@ -109,7 +132,8 @@ impl Board {
     #[inline]
     pub(crate) fn write_now<T: Element>(&self, call: &Call<'_>, operand: &[T]) -> bool {
         let used_for = Self::used_for(call);
-        let is_free = self.passed.get() >= used_for || self.count_passed(call) >= used_for;
+        let is_free = !is_before(self.passed.get(), used_for)
+            || !is_before(self.count_passed(call), used_for);
         if is_free {
             self.put(call, operand);
         }
@@ -119,7 +143,7 @@ impl Board {
     /// Calls that all members have to have left behind, before the slot of a call is written.
     #[inline]
     fn used_for(call: &Call<'_>) -> u32 {
-        (call.number + 1).saturating_sub(SLOTS as u32)
+        call.number.wrapping_sub(SLOTS as u32 - 1)
     }
 
     #[inline]
@@ -135,7 +159,7 @@ impl Board {
             } else if !bytes.is_empty() {
                 self.own.write((slot + OPERAND) * WORD, bytes);
             }
-            stamp.store(Self::stamp(call), Ordering::Release);
+            stamp.store(call.stamp, Ordering::Release);
         }
         let fabric = call.group.engine.fabric().borrow();
         for (member, &rank) in call.group.fate.members.iter().enumerate() {
@@ -147,10 +171,13 @@ impl Board {
 
     /// Waits until all members have left behind the first `calls` calls.
     async fn have_all_pass(&self, call: &Call<'_>, calls: u32) -> Result<(), Error> {
+        // We are one of them: an earlier call of ours that is still under way reads our own slot as well.
+        self.seen[call.me()].set(self.ended.get());
         for (member, seen) in self.seen.iter().enumerate() {
-            if member != call.me() && seen.get() < calls {
-                let enough = |ended: u64| ended >= u64::from(calls);
-                seen.set(self.look(call, member, 0, enough).await? as u32);
+            if is_before(seen.get(), calls) {
+                let enough = |ended: u64| !is_before(ended as u32, calls);
+                let found = self.look(call, member, 0, enough, |_| false).await?;
+                seen.set(found as u32);
             }
         }
         self.count_passed(call);
@@ -160,7 +187,9 @@ impl Board {
     /// Calls that all members are known to have left behind.
     fn count_passed(&self, call: &Call<'_>) -> u32 {
         self.seen[call.me()].set(self.ended.get());
-        let passed = self.seen.iter().map(Cell::get).min().unwrap_or(0);
+        let seen = self.seen.iter().map(Cell::get);
+        let passed = seen.reduce(|one, other| if is_before(other, one) { other } else { one });
+        let passed = passed.unwrap_or(FIRST_CALL);
         self.passed.set(passed);
         passed
     }
@@ -171,12 +200,18 @@ impl Board {
             return Ok(());
         }
         let number = call.number;
-        // Numbers wrap around after four thousand million calls: then ours is behind what is there.
-        let there = move |stamp: u64| ((stamp >> 32) as u32).wrapping_sub(number) < u32::MAX / 2;
-        self.look(call, from, Self::slot(number), there).await?;
-        if !self.has_arrived(call, from) {
-            return Err(call.mismatch(from, String::new()));
-        }
+        let there = move |stamp: u64| !is_before((stamp >> 32) as u32, number);
+        let ours = call.stamp;
+        let is_other = move |stamp| stamp != ours && there(stamp);
+        self.look(
+            call,
+            from,
+            Self::slot(number),
+            |stamp| stamp == ours,
+            is_other,
+        )
+        .await?;
+        self.has_arrived(call, from); // For the count beside it.
         Ok(())
     }
 
@@ -187,7 +222,7 @@ impl Board {
         let Some([stamp, count, ..]) = self.words(from).get(slot..slot + OPERAND) else {
             return false;
         };
-        let here = stamp.load(Ordering::Acquire) == Self::stamp(call);
+        let here = stamp.load(Ordering::Acquire) == call.stamp;
         if here {
             self.seen[from].set(count.load(Ordering::Relaxed) as u32);
         }
@@ -210,16 +245,17 @@ impl Board {
         false
     }
 
-    /// Waits until `wanted` holds of a word of member `from`.
+    /// Waits until `wanted` holds of a word of member `from`. If `is_other` does, the member is in another call.
     async fn look(
         &self,
         call: &Call<'_>,
         from: usize,
         word: usize,
         wanted: impl Fn(u64) -> bool,
+        is_other: impl Fn(u64) -> bool,
     ) -> Result<u64, Error> {
         let engine = &call.group.engine;
-        let mut since = None;
+        let mut waiting = Waiting::default();
         poll_fn(|_| {
             let Some(there) = self.words(from).get(word) else {
                 let reason = "the board of a member is too short".to_owned();
@@ -235,7 +271,7 @@ impl Board {
             }
             let told = engine
                 .turn()
-                .and_then(|()| call.waits_for(from, &mut since));
+                .and_then(|()| call.waits_for(from, &mut waiting));
             // After what has arrived, because a member that wrote and then went has written.
             let found = there.load(Ordering::Acquire);
             if wanted(found) {
@@ -243,6 +279,9 @@ impl Board {
             }
             if let Err(error) = told {
                 return Poll::Ready(Err(error));
+            }
+            if is_other(found) {
+                call.suspects(from);
             }
             engine.watch(&self.boards[from], word, found);
             Poll::Pending
@@ -295,8 +334,12 @@ impl Board {
         let operand = self.words(from).get(slot + OPERAND..slot + SLOT_WORDS);
         let operand = operand.unwrap_or_default();
         let size = size_of::<T>();
-        if len == 1 && size == WORD {
-            read_at_once::<T, 1>(operand, first, len, |elements| take(0, elements));
+        if len == 1
+            && size == WORD
+            && let Some(word) = operand.get(first)
+            && let Ok(element) = bytemuck::try_cast_slice(&[word.load(Ordering::Relaxed)])
+        {
+            take(0, element);
             return;
         }
         if (first * size) % WORD + len * size <= LINE * WORD {
@@ -376,7 +419,7 @@ impl Board {
         if number != self.ended.get() || self.has_early.get() {
             return self.leave_out_of_turn(number);
         }
-        self.tell_ended(number + 1);
+        self.tell_ended(number.wrapping_add(1));
     }
 
     /// The same, when several calls are under way.
@@ -388,10 +431,10 @@ impl Board {
             self.has_early.set(true);
             return;
         }
-        let mut ended = number + 1;
+        let mut ended = number.wrapping_add(1);
         while let Some(index) = early.iter().position(|&call| call == ended) {
             early.swap_remove(index);
-            ended += 1;
+            ended = ended.wrapping_add(1);
         }
         self.has_early.set(!early.is_empty());
         self.tell_ended(ended);

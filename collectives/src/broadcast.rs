@@ -4,7 +4,7 @@ use transport::Buffer;
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
-    fate::Signature, parts_of, plan::SEGMENT, segments,
+    fate::Signature, parts_of,
 };
 
 impl Group {
@@ -36,7 +36,7 @@ impl Group {
                 return call.end(result);
             }
             Box::pin(async {
-                let call = self.begin(signature).await?;
+                let call = self.begin(signature.by(algorithm)).await?;
                 let result = by_messages(&call, algorithm, root, data).await;
                 call.end(result)
             })
@@ -85,11 +85,11 @@ pub(crate) async fn on_board<T: Element>(
 
 /// The root sends each segment to all. On shared memory that is one copy, which all read.
 async fn flat<T: Element>(call: &Call<'_>, root: usize, data: &mut [T]) -> Result<(), Error> {
-    for (step, segment) in segments::<T>(data.len(), SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(data.len()).enumerate() {
         if call.me() == root {
             let message = call.message(step as u32, &data[segment]).await?;
             for to in (0..call.size()).filter(|&to| to != root) {
-                call.give(to, message.clone())?;
+                call.give_in_turn(to, message.clone()).await?;
             }
         } else {
             call.receive_into(root, &mut data[segment]).await?;
@@ -103,7 +103,7 @@ async fn chain<T: Element>(call: &Call<'_>, root: usize, data: &mut [T]) -> Resu
     let (me, size) = (call.me(), call.size());
     let place = (me + size - root) % size;
     let (before, after) = ((me + size - 1) % size, (me + 1) % size);
-    for (step, segment) in segments::<T>(data.len(), SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(data.len()).enumerate() {
         let data = &mut data[segment];
         if place > 0 {
             call.receive_into(before, data).await?;
@@ -129,7 +129,7 @@ pub(crate) async fn tree<T: Element>(
     } else {
         1 << place.trailing_zeros()
     };
-    for (step, segment) in segments::<T>(data.len(), SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(data.len()).enumerate() {
         let data = &mut data[segment];
         if place > 0 {
             call.receive_into((place - lowest + root) % size, data)
@@ -143,7 +143,8 @@ pub(crate) async fn tree<T: Element>(
                     Some(message) => message,
                     None => message.insert(call.message(step as u32, data).await?),
                 };
-                call.give((place + bit + root) % size, message.clone())?;
+                call.give_in_turn((place + bit + root) % size, message.clone())
+                    .await?;
             }
             bit /= 2;
         }

@@ -6,7 +6,7 @@
 
 use transport::{Buffer, Loan};
 
-use crate::{Error, Group, Operation, call::Call, fate::Signature};
+use crate::{Error, Group, Operation, call::Call, fate::Signature, tag};
 
 impl Group {
     /// Lends `bytes` bytes to write what is to be sent into, once there is room. Dropping the loan gives them back.
@@ -165,7 +165,7 @@ impl Call<'_> {
     /// A message of this call that holds what a loan does. All its messages have the same tag, so that whoever gets one
     /// can pass it on.
     pub(crate) fn seal(&self, mut loan: Loan) -> Buffer {
-        loan.set_tag(self.tag(0));
+        loan.set_tag(tag::of_kept(self.tag(0)));
         loan.freeze()
     }
 }

@@ -19,7 +19,8 @@ use transport::{
 
 use crate::{
     Error,
-    fate::Fate,
+    call::Received,
+    fate::{self, Fate},
     group::Group,
     message::Mail,
     scratch::Spare,
@@ -35,6 +36,10 @@ const SPINS: u32 = 256;
 const SPIN_MAX: Duration = Duration::from_micros(100);
 /// Polls between two looks at the time.
 const POLLS_A_LOOK: u32 = 32;
+/// How long a member waits before it copies what it holds for others that may have no room.
+const ROOM_PATIENCE: Duration = Duration::from_millis(2);
+/// Of an arena, the part that messages of operations of all members may take that nobody has read, or that we have copied.
+const UNREAD_PART: u64 = 4;
 /// The most futures that wait for shared words of which the sleeper takes note.
 const WATCHED_MAX: usize = 64;
 
@@ -55,12 +60,18 @@ pub(crate) struct Inner {
     pub(crate) spins: u32,
     /// How long an operation is polled before resting.
     spin_max: Duration,
-    /// Messages of collectives that nobody has asked for yet, of groups that are yet to be made among others.
     inbox: RefCell<Inbox>,
+    /// The bytes of an arena that messages of one sender may take before anybody wants them: of its own where it is read in
+    /// place, otherwise of the receiver's.
+    share: Cell<u64>,
+    /// Those of our arena.
+    capacity: u64,
     /// Messages from one member to another.
     pub(crate) mail: RefCell<Mail>,
     pub(crate) spare: Spare,
     fates: RefCell<HashMap<u16, Weak<Fate>>>,
+    /// Groups that this rank has let go of, with what others may still ask about them.
+    former: RefCell<HashMap<u16, Option<Rc<Fate>>>>,
     /// How each rank went that is gone.
     gone: RefCell<HashMap<Rank, Error>>,
     /// What is to be sent to ranks for which there was no room.
@@ -78,10 +89,80 @@ pub(crate) struct Inner {
 }
 
 /// Messages that nobody has asked for yet, in order of arrival.
-#[derive(Default)]
+///
+/// They lie in the arena of their sender, or over TCP in ours. If all of them stayed there, two members could wait for room
+/// that each holds for the other. So of each sender no more than a share of an arena is left in place: what is beyond it
+/// is copied, the oldest first, if it belongs to an operation that has begun here, whose operand is at least as
+/// large. What belongs to later ones stays, and its sender waits; only when this member has long waited in vain is
+/// that copied as well, at most as much as an arena holds.
 struct Inbox {
     messages: VecDeque<(Rank, Buffer)>,
+    /// Bytes of operations that lie in arenas, by sender.
+    held: Vec<u64>,
+    /// Messages that were copied, with their tags. They came before those of the same sender and operation that were not.
+    kept: VecDeque<(Rank, u64, Vec<u8>)>,
+    kept_bytes: u64,
 }
+
+impl Inbox {
+    fn new(size: u32) -> Self {
+        Self {
+            messages: VecDeque::new(),
+            held: vec![0; size as usize],
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+        }
+    }
+
+    /// Bytes of a message that are lent, if it is of an operation.
+    fn lent(message: &Buffer) -> u64 {
+        let is_lent = message.len() > Buffer::INLINE_BYTES
+            && tag::parts(message.tag()).kind == Kind::Collective;
+        if is_lent { message.len() as u64 } else { 0 }
+    }
+
+    fn push(&mut self, from: Rank, message: Buffer) -> u64 {
+        let held = &mut self.held[from as usize];
+        *held += Self::lent(&message);
+        self.messages.push_back((from, message));
+        *held
+    }
+
+    fn remove(&mut self, index: usize) -> Option<(Rank, Buffer)> {
+        let (from, message) = self.messages.remove(index)?;
+        self.held[from as usize] -= Self::lent(&message);
+        Some((from, message))
+    }
+
+    /// Takes out the messages for which `wanted` holds.
+    fn extract(&mut self, wanted: impl Fn(&Buffer) -> bool) -> VecDeque<(Rank, Buffer)> {
+        let (out, others) = std::mem::take(&mut self.messages)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|(_, message)| wanted(message));
+        self.messages = others;
+        for (from, message) in &out {
+            self.held[*from as usize] -= Self::lent(message);
+        }
+        out
+    }
+
+    /// Copies the oldest message of a sender for which `may` holds of the tag, whether it is lent or not: otherwise it would
+    /// no longer be before those of its operation that are. It is given back, to be dropped.
+    fn keep(&mut self, from: Rank, may: impl Fn(u64) -> bool) -> Option<Buffer> {
+        let index = self.messages.iter().position(|(sender, message)| {
+            let is_operations = tag::parts(message.tag()).kind == Kind::Collective;
+            *sender == from && is_operations && may(message.tag())
+        })?;
+        let (_, message) = self.remove(index)?;
+        self.kept_bytes += message.len() as u64;
+        (self.kept).push_back((from, message.tag(), message.to_vec()));
+        Some(message)
+    }
+}
+
+/// Until when to wait before room is made.
+#[derive(Default)]
+pub(crate) struct Patience(Option<Duration>);
 
 /// What became of an operation on a peer's memory.
 struct Completed {
@@ -117,9 +198,9 @@ impl Engine {
         spins: bool,
         clock: Option<Box<dyn Fn() -> Duration>>,
     ) -> Self {
-        let (rank, size) = {
+        let (rank, size, capacity) = {
             let fabric = fabric.borrow();
-            (fabric.rank(), fabric.size())
+            (fabric.rank(), fabric.size(), fabric.arena().capacity())
         };
         Self(Rc::new(Inner {
             fabric,
@@ -128,10 +209,13 @@ impl Engine {
             clock,
             spins: if spins { SPINS } else { 1 },
             spin_max: if spins { SPIN_MAX } else { Duration::ZERO },
-            inbox: RefCell::default(),
+            inbox: RefCell::new(Inbox::new(size)),
+            share: Cell::new(capacity / UNREAD_PART / u64::from(size)),
+            capacity,
             mail: RefCell::default(),
             spare: Spare::default(),
             fates: RefCell::default(),
+            former: RefCell::default(),
             gone: RefCell::default(),
             unsent: RefCell::default(),
             completions: RefCell::default(),
@@ -189,7 +273,7 @@ impl Engine {
     /// [`Error::Transport`] when the links fail altogether.
     pub fn turn(&self) -> Result<(), Error> {
         if !self.0.unsent.borrow().is_empty() {
-            self.send_the_unsent();
+            self.flush();
         }
         loop {
             let event = self.0.fabric.borrow_mut().receive();
@@ -231,6 +315,7 @@ impl Engine {
             }
             if polls.is_multiple_of(POLLS_A_LOOK) {
                 let now = self.clock();
+                self.0.now.set(now.max(self.now()));
                 since = if polls == 0 { now } else { since };
                 if now - since >= self.0.spin_max {
                     self.rest()?;
@@ -242,9 +327,17 @@ impl Engine {
         }
     }
 
+    /// Lets `now`, a time since any fixed moment, do its work: members that have waited long ask those they wait for
+    /// whether they are in the same operation. [`block_on`](Self::block_on) does it; who polls the futures in another
+    /// way should do so several times a second.
+    pub fn tick(&self, now: Duration) {
+        self.0.now.set(now.max(self.now()));
+        self.0.fabric.borrow_mut().tick(self.now());
+    }
+
     /// Waits until something has happened that a pending future may wait for.
     fn rest(&self) -> Result<(), Error> {
-        self.tick();
+        self.tick(self.clock());
         let mut fabric = self.0.fabric.borrow_mut();
         let watched = self.0.watched.borrow();
         let has_changed = |watched: &Watched| {
@@ -254,13 +347,6 @@ impl Engine {
         };
         fabric.wait_until(Some(SLEEP_MAX), || watched.iter().any(has_changed))?;
         Ok(())
-    }
-
-    /// Lets time do its work.
-    pub(crate) fn tick(&self) {
-        let now = self.clock();
-        self.0.now.set(now);
-        self.0.fabric.borrow_mut().tick(now);
     }
 
     pub(crate) fn has_clock(&self) -> bool {
@@ -299,24 +385,85 @@ impl Engine {
             return self.note_loss(from, Error::GaveUp { peer: from, reason });
         }
         if parts.kind == Kind::Notice {
-            let fate = self
-                .0
-                .fates
-                .borrow()
-                .get(&parts.context)
-                .and_then(Weak::upgrade);
-            if let Some(fate) = fate {
+            if let Some(fate) = self.fate(parts.context) {
                 return fate.notice(self, from, &message);
+            }
+            if self.0.former.borrow().contains_key(&parts.context) {
+                return fate::left_behind(self, from, parts.context, &message);
             }
         }
         if parts.kind == Kind::Message {
             return self.0.mail.borrow_mut().put(parts.context, from, message);
         }
-        self.0
-            .inbox
-            .borrow_mut()
-            .messages
-            .push_back((from, message));
+        let held = self.0.inbox.borrow_mut().push(from, message);
+        if held > self.0.share.get() {
+            self.make_room_of(from);
+        }
+    }
+
+    /// Copies what a sender has sent ahead and is of operations that have begun here.
+    #[cold]
+    fn make_room_of(&self, from: Rank) {
+        let has_begun = |tag: u64| {
+            let fate = self.fate(tag::parts(tag).context);
+            fate.is_some_and(|fate| fate.may_copy(tag::call(tag)))
+        };
+        loop {
+            let mut inbox = self.0.inbox.borrow_mut();
+            if inbox.held[from as usize] <= self.0.share.get() {
+                return;
+            }
+            let copied = inbox.keep(from, has_begun);
+            drop(inbox);
+            if copied.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Copies what others have sent ahead, so that they have room again.
+    #[cold]
+    pub(crate) fn make_room(&self) {
+        for from in 0..self.size() {
+            loop {
+                let mut inbox = self.0.inbox.borrow_mut();
+                if inbox.kept_bytes >= self.0.capacity {
+                    return;
+                }
+                let copied = inbox.keep(from, |_| true);
+                drop(inbox);
+                if copied.is_none() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Members of a group have arenas of `capacity` bytes at least.
+    pub(crate) fn shares_room(&self, capacity: u64) {
+        let share = capacity / UNREAD_PART / u64::from(self.size());
+        self.0.share.set(self.0.share.get().min(share));
+    }
+
+    /// Whether so much of what was sent to a rank fills its arena, unread, that what comes next has to wait.
+    pub(crate) fn is_crowded(&self, to: Rank) -> bool {
+        self.0.fabric.borrow().unread(to, tag::is_passing) > self.0.share.get()
+    }
+
+    /// [Makes room](Self::make_room), if something has been waited for that long.
+    #[cold]
+    pub(crate) fn make_room_in_time(&self, patience: &mut Patience) {
+        let now = self.now();
+        if now >= *patience.0.get_or_insert(now + ROOM_PATIENCE) {
+            self.make_room();
+            patience.0 = None;
+        }
+    }
+
+    /// A group that this rank is in, or was in and has something to say about.
+    fn fate(&self, context: u16) -> Option<Rc<Fate>> {
+        let fate = self.0.fates.borrow().get(&context).and_then(Weak::upgrade);
+        fate.or_else(|| self.0.former.borrow().get(&context)?.clone())
     }
 
     /// Enters a group, and gives it what was said of it before it was made.
@@ -331,11 +478,7 @@ impl Engine {
                 let parts = tag::parts(message.tag());
                 parts.kind == Kind::Notice && parts.context == context
             };
-            let (early, others) = std::mem::take(&mut inbox.messages)
-                .into_iter()
-                .partition::<VecDeque<_>, _>(|(_, message)| is_early(message));
-            inbox.messages = others;
-            early
+            inbox.extract(is_early)
         };
         for (from, message) in early {
             fate.notice(self, from, &message);
@@ -346,19 +489,23 @@ impl Engine {
     }
 
     /// Forgets a group, and what was sent to it.
-    pub(crate) fn leave(&self, context: u16) {
+    pub(crate) fn leave(&self, fate: &Rc<Fate>) {
+        let context = fate.context;
+        fate.leave(self);
         self.0.fates.borrow_mut().remove(&context);
-        let mut left = VecDeque::new();
-        {
+        let memory = (!fate.agreements.is_empty()).then(|| fate.clone());
+        self.0.former.borrow_mut().insert(context, memory);
+        let left = {
+            let is_its = |tag| tag::parts(tag).context == context;
             let mut inbox = self.0.inbox.borrow_mut();
-            let (ours, others) = std::mem::take(&mut inbox.messages)
-                .into_iter()
-                .partition::<VecDeque<_>, _>(|(_, message)| {
-                    tag::parts(message.tag()).context == context
-                });
-            inbox.messages = others;
-            left.extend(ours);
-        }
+            inbox.kept.retain(|(_, tag, _)| !is_its(*tag));
+            inbox.kept_bytes = inbox
+                .kept
+                .iter()
+                .map(|(.., bytes)| bytes.len() as u64)
+                .sum();
+            inbox.extract(|message| is_its(message.tag()))
+        };
         let unreceived = self.0.mail.borrow_mut().forget(context);
         drop((left, unreceived)); // Their loans go back while nothing is borrowed.
     }
@@ -370,13 +517,14 @@ impl Engine {
             .borrow_mut()
             .entry(peer)
             .or_insert_with(|| error.clone());
-        let fates: Vec<_> = self
+        let mut fates: Vec<_> = self
             .0
             .fates
             .borrow()
             .values()
             .filter_map(Weak::upgrade)
             .collect();
+        fates.extend(self.0.former.borrow().values().flatten().cloned());
         for fate in fates {
             fate.lost(self, peer, &error);
         }
@@ -408,17 +556,69 @@ impl Engine {
         let index = inbox.messages.iter().position(|(sender, message)| {
             from.is_none_or(|from| from == *sender) && wanted(message.tag())
         })?;
-        inbox.messages.remove(index)
+        inbox.remove(index)
     }
 
-    /// Whether a message is there for which `wanted` holds of its sender and its tag.
-    pub(crate) fn find(&self, wanted: impl Fn(Rank, u64) -> bool) -> Option<(Rank, Buffer)> {
+    /// The same for a message of an operation, which may have been copied.
+    #[inline]
+    pub(crate) fn take_received(
+        &self,
+        from: Rank,
+        wanted: impl Fn(u64) -> bool,
+    ) -> Option<Received> {
+        {
+            let mut inbox = self.0.inbox.borrow_mut();
+            if !inbox.kept.is_empty() {
+                let is_it =
+                    |(sender, tag, _): &(Rank, u64, Vec<u8>)| *sender == from && wanted(*tag);
+                let index = inbox.kept.iter().position(is_it);
+                if let Some((.., bytes)) = index.and_then(|index| inbox.kept.remove(index)) {
+                    inbox.kept_bytes -= bytes.len() as u64;
+                    return Some(Received::Kept(bytes));
+                }
+            }
+        }
+        let (_, message) = self.take(Some(from), wanted)?;
+        Some(Received::Lent(message))
+    }
+
+    /// The same for a message of any member, to be passed on: if it was copied it has to be lent again, and stays while there
+    /// is no room.
+    pub(crate) fn take_now(
+        &self,
+        wanted: impl Fn(u64) -> bool,
+    ) -> Result<Option<(Rank, Buffer)>, Error> {
+        {
+            let mut inbox = self.0.inbox.borrow_mut();
+            if let Some(index) = inbox.kept.iter().position(|(_, tag, _)| wanted(*tag)) {
+                let (from, tag, bytes) = &inbox.kept[index];
+                let from = *from;
+                let buffer = match Buffer::inline(*tag, bytes) {
+                    Some(buffer) => buffer,
+                    None => {
+                        let Some(mut loan) = self.0.fabric.borrow().loan(bytes.len())? else {
+                            return Ok(None);
+                        };
+                        crate::copy(&mut loan, bytes);
+                        loan.set_tag(*tag);
+                        loan.freeze()
+                    }
+                };
+                inbox.kept_bytes -= buffer.len() as u64;
+                inbox.kept.remove(index);
+                return Ok(Some((from, buffer)));
+            }
+        }
+        Ok(self.take(None, wanted))
+    }
+
+    /// Who has sent a message that is there and for which `wanted` holds of its tag.
+    pub(crate) fn sender_of(&self, wanted: impl Fn(u64) -> bool) -> Option<Rank> {
         let inbox = self.0.inbox.borrow();
-        let found = inbox
-            .messages
-            .iter()
-            .find(|(from, message)| wanted(*from, message.tag()));
-        found.cloned()
+        let kept = inbox.kept.iter().map(|(from, tag, _)| (*from, *tag));
+        let messages = inbox.messages.iter();
+        let mut all = kept.chain(messages.map(|(from, message)| (*from, message.tag())));
+        all.find(|(_, tag)| wanted(*tag)).map(|(from, _)| from)
     }
 
     /// Lends `bytes`, once there is room.
@@ -426,13 +626,18 @@ impl Engine {
         if let Some(loan) = self.0.fabric.borrow().loan(bytes)? {
             return Ok(loan);
         }
+        let mut patience = Patience::default();
         poll_fn(|_| {
             if let Err(error) = self.turn().and_then(|()| fate.check()) {
                 return Poll::Ready(Err(error));
             }
-            match self.0.fabric.borrow().loan(bytes) {
+            let lent = self.0.fabric.borrow().loan(bytes);
+            match lent {
                 Ok(Some(loan)) => Poll::Ready(Ok(loan)),
-                Ok(None) => Poll::Pending,
+                Ok(None) => {
+                    self.make_room_in_time(&mut patience);
+                    Poll::Pending
+                }
                 Err(error) => Poll::Ready(Err(error.into())),
             }
         })
@@ -457,14 +662,21 @@ impl Engine {
         }
     }
 
-    fn send_the_unsent(&self) {
+    /// Has there be a link to a rank, so that its end is told.
+    pub(crate) fn approach(&self, peer: Rank) {
+        self.0.fabric.borrow_mut().approach(peer);
+    }
+
+    /// Sends what is to be told to other ranks and has had no room; true when nothing waits any more. For those who do
+    /// not [turn](Self::turn) the engine any more.
+    pub fn flush(&self) -> bool {
         loop {
             let Some((to, bytes, tag)) = self.0.unsent.borrow_mut().pop_front() else {
-                return;
+                return true;
             };
             if matches!(self.send_copy(to, tag, &bytes), Ok(false)) {
                 self.0.unsent.borrow_mut().push_front((to, bytes, tag));
-                return;
+                return false;
             }
         }
     }

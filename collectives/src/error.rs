@@ -4,11 +4,12 @@ use transport::Rank;
 
 /// Why an operation of a group failed. Ranks are numbered as in the job, not as in the group.
 ///
-/// Whatever the reason, all members learn of it, and the group is of no use any more to any of them.
+/// Whatever the reason, all members learn of it, and the group is of no use any more to any of them. Those that are left
+/// can still [agree](crate::Group::agree) on what to do, and [make a group](crate::Group::shrink) of themselves.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A member is gone.
+    /// A member is gone: its process died, or does not answer. The others go on with [`shrink`](crate::Group::shrink).
     #[error("rank {peer} was lost: {cause}")]
     PeerLost {
         /// The rank that went away.
@@ -17,7 +18,14 @@ pub enum Error {
         cause: String,
     },
 
-    /// Two members called different operations, or the same with other lengths, types or roots.
+    /// A member that is needed has ended its program in order, or closed its links.
+    #[error("rank {peer} has closed its end")]
+    Closed {
+        /// The rank that went away.
+        peer: Rank,
+    },
+
+    /// Two members called different operations, or the same with other lengths, types, roots, functions or algorithms.
     #[error("rank {here} called {ours}, but rank {peer} called {theirs}")]
     Mismatch {
         /// This rank.
@@ -86,7 +94,7 @@ impl Error {
     /// The member that is gone, if that is what it says.
     pub fn lost(&self) -> Option<Rank> {
         match self {
-            Self::PeerLost { peer, .. } => Some(*peer),
+            Self::PeerLost { peer, .. } | Self::Closed { peer } => Some(*peer),
             _ => None,
         }
     }
@@ -100,10 +108,7 @@ impl From<transport::Error> for Error {
                 peer,
                 cause: cause.to_string(),
             },
-            transport::Error::Closed { peer } => Self::PeerLost {
-                peer,
-                cause: "it has closed its end".to_owned(),
-            },
+            transport::Error::Closed { peer } => Self::Closed { peer },
             other => {
                 let mut text = other.to_string();
                 let mut source = std::error::Error::source(&other);

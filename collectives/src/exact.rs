@@ -6,9 +6,7 @@
 
 use std::array;
 
-use crate::{
-    Error, Group, Operation, call::Call, fate::Signature, op::Op, parts_of, plan::SEGMENT, segments,
-};
+use crate::{Error, Group, Operation, call::Call, fate::Signature, op::Op, parts_of};
 
 /// Bits of a chunk that are its own; those above are carried to the next one, sooner or later.
 const CHUNK_BITS: u32 = 32;
@@ -367,7 +365,7 @@ fn from_words(words: &[ExactWords], data: &mut [f64]) {
 async fn slices(call: &Call<'_>, data: &mut [f64], root: Option<usize>) -> Result<(), Error> {
     let (me, size, len) = (call.me(), call.size(), data.len());
     let others = || (me + 1..size).chain(0..me);
-    for round in segments::<f64>(len, SEGMENT * size) {
+    for round in call.rounds::<f64>(len) {
         let data = &mut data[round];
         let part = |member: usize| parts_of(data.len(), size, member);
         for to in others() {

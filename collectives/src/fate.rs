@@ -1,17 +1,32 @@
 //! How it goes with a group: whether it is of any use, and what its members were last told to do.
 
 use std::{
+    any::type_name,
     cell::{Cell, RefCell},
-    fmt,
+    collections::{BTreeSet, VecDeque},
+    fmt, ptr,
     rc::Rc,
 };
 
 use transport::Rank;
 
-use crate::{Engine, Error, tag};
+use crate::{
+    Algorithm, Engine, Error,
+    agree::Agreements,
+    board::is_before,
+    group::{CALLS_AHEAD, FIRST_CALL},
+    notice::{Check, Notice},
+    tag,
+};
 
 /// Calls that a rank remembers, to tell whether another called the same.
-const REMEMBERED: usize = 64;
+const REMEMBERED: u32 = 2 * CALLS_AHEAD;
+/// Calls whose hashes are kept.
+const KNOWN: usize = 8;
+/// Stands where there has been no call.
+const NO_CALL: Signature = Signature::new("");
+/// Calls before it that are named with one, to find the first in which two members differ.
+const EARLIER: u32 = 16;
 
 /// What a call is: all members have to agree on every part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +36,10 @@ pub(crate) struct Signature {
     pub(crate) root: Option<usize>,
     /// Elements of each member, where they have to have the same.
     pub(crate) len: Option<usize>,
-    pub(crate) element_bytes: usize,
+    pub(crate) element: &'static str,
     pub(crate) op: &'static str,
+    /// How it is carried out, where there is a choice.
+    pub(crate) algorithm: Option<Algorithm>,
 }
 
 impl Signature {
@@ -32,8 +49,9 @@ impl Signature {
             call,
             root: None,
             len: None,
-            element_bytes: 1,
+            element: "",
             op: "",
+            algorithm: None,
         }
     }
 
@@ -41,7 +59,7 @@ impl Signature {
     pub(crate) fn of<T>(call: &'static str, len: Option<usize>) -> Self {
         Self {
             len,
-            element_bytes: size_of::<T>(),
+            element: type_name::<T>(),
             ..Self::new(call)
         }
     }
@@ -59,39 +77,84 @@ impl Signature {
         Self { op, ..self }
     }
 
-    /// A number that differs for different calls, nearly always.
-    // Names are known when it is compiled, so most of it is done then.
+    /// Carried out by an algorithm, of which there are several.
     #[inline(always)]
+    pub(crate) fn by(self, algorithm: Algorithm) -> Self {
+        Self {
+            algorithm: Some(algorithm),
+            ..self
+        }
+    }
+
+    /// Whether another is the same for sure: names are compared by where they are, and equal ones may be in several places.
+    #[inline(always)]
+    fn is(&self, other: &Self) -> bool {
+        ptr::eq(self.call, other.call)
+            && ptr::eq(self.element, other.element)
+            && ptr::eq(self.op, other.op)
+            && self.len == other.len
+            && self.root == other.root
+            && self.algorithm == other.algorithm
+    }
+
+    /// A number that differs for different calls, nearly always.
+    #[cold]
     pub(crate) fn hash(&self) -> u32 {
-        let name = |text: &str| {
-            let bytes = text.as_bytes();
-            let ends = match bytes {
-                [] => 0,
-                [first, .., last] => u64::from(*first) << 8 | u64::from(*last),
-                [only] => u64::from(*only),
-            };
-            ends << 8 | bytes.len() as u64
-        };
-        let names = name(self.call) << 32 ^ name(self.op) ^ (self.element_bytes as u64) << 48;
+        let names =
+            name(self.call) ^ name(self.op).rotate_left(21) ^ name(self.element).rotate_left(42);
         let root = self.root.map_or(0, |root| root as u64 + 1);
         let len = self.len.map_or(0, |len| len as u64 + 1);
-        let hash = (names ^ root.rotate_left(40) ^ len).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let algorithm = self.algorithm.map_or(0, |algorithm| algorithm as u64 + 1);
+        let hash = mixed(names ^ root.rotate_left(40) ^ algorithm.rotate_left(56) ^ len);
         (hash >> 32) as u32 ^ hash as u32
     }
+}
+
+#[inline]
+fn mixed(number: u64) -> u64 {
+    let number = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    number ^ number >> 29
+}
+
+/// A number that stands for a name.
+fn name(text: &str) -> u64 {
+    let (words, rest) = text.as_bytes().as_chunks::<8>();
+    let words = words.iter().map(|word| u64::from_le_bytes(*word));
+    let hash = words.fold(text.len() as u64, |hash, word| mixed(hash ^ word));
+    let rest = rest
+        .iter()
+        .fold(0, |rest, &byte| rest << 8 | u64::from(byte));
+    mixed(hash ^ rest)
+}
+
+/// Calls that were begun one after another and are the same. Most calls are as those before them, so that next to nothing
+/// has to be done to remember them.
+#[derive(Clone, Copy)]
+struct Run {
+    /// The number of the first.
+    first: u32,
+    signature: Signature,
+    /// What stands for each of them and all before.
+    hash: u32,
 }
 
 impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.call)?;
         let mut parts = Vec::new();
-        if let Some(len) = self.len {
-            parts.push(format!("{len} elements of {} bytes", self.element_bytes));
+        match self.len {
+            Some(len) => parts.push(format!("{len} elements of {}", self.element)),
+            None if self.element.is_empty() => {}
+            None => parts.push(format!("elements of {}", self.element)),
         }
         if let Some(root) = self.root {
             parts.push(format!("root {root}"));
         }
         if !self.op.is_empty() {
             parts.push(self.op.to_owned());
+        }
+        if let Some(algorithm) = self.algorithm {
+            parts.push(format!("by {algorithm}"));
         }
         if parts.is_empty() {
             return Ok(());
@@ -111,15 +174,19 @@ pub(crate) struct Fate {
     whole: Option<Rc<Fate>>,
     failed: Cell<bool>,
     error: RefCell<Option<Error>>,
-    calls: RefCell<[Option<(u32, Signature)>; REMEMBERED]>,
+    /// The number of the call that was begun last, and the run it is in.
+    newest: Cell<u32>,
+    run: Cell<Run>,
+    /// The runs before, of more calls than a member can be ahead of another.
+    runs: RefCell<VecDeque<Run>>,
+    /// Calls that may come again, with what stands for each, at places that follow from their lengths.
+    known: [Cell<(Signature, u32)>; KNOWN],
+    /// Members that let go of the group, or ended their program.
+    left: RefCell<BTreeSet<usize>>,
+    /// Whether this member did.
+    have_left: Cell<bool>,
+    pub(crate) agreements: Agreements,
 }
-
-/// The kinds of notices.
-const LOST: u8 = 1;
-const MISMATCH: u8 = 2;
-const GAVE_UP: u8 = 3;
-/// A member waits for another in a call, and asks whether it is in the same.
-const CHECK: u8 = 4;
 
 impl Fate {
     pub(crate) fn new(
@@ -135,12 +202,26 @@ impl Fate {
             me,
             failed: Cell::new(false),
             error: RefCell::default(),
-            calls: RefCell::new([None; REMEMBERED]),
+            newest: Cell::new(FIRST_CALL.wrapping_sub(1)),
+            run: Cell::new(Run {
+                first: FIRST_CALL,
+                signature: NO_CALL,
+                hash: 0,
+            }),
+            runs: RefCell::new(VecDeque::with_capacity(REMEMBERED as usize + 1)),
+            known: [const { Cell::new((NO_CALL, 0)) }; KNOWN],
+            left: RefCell::default(),
+            have_left: Cell::new(false),
+            agreements: Agreements::default(),
         })
     }
 
     pub(crate) fn rank(&self) -> Rank {
         self.members[self.me]
+    }
+
+    fn member(&self, rank: Rank) -> Option<usize> {
+        self.members.iter().position(|&member| member == rank)
     }
 
     /// Why the group is of no use any more, if it is not.
@@ -161,14 +242,90 @@ impl Fate {
         error.unwrap_or_else(|| Error::Transport("the group failed".to_owned()))
     }
 
-    #[inline]
-    pub(crate) fn begin(&self, number: u32, signature: Signature) {
-        self.calls.borrow_mut()[number as usize % REMEMBERED] = Some((number, signature));
+    /// Takes note of what a call is; they come in the order of their numbers. Gives what its messages carry to be told from
+    /// those of another: it stands for all calls so far, so that a call which met no message of one that differs is found out
+    /// in the next that does.
+    #[inline(always)]
+    pub(crate) fn begin(&self, number: u32, signature: Signature) -> u32 {
+        self.newest.set(number);
+        if !self.run.get().signature.is(&signature) {
+            self.begin_run(number, signature);
+        }
+        self.run.get().hash
     }
 
-    fn call(&self, number: u32) -> Option<Signature> {
-        let (known, signature) = self.calls.borrow()[number as usize % REMEMBERED]?;
-        (known == number).then_some(signature)
+    #[inline(never)]
+    fn begin_run(&self, number: u32, signature: Signature) {
+        let before = self.run.get();
+        if before.signature == signature {
+            // The same words in another place: it goes on, as it does at members for which they are in one.
+            return self.run.set(Run {
+                signature,
+                ..before
+            });
+        }
+        let known = &self.known[(signature.len.unwrap_or(0) ^ signature.call.len()) % KNOWN];
+        let (latest, mut stands_for) = known.get();
+        if !latest.is(&signature) {
+            stands_for = signature.hash();
+            known.set((signature, stands_for));
+        }
+        let hash = mixed(u64::from(before.hash) << 32 | u64::from(stands_for)) ^ u64::from(number);
+        self.run.set(Run {
+            first: number,
+            signature,
+            hash: mixed(hash) as u32,
+        });
+        let mut runs = self.runs.borrow_mut();
+        runs.push_back(before);
+        if runs.len() > REMEMBERED as usize {
+            runs.pop_front();
+        }
+    }
+
+    /// The run that a call is in, if it has begun and is remembered.
+    fn run_of(&self, number: u32) -> Option<Run> {
+        let is_in = |run: &Run| !is_before(number, run.first);
+        if self.newest.get().wrapping_sub(number) >= REMEMBERED || self.have_left.get() {
+            return None;
+        }
+        let run = Some(self.run.get()).filter(is_in);
+        let run = run.or_else(|| self.runs.borrow().iter().rev().copied().find(is_in))?;
+        (!run.signature.is(&NO_CALL)).then_some(run)
+    }
+
+    /// What a call is, as far as it is remembered.
+    #[cold]
+    pub(crate) fn signature(&self, number: u32) -> Signature {
+        let run = self.run_of(number);
+        run.map_or(Signature::new("an operation"), |run| run.signature)
+    }
+
+    /// Whether what comes of a call may be copied: it has begun here, and its messages are elements to be read, not buffers
+    /// to be passed on. `number` is what a tag tells of it.
+    pub(crate) fn may_copy(&self, number: u32) -> bool {
+        let newest = self.newest.get();
+        let run = self.run_of(newest.wrapping_sub(newest.wrapping_sub(number) % tag::CALLS));
+        run.is_some_and(|run| !run.signature.element.is_empty())
+    }
+
+    /// This member lets go of the group.
+    pub(crate) fn leave(&self, engine: &Engine) {
+        self.have_left.set(true);
+        if self.agreements.has_open() {
+            // Who has asked us for our part in one is not answered any more.
+            self.tell_all(engine, &Notice::Left);
+        }
+    }
+
+    /// Whether this member let go of the group.
+    pub(crate) fn have_left(&self) -> bool {
+        self.have_left.get()
+    }
+
+    /// Whether a member let go of the group, or ended its program: what it sent before has arrived.
+    pub(crate) fn has_left(&self, member: usize) -> bool {
+        self.left.borrow().contains(&member)
     }
 
     /// The group is of no use any more, for a reason that the other members have to be told.
@@ -178,83 +335,108 @@ impl Fate {
             return;
         }
         *self.error.borrow_mut() = Some(error.clone());
-        let notice = match error {
+        let notice = match error.clone() {
             // Who gave up has told all.
-            Error::GaveUp { peer, .. } if *peer != self.rank() => return,
-            Error::PeerLost { peer, cause } => encode(LOST, *peer, cause, ""),
+            Error::GaveUp { peer, .. } if peer != self.rank() => return,
+            Error::GaveUp { reason, .. } => Notice::GaveUp { reason },
+            Error::PeerLost { peer, cause } => Notice::Lost { peer, cause },
+            Error::Closed { peer } => Notice::Closed { peer },
             Error::Mismatch {
                 peer, ours, theirs, ..
-            } => encode(MISMATCH, *peer, ours, theirs),
-            other => encode(GAVE_UP, self.rank(), &other.to_string(), ""),
+            } => Notice::Mismatch { peer, ours, theirs },
+            other => Notice::GaveUp {
+                reason: other.to_string(),
+            },
         };
         self.tell_all(engine, &notice);
     }
 
-    fn tell_all(&self, engine: &Engine, notice: &[u8]) {
-        for &member in self.members.iter().filter(|&&member| member != self.rank()) {
-            if engine.loss_of(member).is_none() {
-                engine.post(member, tag::notice(self.context), notice);
-            }
+    pub(crate) fn tell_all(&self, engine: &Engine, notice: &Notice) {
+        for member in (0..self.members.len()).filter(|&member| member != self.me) {
+            self.tell(engine, member, notice);
+        }
+    }
+
+    pub(crate) fn tell(&self, engine: &Engine, member: usize, notice: &Notice) {
+        let rank = self.members[member];
+        if engine.loss_of(rank).is_none() {
+            engine.post(rank, tag::notice(self.context), &notice.encode());
         }
     }
 
     /// A rank is gone. Who closed its end in order fails only those who still need it.
     pub(crate) fn lost(&self, engine: &Engine, peer: Rank, error: &Error) {
-        let closed =
-            matches!(error, Error::PeerLost { cause, .. } if cause.contains("closed its end"));
-        if self.members.contains(&peer) && !closed {
-            self.fail(engine, error);
+        let Some(member) = self.member(peer) else {
+            return;
+        };
+        match error {
+            Error::Closed { .. } => drop(self.left.borrow_mut().insert(member)),
+            error => self.fail(engine, error),
         }
+        self.advance_all(engine);
     }
 
-    /// Asks member `peer` whether it is in the same call as we are.
+    /// Asks member `peer` whether it is in the same call as we are, or, if it is `certain` that it is not, in which.
     #[cold]
-    pub(crate) fn ask(&self, engine: &Engine, peer: usize, number: u32, signature: Signature) {
-        let mut notice = encode(CHECK, signature.hash(), &signature.to_string(), "");
-        notice.extend(number.to_le_bytes());
-        engine.post(self.members[peer], tag::notice(self.context), &notice);
+    pub(crate) fn ask(
+        &self,
+        engine: &Engine,
+        peer: usize,
+        (number, hash): (u32, u32),
+        is_certain: bool,
+    ) {
+        let before = (1..=EARLIER).map_while(|back| self.run_of(number.wrapping_sub(back)));
+        let check = Check {
+            number,
+            hash,
+            agreements: self.agreements.begun(),
+            is_certain,
+            call: self.signature(number).to_string(),
+            earlier: (before.map(|run| (run.hash, run.signature.to_string()))).collect(),
+        };
+        self.tell(engine, peer, &Notice::Check(check));
     }
 
     /// Takes in what member `from` says about the group.
     #[cold]
     pub(crate) fn notice(&self, engine: &Engine, from: Rank, notice: &[u8]) {
-        let Some((&kind, rest)) = notice.split_first() else {
+        let (Some(notice), Some(member)) = (Notice::decode(notice), self.member(from)) else {
             return;
         };
-        let Some((number, text)) = rest.split_first_chunk::<4>() else {
-            return;
-        };
-        let number = u32::from_le_bytes(*number);
-        if kind == CHECK {
-            return self.compare(engine, from, number, text);
-        }
-        let text = String::from_utf8_lossy(text);
-        let (first, second) = text.split_once('\0').unwrap_or((&text, ""));
-        let error = match kind {
-            LOST if number == self.rank() => Error::GaveUp {
+        let error = match notice {
+            Notice::Agreement { number, message } => {
+                return self.agreement(engine, member, number, message);
+            }
+            Notice::Left => {
+                self.left.borrow_mut().insert(member);
+                return self.advance_all(engine);
+            }
+            Notice::Check(_) if self.have_left.get() => {
+                return self.tell(engine, member, &Notice::Left);
+            }
+            Notice::Check(check) => return self.compare(engine, from, check),
+            Notice::Lost { peer, .. } if peer == self.rank() => Error::GaveUp {
                 peer: from,
                 reason: "it holds this rank for lost".to_owned(),
             },
-            LOST => Error::PeerLost {
-                peer: number,
-                cause: format!("{first} (told by rank {from})"),
+            Notice::Lost { peer, cause } => Error::PeerLost {
+                peer,
+                cause: format!("{cause} (told by rank {from})"),
             },
-            MISMATCH if number == self.rank() => Error::Mismatch {
-                here: self.rank(),
-                ours: second.to_owned(),
+            Notice::Closed { peer } => Error::Closed { peer },
+            Notice::Mismatch { peer, ours, theirs } if peer == self.rank() => Error::Mismatch {
+                here: peer,
+                ours: theirs,
                 peer: from,
-                theirs: first.to_owned(),
+                theirs: ours,
             },
-            MISMATCH => Error::Mismatch {
+            Notice::Mismatch { peer, ours, theirs } => Error::Mismatch {
                 here: from,
-                ours: first.to_owned(),
-                peer: number,
-                theirs: second.to_owned(),
+                ours,
+                peer,
+                theirs,
             },
-            _ => Error::GaveUp {
-                peer: from,
-                reason: first.to_owned(),
-            },
+            Notice::GaveUp { reason } => Error::GaveUp { peer: from, reason },
         };
         if !self.failed.replace(true) {
             *self.error.borrow_mut() = Some(error);
@@ -262,32 +444,122 @@ impl Fate {
     }
 
     /// Member `from` waits for us in a call: says so if ours of that number is another.
-    fn compare(&self, engine: &Engine, from: Rank, hash: u32, text: &[u8]) {
-        let Some((text, number)) = text.split_last_chunk::<4>() else {
-            return;
+    fn compare(&self, engine: &Engine, from: Rank, check: Check) {
+        let is_past = is_before(check.number, self.newest.get());
+        let (ours, theirs) = match self.run_of(check.number) {
+            Some(run) if run.hash == check.hash && !check.is_certain => return,
+            Some(run) => {
+                // The first in which they differ, as far as it is known.
+                let mut differing = (run.signature.to_string(), check.call);
+                for (back, (hash, theirs)) in (1..).zip(check.earlier) {
+                    match self.run_of(check.number.wrapping_sub(back)) {
+                        Some(run) if run.hash != hash => {
+                            differing = (run.signature.to_string(), theirs);
+                        }
+                        _ => break,
+                    }
+                }
+                differing
+            }
+            None if is_past && !check.is_certain => return,
+            None if is_past => (
+                "an operation that it no longer knows".to_owned(),
+                check.call,
+            ),
+            // We have not begun that call, but an agreement that the other has not.
+            None if self.agreements.begun() > check.agreements => ("agree".to_owned(), check.call),
+            None => return,
         };
-        let theirs = String::from_utf8_lossy(text.strip_suffix(b"\0").unwrap_or(text));
-        if let Some(ours) = self.call(u32::from_le_bytes(*number))
-            && ours.hash() != hash
-        {
-            self.fail(
-                engine,
-                &Error::Mismatch {
-                    here: self.rank(),
-                    ours: ours.to_string(),
-                    peer: from,
-                    theirs: theirs.into_owned(),
-                },
-            );
-        }
+        self.fail(
+            engine,
+            &Error::Mismatch {
+                here: self.rank(),
+                ours,
+                peer: from,
+                theirs,
+            },
+        );
     }
 }
 
-fn encode(kind: u8, number: u32, first: &str, second: &str) -> Vec<u8> {
-    let mut notice = vec![kind];
-    notice.extend(number.to_le_bytes());
-    notice.extend(first.bytes());
-    notice.push(0);
-    notice.extend(second.bytes());
-    notice
+/// Answers what member `from` says about a group that this rank has let go of.
+#[cold]
+pub(crate) fn left_behind(engine: &Engine, from: Rank, context: u16, notice: &[u8]) {
+    if let Some(Notice::Check(_) | Notice::Agreement { .. }) = Notice::decode(notice) {
+        engine.post(from, tag::notice(context), &Notice::Left.encode());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_of_calls_goes_on_wherever_their_names_are() {
+        let fate = || Fate::new(0, Rc::new([0, 1]), 0, None);
+        let (one, other) = (fate(), fate());
+        let call = |name: &'static str| Signature::of::<u32>(name, Some(3));
+        // Nobody can know where the compiler puts two of the same.
+        let elsewhere: &'static str = Box::leak("scan".to_owned().into_boxed_str());
+        let begin = |fate: &Fate, names: [&'static str; 5]| {
+            let numbers = (0..).map(|index| FIRST_CALL.wrapping_add(index));
+            let calls = numbers.zip(names);
+            (calls.map(|(number, name)| fate.begin(number, call(name)))).collect::<Vec<_>>()
+        };
+        let hashes = begin(&one, ["reduce", "scan", "scan", "scan", "reduce"]);
+        assert_eq!(
+            hashes,
+            begin(&other, ["reduce", "scan", elsewhere, "scan", "reduce"])
+        );
+        let differing = begin(&fate(), ["reduce", "scan", "scan", "reduce", "reduce"]);
+        assert_eq!(hashes[..3], differing[..3]);
+        assert!(hashes[3] != differing[3] && hashes[4] != differing[4]);
+        let names = |number: u32| one.signature(FIRST_CALL.wrapping_add(number)).call;
+        assert_eq!(
+            [0, 1, 3, 4].map(names),
+            ["reduce", "scan", "scan", "reduce"]
+        );
+    }
+
+    #[test]
+    fn calls_that_differ_in_anything_have_different_hashes() {
+        let call = |call: &'static str| {
+            Signature::of::<u32>(call, Some(3))
+                .with_op("sum")
+                .with_root(1)
+        };
+        let calls = [
+            call("reduce"),
+            call("scan"),
+            call("reduce").with_op("min_loc"),
+            call("reduce").with_op("max_loc"),
+            call("reduce").with_root(2),
+            Signature::of::<u32>("reduce", Some(4))
+                .with_op("sum")
+                .with_root(1),
+            Signature::of::<u32>("reduce", None)
+                .with_op("sum")
+                .with_root(1),
+            Signature::of::<f32>("reduce", Some(3))
+                .with_op("sum")
+                .with_root(1),
+            call("reduce").by(Algorithm::Flat),
+            call("reduce").by(Algorithm::Tree),
+            Signature::new("barrier"),
+            Signature::new("broadcast"),
+        ];
+        let hashes: BTreeSet<u32> = calls
+            .iter()
+            .map(|call| call.hash() & tag::SIGNATURE_MASK)
+            .collect();
+        assert_eq!(hashes.len(), calls.len());
+        assert_eq!(
+            calls[0].to_string(),
+            "reduce(3 elements of u32, root 1, sum)"
+        );
+        assert_eq!(
+            calls[8].to_string(),
+            "reduce(3 elements of u32, root 1, sum, by flat)"
+        );
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board, broadcast::into,
-    call::Call, copy, fate::Signature, plan::SEGMENT, segments,
+    call::Call, copy, fate::Signature,
 };
 
 impl Group {
@@ -39,7 +39,7 @@ impl Group {
                 return call.end(result);
             }
             Box::pin(async {
-                let call = self.begin(signature).await?;
+                let call = self.begin(signature.by(algorithm)).await?;
                 let result = gather(&call, algorithm, root, mine, all).await;
                 call.end(result)
             })
@@ -103,7 +103,7 @@ impl Group {
                 return call.end(Ok(()));
             }
             Box::pin(async {
-                let call = self.begin(signature).await?;
+                let call = self.begin(signature.by(algorithm)).await?;
                 let result = scatter(&call, algorithm, root, all, mine).await;
                 call.end(result)
             })
@@ -163,7 +163,7 @@ async fn gather_flat<T: Element>(
     all: &mut [T],
 ) -> Result<(), Error> {
     let (me, size, len) = (call.me(), call.size(), mine.len());
-    for (step, segment) in segments::<T>(len, SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(len).enumerate() {
         if me != root {
             call.send(root, step as u32, &mine[segment]).await?;
             continue;
@@ -223,14 +223,14 @@ async fn gather_by_tree<T: Element>(
     while bit < count {
         let below = place + bit;
         let (theirs, _) = subtree(below, size);
-        for segment in segments::<T>(theirs * len, SEGMENT) {
+        for segment in call.segments::<T>(theirs * len) {
             let into = &mut blocks[bit * len..][segment];
             call.receive_into((below + root) % size, into).await?;
         }
         bit *= 2;
     }
     if let Some(above) = above {
-        for segment in segments::<T>(blocks.len(), SEGMENT) {
+        for segment in call.segments::<T>(blocks.len()) {
             call.send((above + root) % size, 0, &blocks[segment])
                 .await?;
         }
@@ -287,7 +287,7 @@ async fn scatter_flat<T: Element>(
     mine: &mut [T],
 ) -> Result<(), Error> {
     let (me, size, len) = (call.me(), call.size(), mine.len());
-    for (step, segment) in segments::<T>(len, SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(len).enumerate() {
         if me != root {
             call.receive_into(root, &mut mine[segment]).await?;
             continue;
@@ -312,7 +312,7 @@ async fn scatter_by_tree<T: Element>(
     // Counted from our own block.
     let mut blocks = call.scratch::<T>(count * len);
     if let Some(above) = above {
-        for segment in segments::<T>(count * len, SEGMENT) {
+        for segment in call.segments::<T>(count * len) {
             call.receive_into((above + root) % size, &mut blocks[segment])
                 .await?;
         }
@@ -330,7 +330,7 @@ async fn scatter_by_tree<T: Element>(
         if bit < count {
             let (theirs, _) = subtree(below, size);
             let theirs = &blocks[bit * len..(bit + theirs) * len];
-            for segment in segments::<T>(theirs.len(), SEGMENT) {
+            for segment in call.segments::<T>(theirs.len()) {
                 call.send((below + root) % size, 0, &theirs[segment])
                     .await?;
             }
@@ -347,7 +347,10 @@ pub(crate) async fn send_varied<T: Element>(
     data: &[T],
 ) -> Result<(), Error> {
     call.send(to, 0, &[data.len() as u64]).await?;
-    for segment in segments::<T>(data.len(), SEGMENT).filter(|segment| !segment.is_empty()) {
+    for segment in call
+        .segments::<T>(data.len())
+        .filter(|segment| !segment.is_empty())
+    {
         call.send(to, 1, &data[segment]).await?;
     }
     Ok(())
@@ -371,7 +374,10 @@ async fn gather_varied<T: Element>(
     copy(parts.part_mut(me), mine);
     for from in (0..size).filter(|&from| from != root) {
         let part = parts.part_mut(from);
-        for segment in segments::<T>(part.len(), SEGMENT).filter(|segment| !segment.is_empty()) {
+        for segment in call
+            .segments::<T>(part.len())
+            .filter(|segment| !segment.is_empty())
+        {
             call.receive_into(from, &mut part[segment]).await?;
         }
     }
@@ -392,7 +398,10 @@ async fn scatter_varied<T: Element>(
     }
     let len = call.receive_exactly::<u64>(root, 1).await?[0] as usize;
     let mut mine = vec![bytemuck::Zeroable::zeroed(); len];
-    for segment in segments::<T>(len, SEGMENT).filter(|segment| !segment.is_empty()) {
+    for segment in call
+        .segments::<T>(len)
+        .filter(|segment| !segment.is_empty())
+    {
         call.receive_into(root, &mut mine[segment]).await?;
     }
     Ok(mine)

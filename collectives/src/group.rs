@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
 };
 
-use transport::{Exposed, Rank, RegionHandle};
+use transport::{Buffer, Exposed, Rank, RegionHandle};
 
 use crate::{
     Engine, Error, barrier,
@@ -14,13 +14,21 @@ use crate::{
     call::Call,
     fate::{Fate, Signature},
     hierarchy::Levels,
-    plan::{Algorithm, Choices, Model, Operator},
+    plan::{Algorithm, Choices, Model, Operator, SEGMENT},
 };
 
 /// Groups that a job can make, and groups of all ranks besides: their contexts come after those.
-const CONTEXTS: u32 = 1 << 15;
+pub(crate) const CONTEXTS: u32 = 1 << 15;
 /// After so many calls that go by messages the members wait for one another, so that what a member sends ahead has a bound.
-const CALLS_AHEAD: u32 = 256;
+pub(crate) const CALLS_AHEAD: u32 = 128;
+
+/// The number of the first call. Numbers wrap around, and do so early, because what happens seldom is not tested.
+pub(crate) const FIRST_CALL: u32 = u32::MAX - 200;
+/// The most bytes of a message before the members know of each other's arenas.
+const SEGMENT_FIRST: usize = 1 << 10;
+/// Segments for each member that fit in an arena at a time: more than half of it may be with others, unread, and what is
+/// left in pieces.
+const SEGMENTS_AT_ONCE: usize = 16;
 
 /// Ranks that act together: a communicator, in MPI's words.
 ///
@@ -38,6 +46,8 @@ pub struct Group {
     by_messages: Cell<u32>,
     board: Option<Board>,
     pub(crate) model: Rc<Model>,
+    /// The most bytes of a message, so that each member finds room for some of all others at a time.
+    segment: usize,
     /// The number of the node of each member: the first member that is on it.
     pub(crate) nodes: Rc<[usize]>,
     forced: Cell<Option<Algorithm>>,
@@ -60,9 +70,19 @@ impl Group {
         }
         let context = (CONTEXTS + number) as u16;
         let fate = Fate::new(context, members, engine.rank() as usize, None);
-        let mut group = Self::with(engine, fate, Rc::new(Model::default()));
-        group.settle().await?;
+        let mut group = Self::settled(engine, fate, Rc::new(Model::default())).await?;
         group.model = Rc::new(Model::measure(&group).await?);
+        Ok(group)
+    }
+
+    /// A group whose members all make it.
+    pub(crate) async fn settled(
+        engine: &Engine,
+        fate: Rc<Fate>,
+        model: Rc<Model>,
+    ) -> Result<Self, Error> {
+        let mut group = Self::with(engine, fate, model);
+        group.settle().await?;
         Ok(group)
     }
 
@@ -70,10 +90,11 @@ impl Group {
         engine.enter(fate.context, &fate);
         Self {
             engine: engine.clone(),
-            calls: Cell::new(0),
+            calls: Cell::new(FIRST_CALL),
             by_messages: Cell::new(0),
             board: None,
             model,
+            segment: SEGMENT_FIRST,
             nodes: (0..fate.members.len()).collect(),
             forced: Cell::default(),
             choices: Choices::default(),
@@ -105,6 +126,12 @@ impl Group {
     /// Whether all members are on one node and share memory.
     pub fn shares_memory(&self) -> bool {
         self.nodes.iter().all(|&node| node == 0)
+    }
+
+    /// The most bytes of a message of an operation. All members have the same.
+    #[inline]
+    pub(crate) fn segment(&self) -> usize {
+        self.segment
     }
 
     /// The boards, if all members share memory.
@@ -179,29 +206,26 @@ impl Group {
         self.calls
             .set(number.wrapping_add(1 + u32::from(is_held_up)));
         if is_held_up {
-            Box::pin(self.let_others_come(number)).await?;
+            let meeting = Call::new(self, number, Signature::new("barrier"));
             number = number.wrapping_add(1);
+            let hash = self.fate.begin(number, signature);
+            Box::pin(let_others_come(meeting)).await?;
+            return Ok(Call::begun(self, number, hash));
         }
         Ok(Call::new(self, number, signature))
     }
 
     /// Begins a call that goes by boards.
-    #[inline]
+    // What it is then is compared as it is written there, and not put together first.
+    #[inline(always)]
     pub(crate) fn begin_now(&self, signature: Signature) -> Result<(Call<'_>, &Board), Error> {
         self.fate.check()?;
         let missing = || Error::Transport("the members share no memory".to_owned());
         let board = self.board.as_ref().ok_or_else(missing)?;
         let number = self.calls.get();
         self.calls.set(number.wrapping_add(1));
+        let signature = signature.by(Algorithm::Board);
         Ok((Call::new(self, number, signature), board))
-    }
-
-    /// Waits for the members that have not come as far. Calls that go by boards need not: each waits for its slot.
-    #[cold]
-    async fn let_others_come(&self, number: u32) -> Result<(), Error> {
-        let call = Call::new(self, number, Signature::new("barrier"));
-        let result = barrier::dissemination(&call).await;
-        call.end(result)
     }
 
     /// A call has ended well.
@@ -261,24 +285,21 @@ impl Group {
         // The first member that shares memory with us names our node.
         let node = nodes.first().copied().unwrap_or(self.rank());
         let shared = u8::from(nodes.len() == self.size());
-        let mut mine = [shared; 9];
-        mine[1..].copy_from_slice(&(node as u64).to_le_bytes());
+        let capacity = self.engine.fabric().borrow().arena().capacity();
+        let mut mine = [shared; 17];
+        mine[1..9].copy_from_slice(&(node as u64).to_le_bytes());
+        mine[9..].copy_from_slice(&capacity.to_le_bytes());
         let all = self.tell_all("tell nodes", &mine).await?;
-        self.nodes = all
-            .iter()
-            .map(|one| {
-                one[1..]
-                    .iter()
-                    .rev()
-                    .fold(0, |node, &byte| node << 8 | usize::from(byte))
-            })
-            .collect();
+        self.nodes = all.iter().map(|one| read_u64(&one[1..]) as usize).collect();
+        let least = all.iter().map(|one| read_u64(&one[9..])).min();
+        let least = least.unwrap_or(capacity) as usize;
+        self.engine.shares_room(least as u64);
+        self.segment =
+            (least / (SEGMENTS_AT_ONCE * self.size())).clamp(Buffer::INLINE_BYTES, SEGMENT);
         if all.iter().all(|one| one[0] == 1)
             && let Some(exposed) = exposed
         {
-            let board = Board::new(exposed, boards);
-            (0..self.calls.get()).for_each(|number| board.leave(number));
-            self.board = Some(board);
+            self.board = Some(Board::new(exposed, boards, self.calls.get()));
         }
         Ok(())
     }
@@ -291,7 +312,9 @@ impl Group {
         let fabric = self.engine.fabric().borrow();
         let mut loan = fabric.loan(BOARD_BYTES).ok()??;
         loan.fill(0);
-        fabric.expose(loan).ok()
+        let exposed = fabric.expose(loan).ok()?;
+        Board::clear(&exposed);
+        Some(exposed)
     }
 
     /// What every member has to say, in `N` bytes.
@@ -356,8 +379,7 @@ impl Group {
             .map(|&(_, member)| self.fate.members[member])
             .collect();
         let fate = Fate::new(context as u16, members, me.unwrap_or_default(), whole);
-        let mut group = Self::with(&self.engine, fate, self.model.clone());
-        group.settle().await?;
+        let group = Self::settled(&self.engine, fate, self.model.clone()).await?;
         Ok(Some(group))
     }
 
@@ -390,6 +412,13 @@ impl Group {
     }
 }
 
+/// Waits for the members that have not come as far. Calls that go by boards need not: each waits for its slot.
+#[cold]
+async fn let_others_come(call: Call<'_>) -> Result<(), Error> {
+    let result = barrier::dissemination(&call).await;
+    call.end(result)
+}
+
 pub(crate) fn read_u32(bytes: &[u8]) -> u32 {
     bytes
         .first_chunk()
@@ -404,7 +433,7 @@ pub(crate) fn read_u64(bytes: &[u8]) -> u64 {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.engine.leave(self.fate.context);
+        self.engine.leave(&self.fate);
     }
 }
 

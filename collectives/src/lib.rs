@@ -10,6 +10,9 @@
 //! [graph](Graph) says who is next to whom; [exact sums](ExactSum) are the same bits for any number of members; and what is
 //! run often can be [planned](Persistent) once.
 //!
+//! When a member is lost all others get an [`Error`] that names it. Those that are left can [agree](Group::agree) on what
+//! to do, and [go on without it](Group::shrink).
+//!
 //! Nothing here starts a thread, and nothing waits but [`Operation::wait`]: many operations can be under way beside
 //! each other and beside other work, and a whole job can run on one thread.
 //!
@@ -31,6 +34,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod agree;
 mod all_gather;
 mod all_reduce;
 mod all_to_all;
@@ -50,6 +54,7 @@ mod group;
 pub mod harp;
 mod hierarchy;
 mod message;
+mod notice;
 pub mod op;
 mod operation;
 mod parts;
@@ -65,6 +70,7 @@ mod value;
 
 use std::ops::Range;
 
+pub use agree::Agreement;
 pub use announce::AllGather;
 pub use bytemuck;
 pub use element::Element;

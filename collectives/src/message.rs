@@ -223,7 +223,7 @@ impl Group {
         let found = self.find_message(wanted, u64::MAX);
         if found.is_none() {
             // Who looks again and again has time pass, too.
-            self.engine.tick();
+            self.engine.tick(self.engine.clock());
             self.can_come(from)?;
         }
         Ok(found.map(|(envelope, _)| envelope))
@@ -384,6 +384,8 @@ impl Group {
         self.fate.check()?;
         let members = self.members();
         if let Some(from) = from {
+            // Without a link to it we would not learn of its end.
+            self.engine.approach(members[from]);
             return self.engine.loss_of(members[from]).map_or(Ok(()), Err);
         }
         let others = (0..members.len()).filter(|&member| member != self.rank());

@@ -111,7 +111,7 @@ macro_rules! carry_out {
             let result = $on_board.await;
             call.end(result)
         } else {
-            let call = $group.begin($signature).await?;
+            let call = $group.begin($signature.by($algorithm)).await?;
             let $call = &call;
             let result = $by_messages.await;
             call.end(result)

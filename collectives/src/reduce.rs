@@ -2,7 +2,7 @@
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
-    fate::Signature, op::Op, parts_of, plan::SEGMENT, segments,
+    fate::Signature, op::Op, parts_of,
 };
 
 impl Group {
@@ -37,7 +37,7 @@ impl Group {
                 return call.end(result);
             }
             Box::pin(async {
-                let call = self.begin(signature).await?;
+                let call = self.begin(signature.by(algorithm)).await?;
                 let result = by_messages(&call, algorithm, root, data, &op).await;
                 call.end(result)
             })
@@ -91,7 +91,7 @@ async fn flat<T: Element, O: Op<T>>(
     data: &mut [T],
     op: &O,
 ) -> Result<(), Error> {
-    for (step, segment) in segments::<T>(data.len(), SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(data.len()).enumerate() {
         let data = &mut data[segment];
         if call.me() == root {
             combine_all(call, data, op).await?;
@@ -138,7 +138,7 @@ async fn slices<T: Element, O: Op<T>>(
 ) -> Result<(), Error> {
     let (me, size, len) = (call.me(), call.size(), data.len());
     // In rounds, so that what is copied is still in the caches when it is read.
-    for round in segments::<T>(len, SEGMENT * size) {
+    for round in call.rounds::<T>(len) {
         let data = &mut data[round];
         let part = |member: usize| parts_of(data.len(), size, member);
         for to in (me + 1..size).chain(0..me) {
@@ -170,7 +170,7 @@ async fn tree<T: Element, O: Op<T>>(
     // Operands that commute may as well be counted from the root.
     let first = if op.is_commutative() { root } else { 0 };
     let place = (me + size - first) % size;
-    for (step, segment) in segments::<T>(data.len(), SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(data.len()).enumerate() {
         let data = &mut data[segment];
         let mut bit = 1;
         while bit < size {

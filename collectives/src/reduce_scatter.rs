@@ -9,10 +9,8 @@ use crate::{
     copy,
     fate::Signature,
     op::Op,
-    plan::SEGMENT,
     reduce::combine_all,
     scratch::Scratch,
-    segments,
 };
 
 impl Group {
@@ -109,7 +107,7 @@ impl Group {
                 return call.end(result);
             }
             Box::pin(async {
-                let call = self.begin(signature).await?;
+                let call = self.begin(signature.by(algorithm)).await?;
                 let result = by_messages(&call, algorithm, data, mine, &op, &block).await;
                 call.end(result)
             })
@@ -172,7 +170,7 @@ async fn flat<T: Element, O: Op<T>>(
         .map(|member| block(member).len())
         .max()
         .unwrap_or(0);
-    for (step, segment) in segments::<T>(longest, SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(longest).enumerate() {
         let within = |block: Range<usize>| {
             let end = block.len();
             block.start + segment.start.min(end)..block.start + segment.end.min(end)
@@ -239,7 +237,7 @@ pub(crate) async fn around<T: Element, O: Op<T>>(
         let give = part((me + size - step) % size);
         let take = part((me + 2 * size - step - 1) % size);
         // In segments, each of which is combined while the next is on its way. All members count them alike.
-        for segment in segments::<T>(longest, SEGMENT) {
+        for segment in call.segments::<T>(longest) {
             let within = |part: &Range<usize>| {
                 let end = part.len();
                 part.start + segment.start.min(end)..part.start + segment.end.min(end)

@@ -2,7 +2,7 @@
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call, copy,
-    fate::Signature, op::Op, plan::SEGMENT, scratch::Scratch, segments,
+    fate::Signature, op::Op, scratch::Scratch,
 };
 
 impl Group {
@@ -60,7 +60,7 @@ async fn scan<T: Element, O: Op<T>>(
         return call.end(result);
     }
     Box::pin(async {
-        let call = group.begin(signature).await?;
+        let call = group.begin(signature.by(algorithm)).await?;
         let result = by_messages(&call, algorithm, data, op, with_own).await;
         call.end(result)
     })
@@ -107,12 +107,12 @@ async fn flat<T: Element, O: Op<T>>(
     with_own: bool,
 ) -> Result<(), Error> {
     let (me, size) = (call.me(), call.size());
-    for (step, segment) in segments::<T>(data.len(), SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(data.len()).enumerate() {
         let data = &mut data[segment];
         if me + 1 < size {
             let message = call.message(step as u32, data).await?;
             for to in me + 1..size {
-                call.give(to, message.clone())?;
+                call.give_in_turn(to, message.clone()).await?;
             }
         }
         let mut before: Option<Scratch<'_, T>> = None;
@@ -144,7 +144,7 @@ async fn chain<T: Element, O: Op<T>>(
     with_own: bool,
 ) -> Result<(), Error> {
     let (me, size) = (call.me(), call.size());
-    for (step, segment) in segments::<T>(data.len(), SEGMENT).enumerate() {
+    for (step, segment) in call.segments::<T>(data.len()).enumerate() {
         let data = &mut data[segment];
         if me == 0 {
             call.send(1, step as u32, data).await?;

@@ -1,7 +1,8 @@
 //! What the tags of messages between members of a group say.
 //!
 //! From the top: one bit that tells them from all other messages, three of the kind, sixteen of the group's context.
-//! Then, of a collective, twelve of the call's number, twelve of the step, twenty of the call's signature; of a message
+//! Then, of a collective, twelve of the call's number, one of whether the receiver may keep it, eleven of the step, twenty
+//! of the call's signature; of a message
 //! from one member to another, twelve of the size of its elements, thirty-two of the number it was sent under.
 
 const OURS: u64 = 1 << 63;
@@ -15,7 +16,9 @@ const ELEMENT_SHIFT: u32 = 32;
 pub(crate) const CALLS: u32 = 1 << (CONTEXT_SHIFT - CALL_SHIFT);
 /// The bits of a signature.
 pub(crate) const SIGNATURE_MASK: u32 = (1 << STEP_SHIFT) - 1;
-const STEP_MASK: u32 = (1 << (CALL_SHIFT - STEP_SHIFT)) - 1;
+const STEP_MASK: u32 = (1 << (CALL_SHIFT - STEP_SHIFT - 1)) - 1;
+/// Of a message that its receiver may keep as long as it likes.
+const KEPT: u64 = 1 << (CALL_SHIFT - 1);
 /// Stands for elements of as many bytes and more.
 const ELEMENT_MAX: usize = (1 << (CONTEXT_SHIFT - ELEMENT_SHIFT)) - 1;
 
@@ -66,10 +69,25 @@ pub(crate) fn collective(context: u16, call: u32, step: u32, signature: u32) -> 
         | u64::from(signature & SIGNATURE_MASK)
 }
 
+/// The same of a message that its receiver may keep.
+pub(crate) fn of_kept(tag: u64) -> u64 {
+    tag | KEPT
+}
+
+/// Whether a message is of a collective and dropped by its receiver as soon as it has been read.
+pub(crate) fn is_passing(tag: u64) -> bool {
+    is_ours(tag) && parts(tag).kind == Kind::Collective && tag & KEPT == 0
+}
+
 /// Whether two tags are of the same call, whatever the step and the signature.
 #[inline]
 pub(crate) fn is_same_call(one: u64, other: u64) -> bool {
     (one ^ other) >> CALL_SHIFT == 0
+}
+
+/// The number of a call, as far as a tag tells it: modulo [`CALLS`].
+pub(crate) fn call(tag: u64) -> u32 {
+    (tag >> CALL_SHIFT) as u32 % CALLS
 }
 
 /// The signature of a call's message.
@@ -116,6 +134,9 @@ mod tests {
         assert_eq!(parts(tag).context, 0xabcd);
         assert_eq!(parts(tag).kind, Kind::Collective);
         assert_eq!(signature(tag), 0xf_ffff);
+        assert_eq!(call(tag), 1);
+        assert!(is_passing(tag) && !is_passing(of_kept(tag)));
+        assert!(is_same_call(tag, of_kept(tag)) && signature(of_kept(tag)) == 0xf_ffff);
         assert!(is_same_call(tag, collective(0xabcd, 1, 7, 3)));
         assert!(!is_same_call(tag, collective(0xabcd, 2, 5000, 0xf_ffff)));
         assert!(!is_same_call(tag, collective(0xabce, 1, 5000, 0xf_ffff)));

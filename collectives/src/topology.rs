@@ -4,10 +4,7 @@
 //! this member, once all have agreed; and its operations with `neighbour` in their name go along them. So does MPI in its
 //! chapters on process topologies and neighbourhood collectives.
 
-use crate::{
-    Element, Error, Group, Operation, Parts, call::Call, fate::Signature, op::Min, plan::SEGMENT,
-    segments,
-};
+use crate::{Element, Error, Group, Operation, Parts, call::Call, fate::Signature, op::Min};
 
 use transport::{Buffer, Loan};
 
@@ -499,10 +496,10 @@ async fn gather<T: Element>(
     all: &mut [T],
 ) -> Result<(), Error> {
     let len = mine.len();
-    for segment in segments::<T>(len, SEGMENT) {
+    for segment in call.segments::<T>(len) {
         let message = call.message(0, &mine[segment.clone()]).await?;
         for (_, to) in neighbours.to() {
-            call.give(to, message.clone())?;
+            call.give_in_turn(to, message.clone()).await?;
         }
         for (place, from) in neighbours.from() {
             let block = &mut all[place * len..(place + 1) * len];
@@ -520,7 +517,7 @@ async fn exchange<T: Element>(
     data: &[T],
     into: &mut [T],
 ) -> Result<(), Error> {
-    for segment in segments::<T>(len, SEGMENT) {
+    for segment in call.segments::<T>(len) {
         let of = |place: usize| place * len + segment.start..place * len + segment.end;
         for (place, to) in neighbours.to() {
             call.send(to, 0, &data[of(place)]).await?;
@@ -548,7 +545,7 @@ async fn varied<T: Element>(
     let mut into = Parts::with_lens(lens.iter().copied());
     let ours = neighbours.to().map(|(place, _)| parts[place].len());
     let longest = ours.chain(lens).max().unwrap_or(0);
-    for segment in segments::<T>(longest, SEGMENT) {
+    for segment in call.segments::<T>(longest) {
         let within = |len: usize| segment.start.min(len)..segment.end.min(len);
         for (place, to) in neighbours.to() {
             let range = within(parts[place].len());

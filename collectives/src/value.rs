@@ -279,7 +279,7 @@ async fn reduce<T: Value>(
 /// Archives a value where it will be read.
 async fn encode<T: Value>(call: &Call<'_>, value: &T) -> Result<Buffer, Error> {
     let unfit = |error: rancor::Error| Error::Argument {
-        call: call.signature.call,
+        call: call.signature().call,
         reason: format!("a value that cannot be archived: {error}"),
     };
     let bytes = archive(value, None).map_err(unfit)?;

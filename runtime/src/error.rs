@@ -92,7 +92,9 @@ impl Error {
                 _ => 1,
             },
             Self::Transport(error) => link_code(error),
-            Self::Collectives(Groups::PeerLost { .. } | Groups::GaveUp { .. }) => 6,
+            Self::Collectives(
+                Groups::PeerLost { .. } | Groups::Closed { .. } | Groups::GaveUp { .. },
+            ) => 6,
             Self::Collectives(Groups::Transport(_)) => 3,
             Self::Collectives(_) => 1,
             Self::Coordinator(coordinator::Error::Aborted { .. }) | Self::Aborted { .. } => 6,

@@ -282,6 +282,9 @@ impl Executor {
     /// Takes in what has happened and goes on; whether anything was done.
     fn turn(&mut self) -> Result<bool, Error> {
         let mut busy = false;
+        if let Some(engine) = &self.engine {
+            engine.flush();
+        }
         if self.worked {
             let mut fabric = self.site.fabric.borrow_mut();
             fabric.tick(self.started.elapsed());
@@ -460,8 +463,10 @@ impl Executor {
     /// Sends what is left, so that peers do not miss it.
     fn flush(&mut self) {
         let deadline = Instant::now() + FLUSH_MAX;
-        let mut fabric = self.site.fabric.borrow_mut();
-        while !matches!(fabric.flush(), Ok(true) | Err(_)) && Instant::now() < deadline {
+        let is_flushed =
+            |fabric: &RefCell<Fabric>| matches!(fabric.borrow_mut().flush(), Ok(true) | Err(_));
+        let told = || self.engine.as_ref().is_none_or(Engine::flush);
+        while !(told() && is_flushed(&self.site.fabric)) && Instant::now() < deadline {
             thread::yield_now();
         }
     }

@@ -3,11 +3,13 @@
 
 mod buffers;
 mod exact;
+mod failure;
 mod flight;
 mod harness;
 mod messages;
 mod operations;
 mod plans;
+mod processes;
 mod tables;
 mod together;
 mod topology;

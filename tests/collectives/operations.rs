@@ -1,12 +1,14 @@
 //! Every operation by every algorithm, beside a plain reference.
 
+use std::{task::Poll, thread, time::Duration};
+
 use collectives::{
     Algorithm, Error, Group, Operator,
     op::{self, Op, Sum},
 };
 use transport::Transport;
 
-use crate::harness::{Program, simulate, threads};
+use crate::harness::{Program, simulate, simulate_in, threads, threads_in};
 
 /// Elements that are awkward for any number of members up to 17, and larger than a segment.
 const LENGTHS: [usize; 7] = [0, 1, 2, 3, 17, 1000, 40_000];
@@ -51,7 +53,7 @@ fn concatenated(size: usize, len: usize) -> Vec<[u32; 2]> {
 }
 
 /// One operation of every kind with one length, with the algorithm that is forced, if it can be.
-async fn all_kinds<O: Op<[u32; 2]>>(
+pub(crate) async fn all_kinds<O: Op<[u32; 2]>>(
     group: &Group,
     len: usize,
     op: O,
@@ -214,7 +216,7 @@ async fn all_algorithms(group: &Group, lengths: &[usize]) -> Result<(), Error> {
     varied(group).await
 }
 
-fn add(a: [u32; 2], b: [u32; 2]) -> [u32; 2] {
+pub(crate) fn add(a: [u32; 2], b: [u32; 2]) -> [u32; 2] {
     [a[0].wrapping_add(b[0]), a[1].wrapping_add(b[1])]
 }
 
@@ -257,6 +259,114 @@ fn threads_that_share_memory_get_the_same() {
 fn threads_over_tcp_get_the_same() {
     for size in [2, 3, 5] {
         for result in threads(Transport::Tcp, size, long) {
+            result.unwrap();
+        }
+    }
+}
+
+/// Hardly more than the boards of a group of eight, and a few segments.
+const SMALL_ARENA: u64 = 1 << 20;
+
+fn large(group: Group) -> Program<()> {
+    Box::pin(async move { all_algorithms(&group, &[1000, 40_000]).await })
+}
+
+#[test]
+fn vectors_larger_than_the_arenas_get_through_and_nobody_waits_for_room_for_ever() {
+    for (size, seed) in [(2, 1), (8, 2), (5, 3)] {
+        for result in simulate_in(SMALL_ARENA, seed, size, large) {
+            result.unwrap();
+        }
+    }
+}
+
+#[test]
+fn vectors_larger_than_the_arenas_get_through_on_every_link() {
+    for (transport, size) in [
+        (Transport::Shm, 2),
+        (Transport::Shm, 5),
+        (Transport::Tcp, 2),
+        (Transport::Tcp, 5),
+    ] {
+        for result in threads_in(SMALL_ARENA, transport, size, large) {
+            result.unwrap();
+        }
+    }
+}
+
+/// All but the last member are ahead of it with what they send to the first, and what the last one sends has to get past that.
+fn gathers(group: Group) -> Program<()> {
+    Box::pin(async move {
+        let (me, size) = (group.rank(), group.size());
+        if me == size - 1 {
+            // Until the others have sent all that they can.
+            thread::sleep(Duration::from_millis(50));
+        }
+        let mine = operand(me, 30_000);
+        let mut all = vec![[0; 2]; 30_000 * size];
+        for _ in 0..100 {
+            group.gather(0, &mine, &mut all).await?;
+        }
+        assert!(me != 0 || all == concatenated(size, 30_000));
+        Ok(())
+    })
+}
+
+#[test]
+fn members_that_are_ahead_do_not_fill_the_memory_that_others_need() {
+    for transport in [Transport::Shm, Transport::Tcp] {
+        for result in threads_in(SMALL_ARENA, transport, 4, gathers) {
+            result.unwrap();
+        }
+    }
+}
+
+/// Runs ahead of the others, which are in operations of another group, with operations that are under way together.
+fn ahead(group: Group) -> Program<()> {
+    Box::pin(async move {
+        let other = group.duplicate().await?;
+        let (me, size) = (group.rank(), group.size());
+        let mut data = operand(me, 100_000);
+        let mut sum = operand(me, 100_000);
+        if me == 0 {
+            // Both at a time.
+            let mut first = Box::pin(other.broadcast(0, &mut data).into_future());
+            let mut second = Box::pin(group.all_reduce(&mut sum, op::by(add)).into_future());
+            let (mut first_is_over, mut second_is_over) = (false, false);
+            std::future::poll_fn(|context| {
+                for (future, is_over) in [
+                    (
+                        first.as_mut() as std::pin::Pin<&mut dyn Future<Output = _>>,
+                        &mut first_is_over,
+                    ),
+                    (second.as_mut(), &mut second_is_over),
+                ] {
+                    if !*is_over && let Poll::Ready(result) = future.poll(context) {
+                        result?;
+                        *is_over = true;
+                    }
+                }
+                match first_is_over && second_is_over {
+                    true => Poll::Ready(Ok::<(), Error>(())),
+                    false => Poll::Pending,
+                }
+            })
+            .await?;
+        } else {
+            // One after another, the other way round.
+            group.all_reduce(&mut sum, op::by(add)).await?;
+            other.broadcast(0, &mut data).await?;
+        }
+        assert_eq!(data, operand(0, 100_000));
+        assert_eq!(sum, combined(0..size, 100_000, &op::by(add)));
+        Ok(())
+    })
+}
+
+#[test]
+fn operations_that_only_some_run_at_the_same_time_do_not_wait_for_each_others_room() {
+    for seed in 0..20 {
+        for result in simulate_in(SMALL_ARENA, seed, 2 + (seed % 3) as u32, ahead) {
             result.unwrap();
         }
     }

@@ -36,6 +36,8 @@ struct State {
     /// What is on its way, by sender and receiver.
     channels: Vec<VecDeque<Sent>>,
     ended: Vec<Option<End>>,
+    /// How many messages more each rank sends before it dies, if that is settled.
+    left: Vec<Option<u64>>,
 }
 
 /// What is on its way.
@@ -56,6 +58,7 @@ impl Simulation {
             size,
             channels: (0..size * size).map(|_| VecDeque::new()).collect(),
             ended: vec![None; size as usize],
+            left: vec![None; size as usize],
         })))
     }
 
@@ -90,6 +93,16 @@ impl Simulation {
     /// Kills a rank: what it sent still arrives, then its peers learn that it is lost.
     pub fn kill(&self, rank: Rank) {
         self.end(rank, End::Lost(Loss::Simulated));
+    }
+
+    /// Kills a rank once it has sent so many messages more: in the midst of whatever it does then.
+    pub fn kill_after(&self, rank: Rank, messages: u64) {
+        self.0.borrow_mut().left[rank as usize] = Some(messages);
+    }
+
+    /// Whether a rank was killed.
+    pub fn is_dead(&self, rank: Rank) -> bool {
+        matches!(self.0.borrow().ended[rank as usize], Some(End::Lost(_)))
     }
 
     /// A number below `bound` drawn from the seed, for who runs a simulation.
@@ -166,6 +179,17 @@ impl Port {
     }
 
     fn send_as(&self, buffer: Buffer, is_message: bool) -> Result<(), Error> {
+        let dies = match &mut self.network.0.borrow_mut().left[self.rank as usize] {
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        };
+        if dies {
+            self.network.kill(self.rank);
+        }
         let mut state = self.network.0.borrow_mut();
         if let Some(end) = &state.ended[self.peer as usize] {
             return Err(end.error(self.peer));

@@ -13,13 +13,17 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     task::Poll,
-    time::Duration,
 };
 
 use transport::{Buffer, Loan};
 
 use super::{Payload, payload, table::malformed};
-use crate::{Error, Group, call::Call, copy, group::read_u64 as word, plan::SEGMENT};
+use crate::{
+    Error, Group,
+    call::{Call, Waiting},
+    copy,
+    group::read_u64 as word,
+};
 
 /// Bytes of a word.
 const WORD: usize = 8;
@@ -27,6 +31,8 @@ const WORD: usize = 8;
 const HEAD: usize = 3 * WORD;
 /// The least memory that a message is given, so that small partitions share one.
 pub(super) const SMALL: usize = 4096;
+/// Memory of a message that has room for some of a partition.
+const LEAST: usize = 256;
 /// The first word of a message that is not the last of its stream.
 const MORE: u64 = 0;
 /// The first word of the last message of a stream.
@@ -57,8 +63,8 @@ struct Peer {
     read: u32,
     sent: u32,
     acknowledged: u32,
-    /// Since when it is being waited for.
-    since: Option<Duration>,
+    /// How long it has been waited for.
+    waiting: Waiting,
 }
 
 impl Peer {
@@ -132,7 +138,7 @@ impl<'c, 'g> Both<'c, 'g> {
         while let Some((from, message)) = self.call.take()? {
             self.note();
             let peer = &mut self.peers.borrow_mut()[from];
-            peer.since = None;
+            peer.waiting = Waiting::default();
             if word(&message) != ACKNOWLEDGED {
                 peer.arrived.push_back(message);
             } else if peer.unacknowledged() >= EACH {
@@ -147,7 +153,7 @@ impl<'c, 'g> Both<'c, 'g> {
         self.group().fate.check()?;
         for (member, peer) in self.peers.borrow_mut().iter_mut().enumerate() {
             if peer.is_due || peer.unacknowledged() >= EACH {
-                self.call.waits_for(member, &mut peer.since)?;
+                self.call.waits_for(member, &mut peer.waiting)?;
             }
         }
         Ok(())
@@ -211,7 +217,7 @@ impl<'c, 'g> Both<'c, 'g> {
     async fn give(&self, to: usize, message: Buffer) -> Result<(), Error> {
         poll_fn(|_| {
             let peer = &mut self.peers.borrow_mut()[to];
-            if peer.unacknowledged() >= AHEAD {
+            if peer.unacknowledged() >= AHEAD || self.call.is_crowded(to) {
                 return Poll::Pending;
             }
             peer.sent += 1;
@@ -273,8 +279,9 @@ impl<'b, 'c, 'g> Outgoing<'b, 'c, 'g> {
         let mut rest = &bytes[..];
         loop {
             if self.loan.is_none() {
-                let wanted =
-                    (WORD + HEAD + rest.len().next_multiple_of(WORD)).clamp(SMALL, SEGMENT);
+                let most = self.both.group().segment().max(LEAST);
+                let wanted = WORD + HEAD + rest.len().next_multiple_of(WORD);
+                let wanted = wanted.clamp(SMALL.min(most), most);
                 self.loan = Some(self.both.loan(self.messages, wanted).await?);
                 self.filled = WORD;
             }

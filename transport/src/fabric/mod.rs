@@ -437,6 +437,34 @@ impl Fabric {
         }
     }
 
+    /// Bytes of the messages to `peer`, with tags for which `wanted` holds, that are in the arena of the peer, or on their way
+    /// there, until it has dropped them. None where it reads them in ours.
+    ///
+    /// Where a message arrives for which the receiver's arena has no room, the link stands still, whatever comes behind that
+    /// message. Who sends more than a receiver has asked for can so keep others from sending to it, and has to bound that.
+    pub fn unread(&self, peer: Rank, wanted: impl Fn(u64) -> bool) -> u64 {
+        let bytes = |message: &Buffer| match wanted(message.tag()) {
+            true => message.len() as u64,
+            false => 0,
+        };
+        match self.peers.get(peer as usize) {
+            Some(Contact::Open(link)) => link.unread().map(bytes).sum(),
+            Some(Contact::Connecting { waiting, .. }) => {
+                let large = |message: &&Buffer| message.len() > Buffer::INLINE_BYTES;
+                waiting.iter().filter(large).map(bytes).sum()
+            }
+            _ => 0,
+        }
+    }
+
+    /// Has a link be made to `peer` though there is no message for it yet: whoever only waits for a peer learns of its end
+    /// in no other way.
+    pub fn approach(&mut self, peer: Rank) {
+        if peer != self.rank && matches!(self.peers.get(peer as usize), Some(Contact::Unknown)) {
+            self.connect(peer, VecDeque::new());
+        }
+    }
+
     /// Sends a copy of `bytes` under `tag`; false while there is no room for it.
     ///
     /// # Errors

@@ -125,6 +125,15 @@ impl Link {
         }
     }
 
+    /// Messages that fill the arena of the peer, or will, until it drops them: none where it reads ours in place.
+    pub(crate) fn unread(&self) -> Box<dyn Iterator<Item = &Buffer> + '_> {
+        match self {
+            Self::Tcp(link) => Box::new(link.unread()),
+            Self::Rdma(link) => Box::new(link.unread()),
+            Self::Shm(_) | Self::Simulated(_) => Box::new(std::iter::empty()),
+        }
+    }
+
     /// Looks for messages where only the event queue would tell of them.
     pub(crate) fn probe(&mut self) {
         if let Self::Tcp(link) = self {

@@ -285,6 +285,15 @@ impl Tcp {
         self.waits
     }
 
+    /// Large messages that the peer has not dropped, those that wait to be written among them.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = &Buffer> {
+        let waiting = self.outgoing.iter().filter_map(|piece| match piece {
+            Outgoing::Large { payload, .. } => Some(payload),
+            Outgoing::Small { .. } => None,
+        });
+        self.unreturned.iter().flatten().chain(waiting)
+    }
+
     /// Takes note of what epoll said.
     pub(crate) fn notify(&mut self, readable: bool, writable: bool) {
         self.readable |= readable;

@@ -117,6 +117,13 @@ impl Rdma {
         count
     }
 
+    /// Messages that the peer fetches, or will, and has not dropped.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = &Buffer> {
+        let waiting = self.outgoing.iter().map(|(_, message)| message);
+        let large = waiting.filter(|message| message.len() > EAGER_BYTES);
+        self.unreturned.iter().flatten().chain(large)
+    }
+
     /// Gathers messages into a packet; none while the first cannot be sent.
     #[inline]
     fn next_packet(&mut self, ahead: usize) -> Option<(ibv_send_wr, [ibv_sge; 2], Posted)> {

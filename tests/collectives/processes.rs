@@ -1,0 +1,337 @@
+//! What becomes of operations when processes of the machine are killed or stopped in them.
+
+use std::{
+    cell::RefCell,
+    env,
+    io::{BufRead, BufReader, Lines, Read, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use collectives::{Algorithm, Engine, Error, Group, Operator, op::Sum};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use transport::{Address, Arena, Config, Fabric, Ledger, Secret, Transport};
+
+use crate::{failure::enduring, harness::ARENA};
+
+/// Within which the death of a process is told to all.
+const DEATH_TOLD: Duration = Duration::from_millis(50);
+/// The same where every core has other work as well.
+const DEATH_TOLD_MAX: Duration = Duration::from_secs(2);
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Which links the ranks use.
+const LINKS: [(&str, Transport); 2] = [("shm", Transport::Shm), ("tcp", Transport::Tcp)];
+
+/// The time of day, which is the same for all processes.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
+}
+
+/// The process of one rank. It is killed when this is dropped.
+struct RankProcess {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl RankProcess {
+    fn start() -> Self {
+        let arguments = [
+            "--exact",
+            "processes::the_rank",
+            "--ignored",
+            "--nocapture",
+            "-q",
+        ];
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            input: child.stdin.take(),
+            output: BufReader::new(child.stdout.take().unwrap()).lines(),
+            child,
+        }
+    }
+
+    fn say(&mut self, line: &str) {
+        let _ = writeln!(self.input.as_mut().unwrap(), "{line}");
+    }
+
+    /// What follows `word` in the next line that has it.
+    #[track_caller]
+    fn hear(&mut self, word: &str) -> String {
+        let lines = self.output.by_ref().map_while(Result::ok);
+        let found = lines
+            .filter_map(|line| line.split_once(word).map(|(_, text)| text.to_owned()))
+            .next();
+        found.unwrap_or_else(|| panic!("a rank ended without a word of {word}"))
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+}
+
+impl Drop for RankProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a job whose ranks all do `work`.
+fn job(size: u32, links: &str, work: &str) -> Vec<RankProcess> {
+    let secret = Secret::random().unwrap();
+    let mut ranks: Vec<_> = (0..size).map(|_| RankProcess::start()).collect();
+    for (rank, process) in ranks.iter_mut().enumerate() {
+        (process.input.as_mut().unwrap())
+            .write_all(secret.as_bytes())
+            .unwrap();
+        process.say(&format!("{rank} {size} {links} {work}"));
+    }
+    let book: Vec<String> = ranks.iter_mut().map(|rank| rank.hear("ADDRESS=")).collect();
+    for rank in &mut ranks {
+        rank.say(&book.join(" "));
+    }
+    ranks
+}
+
+#[test]
+#[ignore = "the other processes of the tests here"]
+fn the_rank() {
+    let mut input = BufReader::new(std::io::stdin());
+    let mut secret = [0; Secret::BYTES];
+    input.read_exact(&mut secret).unwrap();
+    let mut line = String::new();
+    input.read_line(&mut line).unwrap();
+    let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+    let (rank, size) = (words[0].parse().unwrap(), words[1].parse().unwrap());
+    let (_, links) = LINKS
+        .into_iter()
+        .find(|(name, _)| *name == words[2])
+        .unwrap();
+    let config = Config {
+        transport: links,
+        spin: false,
+        ..Config::new(rank, size, &Secret::from(secret))
+    };
+    let arena = Arena::new(&Ledger::new(ARENA), ARENA).unwrap();
+    let mut fabric = Fabric::new(config, arena).unwrap();
+    println!("ADDRESS={}", fabric.address().unwrap());
+    line.clear();
+    input.read_line(&mut line).unwrap();
+    let book: Vec<Address> = line
+        .split_whitespace()
+        .map(|text| text.parse().unwrap())
+        .collect();
+    fabric.join(&book).unwrap();
+    let start = Instant::now();
+    let engine = Engine::new(Rc::new(RefCell::new(fabric)), false, move || {
+        start.elapsed()
+    });
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = stop.clone();
+    thread::spawn(move || {
+        // One line more is the word to stop, and the end of the input that to end.
+        let mut lines = input.lines();
+        lines.next();
+        told.store(true, Ordering::Relaxed);
+        lines.for_each(drop);
+        std::process::exit(0);
+    });
+    let result = engine.block_on(async {
+        let group = engine.world().await?;
+        println!("READY");
+        match &*words[3] {
+            "endure" => enduring(group, 20_000)
+                .await
+                .map(|left| format!("{left:?}")),
+            _ => {
+                let operator = Operator::ALL[words[3].parse::<usize>().unwrap()];
+                let algorithm: Option<Algorithm> = words[4].parse().ok();
+                work_until(&group, operator, algorithm, &stop).await
+            }
+        }
+    });
+    let at = now();
+    println!(
+        "ENDED={} {}",
+        at.as_nanos(),
+        result.unwrap_or_else(|error| error.to_string())
+    );
+    // Others may still have to be told something.
+    loop {
+        let _ = engine.turn();
+        engine.flush();
+        let mut fabric = engine.fabric().borrow_mut();
+        let _ = fabric.flush();
+        let _ = fabric.wait(Some(Duration::from_millis(5)));
+    }
+}
+
+/// One operation after another, until the first rank is told to stop.
+async fn work_until(
+    group: &Group,
+    operator: Operator,
+    algorithm: Option<Algorithm>,
+    stop: &AtomicBool,
+) -> Result<String, Error> {
+    // From what fits into a line to several segments.
+    for len in [8, 400, 30_000].into_iter().cycle() {
+        let fits = algorithm.is_none_or(|algorithm| group.can(operator, algorithm, 8 * len, true));
+        group.force(algorithm.filter(|_| fits));
+        for _ in 0..if fits { 16 } else { 0 } {
+            one(group, operator, len).await?;
+        }
+        group.force(None);
+        let mut stops = [u8::from(stop.load(Ordering::Relaxed))];
+        group.broadcast(0, &mut stops).await?;
+        if stops == [1] {
+            break;
+        }
+    }
+    Ok("in order".to_owned())
+}
+
+async fn one(group: &Group, operator: Operator, len: usize) -> Result<(), Error> {
+    let size = group.size();
+    let (mut data, mut all) = (vec![1u64; len], vec![1u64; len * size]);
+    match operator {
+        Operator::Barrier => group.barrier().await,
+        Operator::Broadcast => group.broadcast(1, &mut data).await,
+        Operator::Reduce => group.reduce(1, &mut data, Sum).await,
+        Operator::AllReduce => {
+            group.all_reduce(&mut data, Sum).await?;
+            assert_eq!(data, vec![size as u64; len]);
+            Ok(())
+        }
+        Operator::ReduceScatter => group.reduce_scatter(&all, &mut data, Sum).await,
+        Operator::Scan => group.scan(&mut data, Sum).await,
+        Operator::Gather => group.gather(1, &data, &mut all).await,
+        Operator::Scatter => group.scatter(1, &all, &mut data).await,
+        Operator::AllGather => group.all_gather(&data, &mut all).await,
+        Operator::AllToAll => {
+            let data = all.clone();
+            group.all_to_all(&data, &mut all).await
+        }
+        _ => group.barrier().await,
+    }
+}
+
+/// Kills a rank of a job in the midst of its work, after some time; how long it took until each of the others knew.
+fn times_to_tell(
+    mut ranks: Vec<RankProcess>,
+    victim: usize,
+    after: Duration,
+    said: &str,
+) -> Vec<Duration> {
+    for rank in &mut ranks {
+        rank.hear("READY");
+    }
+    thread::sleep(after);
+    let killed = now();
+    ranks[victim].signal(Signal::SIGKILL); // It stays a zombie until it is dropped.
+    let survivors = (ranks.iter_mut().enumerate()).filter(|(rank, _)| *rank != victim);
+    survivors
+        .map(|(rank, process)| {
+            let ended = process.hear("ENDED=");
+            let (at, error) = ended.split_once(' ').unwrap();
+            let lost = error.contains(&format!("rank {victim} was lost"));
+            assert!(lost, "{said}: rank {rank} of {victim}: {error}");
+            Duration::from_nanos(at.parse().unwrap()).saturating_sub(killed)
+        })
+        .collect()
+}
+
+#[test]
+fn the_death_of_a_process_in_any_operation_by_any_algorithm_is_told_to_all_in_time() {
+    let is_long = env::var_os("UPDRAFT_LONG").is_some();
+    let mut times = Vec::new();
+    let mut round = 0;
+    for repetition in 0..if is_long { 20 } else { 1 } {
+        for (links, _) in LINKS {
+            for (index, operator) in Operator::ALL.into_iter().enumerate() {
+                for algorithm in Algorithm::ALL {
+                    let is_there = algorithm.serves(operator, true)
+                        && algorithm != Algorithm::Hierarchical // There is one node.
+                        && (links == "shm" || algorithm != Algorithm::Board);
+                    if !is_there {
+                        continue;
+                    }
+                    let said = format!("{operator} by {algorithm} over {links}, {repetition}");
+                    let ranks = job(4, links, &format!("{index} {algorithm}"));
+                    let after = Duration::from_micros(round as u64 * 977 % 15_000);
+                    times.extend(times_to_tell(ranks, round % 4, after, &said));
+                    round += 1;
+                }
+            }
+        }
+    }
+    times.sort_unstable();
+    let (median, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    println!(
+        "{} survivors: median {median:?}, p99 {p99:?}, longest {:?}",
+        times.len(),
+        times[times.len() - 1]
+    );
+    assert!(
+        median <= DEATH_TOLD && times[times.len() - 1] <= DEATH_TOLD_MAX,
+        "{times:?}"
+    );
+    assert!(p99 <= DEATH_TOLD || !is_long, "{p99:?}");
+}
+
+#[test]
+fn a_process_that_is_stopped_for_a_second_in_an_operation_is_not_lost() {
+    for (links, _) in LINKS {
+        let mut ranks = job(3, links, "3 any");
+        for rank in &mut ranks {
+            rank.hear("READY");
+        }
+        for stopped in [1, 0] {
+            ranks[stopped].signal(Signal::SIGSTOP);
+            thread::sleep(Duration::from_secs(1));
+            ranks[stopped].signal(Signal::SIGCONT);
+        }
+        ranks[0].say("stop");
+        for rank in &mut ranks {
+            let ended = rank.hear("ENDED=");
+            assert!(ended.ends_with("in order"), "{links}: {ended}");
+        }
+    }
+}
+
+#[test]
+fn processes_that_are_left_make_a_group_and_go_on() {
+    for (links, _) in LINKS {
+        let mut ranks = job(5, links, "endure");
+        for rank in &mut ranks {
+            rank.hear("READY");
+        }
+        for victim in [0, 3] {
+            thread::sleep(Duration::from_millis(20));
+            ranks[victim].signal(Signal::SIGKILL);
+        }
+        let started = Instant::now();
+        for survivor in [1, 2, 4] {
+            let ended = ranks[survivor].hear("ENDED=");
+            assert!(ended.ends_with("[1, 2, 4]"), "{links}: {ended}");
+        }
+        assert!(started.elapsed() < PATIENCE);
+    }
+}
