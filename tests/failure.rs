@@ -20,10 +20,11 @@ use nix::{
     unistd::Pid,
 };
 use transport::{Arena, Config, Error, Event, Fabric, Ledger, Loss, Rank, Secret, Transport};
+use updraft::collectives::{Group as Ranks, op::Sum};
 
 mod support;
 
-use support::{Folder, Launch, PATIENCE, Running, command, echo::Echo, example};
+use support::{END_TIME_MAX, Folder, Launch, PATIENCE, Running, command, echo::Echo, example};
 
 const ARENA: u64 = 2 << 20;
 /// Within which the death of a process of this machine is told.
@@ -488,4 +489,124 @@ fn a_full_disk_is_a_clear_error_and_leaves_no_results_that_look_whole() {
     }
     assert_clear(&launch, &["No space left on device"]);
     assert!(!launch.out.contains("_SUCCESS"), "{}", launch.out);
+}
+
+/// The rank that fails in the programs in the manner of MPI.
+const FAILING: usize = 1;
+/// What it says then.
+const ENOUGH: &str = "the rank has had enough";
+
+/// Rounds of an operation until one rank fails in the way that is told.
+fn failing(world: &Ranks, how: &str) -> Result<u64, updraft::Error> {
+    const LAST: u64 = 100;
+    for round in 0.. {
+        let mut sum = [1u64];
+        world.all_reduce(&mut sum, Sum).wait()?;
+        if round == LAST && how == "returns" {
+            break;
+        }
+        if round == LAST && world.rank() == FAILING {
+            match how {
+                "panics" => panic!("{ENOUGH}"),
+                "mismatches" => world.barrier().wait()?,
+                "ends" => std::process::exit(0),
+                _ => return Err(updraft::Error::program(ENOUGH)),
+            }
+        }
+    }
+    Ok(LAST)
+}
+
+/// The error of such a program whose ranks are threads, and that it came soon.
+fn error_of_threads(how: &'static str) -> updraft::Error {
+    let config = updraft::Config {
+        executors: Some(3),
+        pin: false,
+        ..updraft::Config::default()
+    };
+    let started = Instant::now();
+    let error = updraft::bsp(config, move |world| failing(world, how)).unwrap_err();
+    let elapsed = started.elapsed();
+    assert!(elapsed < END_TIME_MAX, "{how}: {elapsed:?}");
+    error
+}
+
+#[test]
+fn a_program_of_threads_ends_with_the_error_of_the_rank_that_failed() {
+    let error = error_of_threads("fails");
+    let is_its = matches!(&error, updraft::Error::Program(reason) if reason.to_string() == ENOUGH);
+    assert!(is_its, "{error}");
+
+    let error = error_of_threads("panics");
+    let is_its = matches!(
+        &error,
+        updraft::Error::Panicked { rank, message }
+            if *rank == FAILING as u32 && message.contains(ENOUGH)
+    );
+    assert!(is_its, "{error}");
+
+    let error = error_of_threads("mismatches").to_string();
+    for words in [
+        "rank 1 called barrier",
+        "rank",
+        "called all_reduce(1 elements of u64, sum",
+    ] {
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+#[ignore = "the program of the jobs of ranks"]
+fn the_program() {
+    let how = env::var("UPDRAFT_TEST_HOW").unwrap();
+    let result = updraft::bsp(updraft::Config::default(), move |world| {
+        failing(world, &how)
+    });
+    if let Err(error) = &result {
+        eprintln!("error: {error}");
+    }
+    std::process::exit(result.map_or_else(|error| error.exit_code().into(), |_| 0));
+}
+
+/// Runs such a program as a job of three workers with a rank each.
+fn job_of_ranks(how: &str, transport: &str) -> Launch {
+    let mut job = command();
+    let options = [
+        "run",
+        "-n",
+        "3",
+        "--executors",
+        "1",
+        "--transport",
+        transport,
+    ];
+    job.args(options).arg("--").arg(env::current_exe().unwrap());
+    job.args(["--exact", "the_program", "--ignored", "--nocapture", "-q"])
+        .env("UPDRAFT_TEST_HOW", how)
+        .stdin(Stdio::null());
+    let launch = Launch::of(job);
+    assert!(
+        launch.elapsed < 2 * END_TIME_MAX,
+        "{how}: {:?}",
+        launch.elapsed
+    );
+    launch
+}
+
+#[test]
+fn a_job_ends_with_the_error_of_the_rank_that_failed() {
+    for (how, transport, said) in [
+        ("fails", "auto", ENOUGH),
+        ("panics", "auto", ENOUGH),
+        ("mismatches", "auto", "rank 1 called barrier"),
+        ("mismatches", "tcp", "rank 1 called barrier"),
+    ] {
+        let launch = job_of_ranks(how, transport);
+        launch.assert_err(said);
+        assert_eq!(launch.code(), Some(1), "{how}: {}", launch.err);
+    }
+    // Others learn that it is gone, and that is no success.
+    let launch = job_of_ranks("ends", "auto");
+    assert!(matches!(launch.code(), Some(1..=64)), "{}", launch.err);
+    assert_eq!(job_of_ranks("returns", "auto").code(), Some(0));
 }

@@ -13,6 +13,7 @@ use transport::{Simulation, Transport};
 use crate::{
     harness::{Program, simulate, simulate_on, threads},
     operations::{add, all_kinds},
+    tables,
 };
 
 /// How often something is done: more when there is time.
@@ -62,6 +63,25 @@ fn a_rank_that_dies_in_any_operation_by_any_algorithm_is_told_to_all() {
         }
     }
     assert!(told > 1000 && unharmed > 0, "{told} {unharmed}");
+}
+
+#[test]
+fn a_rank_that_dies_in_any_operation_on_tables_is_told_to_all() {
+    let (mut told, mut unharmed) = (0, 0);
+    for seed in 0..often(100, 10_000) {
+        let size = 2 + (seed % 4) as u32;
+        let network = deadly(seed, size, 1, 1500);
+        let results = simulate_on(&network, seed, size, tables::everything);
+        for (rank, result) in results.into_iter().enumerate() {
+            match result {
+                None => assert!(network.is_dead(rank as u32)),
+                Some(Ok(())) => unharmed += 1,
+                Some(Err(Error::PeerLost { peer, .. })) if network.is_dead(peer) => told += 1,
+                Some(Err(error)) => panic!("seed {seed}, rank {rank}: {error}"),
+            }
+        }
+    }
+    assert!(told > 50 && unharmed > 0, "{told} {unharmed}");
 }
 
 /// What each rank made of its agreements, also of ranks that died later.

@@ -14,7 +14,11 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use collectives::{Algorithm, Engine, Error, Group, Operator, op::Sum};
+use collectives::{
+    Algorithm, Engine, Error, Group, Operator,
+    harp::{Elementwise, Modulo, Table},
+    op::Sum,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -161,6 +165,7 @@ fn the_rank() {
             "endure" => enduring(group, 20_000)
                 .await
                 .map(|left| format!("{left:?}")),
+            "tables" => tables_for_ever(&group).await,
             _ => {
                 let operator = Operator::ALL[words[3].parse::<usize>().unwrap()];
                 let algorithm: Option<Algorithm> = words[4].parse().ok();
@@ -233,6 +238,34 @@ async fn one(group: &Group, operator: Operator, len: usize) -> Result<(), Error>
     }
 }
 
+/// Operations on tables, one after another, until one fails.
+async fn tables_for_ever(group: &Group) -> Result<String, Error> {
+    let partitions = |group: &Group| {
+        let mut table = Table::new(Elementwise(Sum));
+        for id in 0..4 {
+            // From what fits into a message with others to several messages.
+            table.add(
+                4 * group.rank() as u64 + id,
+                vec![1u64; 10_000 * id as usize],
+            )?;
+        }
+        Ok::<_, Error>(table)
+    };
+    loop {
+        let mut table = partitions(group)?;
+        table.rotate(group).await?;
+        table.rotate_with(group, |_, _, _| {}).await?;
+        table.regroup(group, Modulo).await?;
+        let mut global = Table::new(Elementwise(Sum));
+        table.push(group, &mut global, Modulo).await?;
+        table.pull(group, &global).await?;
+        table.clone().broadcast(group, 1).await?;
+        table.clone().reduce(group, 1).await?;
+        table.clone().all_gather(group).await?;
+        table.all_reduce(group).await?;
+    }
+}
+
 /// Kills a rank of a job in the midst of its work, after some time; how long it took until each of the others knew.
 fn times_to_tell(
     mut ranks: Vec<RankProcess>,
@@ -280,6 +313,18 @@ fn the_death_of_a_process_in_any_operation_by_any_algorithm_is_told_to_all_in_ti
                     round += 1;
                 }
             }
+        }
+        // As long as an operation on tables takes, so that each is hit some time.
+        for round in 0..6 {
+            let (links, _) = LINKS[round % LINKS.len()];
+            let said = format!("operations on tables over {links}, {repetition}");
+            let after = Duration::from_micros(1500 * round as u64 + 777 * repetition);
+            times.extend(times_to_tell(
+                job(4, links, "tables"),
+                round % 4,
+                after,
+                &said,
+            ));
         }
     }
     times.sort_unstable();

@@ -292,7 +292,7 @@ async fn keys(group: &Group) -> Result<(), Error> {
     Ok(())
 }
 
-fn everything(group: Group) -> Program<()> {
+pub(crate) fn everything(group: Group) -> Program<()> {
     Box::pin(async move {
         all_operations(&group, numbers, Elementwise(Sum), add).await?;
         let join =
