@@ -119,6 +119,21 @@ macro_rules! carry_out {
     };
 }
 
+/// What makes a plan to run a function of vectors of elements.
+macro_rules! planned {
+    ($element:ident, $($function:tt)+) => {
+        Operation<
+            '_,
+            impl Future<
+                Output = Result<
+                    Persistent<'_, $element, impl $($function)+ -> Result<(), Error>>,
+                    Error,
+                >,
+            >,
+        >
+    };
+}
+
 #[allow(
     clippy::type_complexity,
     reason = "the parts of what a plan is have no names"
@@ -133,12 +148,7 @@ impl Group {
         &self,
         root: usize,
         len: usize,
-    ) -> Operation<
-        '_,
-        impl Future<
-            Output = Result<Persistent<'_, T, impl AsyncFn(&mut [T]) -> Result<(), Error>>, Error>,
-        >,
-    > {
+    ) -> planned!(T, AsyncFn(&mut [T])) {
         self.operation(async move {
             self.check_member("plan_broadcast", root)?;
             let signature = Signature::of::<T>("planned broadcast", Some(len)).with_root(root);
@@ -168,12 +178,7 @@ impl Group {
         root: usize,
         len: usize,
         op: O,
-    ) -> Operation<
-        '_,
-        impl Future<
-            Output = Result<Persistent<'_, T, impl AsyncFn(&mut [T]) -> Result<(), Error>>, Error>,
-        >,
-    > {
+    ) -> planned!(T, AsyncFn(&mut [T])) {
         self.operation(async move {
             self.check_member("plan_reduce", root)?;
             let signature = Signature::of::<T>("planned reduce", Some(len))
@@ -205,12 +210,7 @@ impl Group {
         &self,
         len: usize,
         op: O,
-    ) -> Operation<
-        '_,
-        impl Future<
-            Output = Result<Persistent<'_, T, impl AsyncFn(&mut [T]) -> Result<(), Error>>, Error>,
-        >,
-    > {
+    ) -> planned!(T, AsyncFn(&mut [T])) {
         self.operation(async move {
             let signature = Signature::of::<T>("planned all_reduce", Some(len)).with_op(op.name());
             let algorithm = self.choose(
@@ -242,28 +242,8 @@ impl Group {
         &self,
         len: usize,
         op: O,
-    ) -> Operation<
-        '_,
-        impl Future<
-            Output = Result<Persistent<'_, T, impl AsyncFn(&mut [T]) -> Result<(), Error>>, Error>,
-        >,
-    > {
-        self.operation(async move {
-            let signature = Signature::of::<T>("planned scan", Some(len)).with_op(op.name());
-            let algorithm = self.choose(Operator::Scan, len * size_of::<T>(), op.is_commutative());
-            let function = async move |data: &mut [T]| {
-                carry_out!(
-                    self,
-                    signature,
-                    algorithm,
-                    (call, board),
-                    scan::on_board(call, board, false, data, &op, true),
-                    scan::by_messages(call, algorithm, data, &op, true)
-                )
-            };
-            self.plan(signature, algorithm, None, Some(len), function)
-                .await
-        })
+    ) -> planned!(T, AsyncFn(&mut [T])) {
+        self.plan_prefixes("planned scan", len, op, true)
     }
 
     /// Plans an [`exscan`](Self::exscan) of `len` elements, to be [run](Persistent::run).
@@ -275,14 +255,19 @@ impl Group {
         &self,
         len: usize,
         op: O,
-    ) -> Operation<
-        '_,
-        impl Future<
-            Output = Result<Persistent<'_, T, impl AsyncFn(&mut [T]) -> Result<(), Error>>, Error>,
-        >,
-    > {
+    ) -> planned!(T, AsyncFn(&mut [T])) {
+        self.plan_prefixes("planned exscan", len, op, false)
+    }
+
+    fn plan_prefixes<T: Element, O: Op<T>>(
+        &self,
+        name: &'static str,
+        len: usize,
+        op: O,
+        with_own: bool,
+    ) -> planned!(T, AsyncFn(&mut [T])) {
         self.operation(async move {
-            let signature = Signature::of::<T>("planned exscan", Some(len)).with_op(op.name());
+            let signature = Signature::of::<T>(name, Some(len)).with_op(op.name());
             let algorithm = self.choose(Operator::Scan, len * size_of::<T>(), op.is_commutative());
             let function = async move |data: &mut [T]| {
                 carry_out!(
@@ -290,8 +275,8 @@ impl Group {
                     signature,
                     algorithm,
                     (call, board),
-                    scan::on_board(call, board, false, data, &op, false),
-                    scan::by_messages(call, algorithm, data, &op, false)
+                    scan::on_board(call, board, false, data, &op, with_own),
+                    scan::by_messages(call, algorithm, data, &op, with_own)
                 )
             };
             self.plan(signature, algorithm, None, Some(len), function)
@@ -308,15 +293,7 @@ impl Group {
         &self,
         len: usize,
         op: O,
-    ) -> Operation<
-        '_,
-        impl Future<
-            Output = Result<
-                Persistent<'_, T, impl AsyncFn(&[T], &mut [T]) -> Result<(), Error>>,
-                Error,
-            >,
-        >,
-    > {
+    ) -> planned!(T, AsyncFn(&[T], &mut [T])) {
         self.operation(async move {
             let signature =
                 Signature::of::<T>("planned reduce_scatter", Some(len)).with_op(op.name());
@@ -364,15 +341,7 @@ impl Group {
         &self,
         root: usize,
         len: usize,
-    ) -> Operation<
-        '_,
-        impl Future<
-            Output = Result<
-                Persistent<'_, T, impl AsyncFn(&[T], &mut [T]) -> Result<(), Error>>,
-                Error,
-            >,
-        >,
-    > {
+    ) -> planned!(T, AsyncFn(&[T], &mut [T])) {
         self.operation(async move {
             self.check_member("plan_gather", root)?;
             let signature = Signature::of::<T>("planned gather", Some(len)).with_root(root);
@@ -402,15 +371,7 @@ impl Group {
         &self,
         root: usize,
         len: usize,
-    ) -> Operation<
-        '_,
-        impl Future<
-            Output = Result<
-                Persistent<'_, T, impl AsyncFn(&[T], &mut [T]) -> Result<(), Error>>,
-                Error,
-            >,
-        >,
-    > {
+    ) -> planned!(T, AsyncFn(&[T], &mut [T])) {
         self.operation(async move {
             self.check_member("plan_scatter", root)?;
             let signature = Signature::of::<T>("planned scatter", Some(len)).with_root(root);
@@ -436,18 +397,7 @@ impl Group {
     /// # Errors
     ///
     /// [`Error::Mismatch`] when members plan different operations; see [`Error`].
-    pub fn plan_all_gather<T: Element>(
-        &self,
-        len: usize,
-    ) -> Operation<
-        '_,
-        impl Future<
-            Output = Result<
-                Persistent<'_, T, impl AsyncFn(&[T], &mut [T]) -> Result<(), Error>>,
-                Error,
-            >,
-        >,
-    > {
+    pub fn plan_all_gather<T: Element>(&self, len: usize) -> planned!(T, AsyncFn(&[T], &mut [T])) {
         self.operation(async move {
             let signature = Signature::of::<T>("planned all_gather", Some(len));
             let algorithm = self.choose(Operator::AllGather, len * size_of::<T>(), true);
@@ -477,18 +427,7 @@ impl Group {
     /// # Errors
     ///
     /// [`Error::Mismatch`] when members plan different operations; see [`Error`].
-    pub fn plan_all_to_all<T: Element>(
-        &self,
-        len: usize,
-    ) -> Operation<
-        '_,
-        impl Future<
-            Output = Result<
-                Persistent<'_, T, impl AsyncFn(&[T], &mut [T]) -> Result<(), Error>>,
-                Error,
-            >,
-        >,
-    > {
+    pub fn plan_all_to_all<T: Element>(&self, len: usize) -> planned!(T, AsyncFn(&[T], &mut [T])) {
         self.operation(async move {
             let signature = Signature::of::<T>("planned all_to_all", Some(len));
             let algorithm = self.choose(Operator::AllToAll, len * size_of::<T>(), true);
