@@ -246,3 +246,91 @@ fn topics_of_a_file_are_named_by_their_words() {
         );
     }
 }
+
+#[test]
+fn joins_of_generated_tables_are_those_of_a_plain_loop() {
+    let hows = ["inner", "left", "right", "full", "semi", "anti"];
+    for (number, how) in hows.into_iter().enumerate() {
+        for (by, way) in [("hash", number), ("merging", number + 3)] {
+            let way = [WAYS[1], WAYS[3]][way % 2];
+            let arguments = [
+                "--rows", "6000", "--keys", "700", "--skew", "20", "--how", how, "--by", by,
+                "--check",
+            ];
+            let lines = output("join", way, &arguments);
+            assert_eq!(
+                lines.last().map(String::as_str),
+                Some("a plain loop gives the same")
+            );
+        }
+    }
+}
+
+#[test]
+fn joins_of_files_give_lines_and_spill_where_memory_is_short() {
+    let folder = Folder::new();
+    let [left, right, out] = ["left.csv", "right.csv", "out"].map(|name| folder.0.join(name));
+    fs::write(&left, "1,a\n2,b\n,c\n2,d\n").unwrap();
+    fs::write(&right, "2,e,f\n3,g\n,h\n").unwrap();
+    let paths = [&left, &right].map(|path| path.to_str().unwrap());
+    let out_path = out.to_str().unwrap();
+    let lines = output(
+        "join",
+        WAYS[1],
+        &[
+            paths[0], paths[1], "--how", "full", "--out", out_path, "--check",
+        ],
+    );
+    assert!(lines[0].contains(": 6 rows, checksum "), "{lines:?}");
+    let mut rows: Vec<String> = Vec::new();
+    for part in fs::read_dir(&out).unwrap() {
+        let text = fs::read_to_string(part.unwrap().path()).unwrap();
+        rows.extend(text.lines().map(str::to_owned));
+    }
+    rows.sort();
+    assert_eq!(rows, [",c", ",h", "1,a", "2,b,e,f", "2,d,e,f", "3,g"]);
+
+    let mut program = Command::new(example("join"));
+    program.args([
+        "--rows",
+        "200000",
+        "--keys",
+        "150000",
+        "--memory",
+        "8M",
+        "--executors",
+        "2",
+    ]);
+    program.args(["--how", "full", "--by", "merging", "--check", "--seed", "77"]);
+    let launch = Launch::of(program);
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+    launch.assert_err(" on disk");
+}
+
+#[test]
+fn answers_of_the_group_by_set_are_those_of_a_plain_loop() {
+    let arguments = ["--rows", "20000", "--groups", "10", "--check"];
+    for way in [WAYS[1], WAYS[3]] {
+        let lines = output("groupby", way, &arguments);
+        assert_eq!(lines.len(), 11);
+        assert!(
+            lines[0].starts_with("q1 sum v1 by id1: 10 groups, sums "),
+            "{lines:?}"
+        );
+    }
+    let mut program = Command::new(example("groupby"));
+    program.args([
+        "6",
+        "10",
+        "--rows",
+        "200000",
+        "--check",
+        "--memory",
+        "8M",
+        "--executors",
+        "2",
+    ]);
+    let launch = Launch::of(program);
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+    launch.assert_err(" on disk");
+}

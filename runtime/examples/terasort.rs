@@ -4,15 +4,18 @@
 //! Without a command it generates some, sorts them, and validates what came out: that it is in order, and by
 //! number and checksum the same records. `--memory 128M` has more than that sorted on disk.
 
+mod input;
+
 use std::{
     fs::{self, File},
-    io::{self, BufReader, Read},
+    io::{BufReader, Read},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
 };
 
 use clap::{Parser, Subcommand};
+use input::{bytes, cannot_read, cannot_write, part_files, settle};
 use updraft::{
     Error,
     dataflow::{records_of, spill},
@@ -76,22 +79,6 @@ enum What {
     },
 }
 
-/// Reads a number of bytes: `512M`, `2G`, `65536`.
-fn bytes(text: &str) -> Result<u64, String> {
-    let text = text.trim_end_matches("iB").trim_end_matches('B');
-    let (digits, shift) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 30),
-        Some((at, 'T' | 't')) => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|error| format!("{error}"))?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| "more than there is anywhere".to_owned())
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut spill = spill::Config::default();
@@ -128,7 +115,7 @@ fn all(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     if env.worker() == 0 {
         let removed = fs::remove_dir_all(&folder);
         let (generated, sorted) = result?;
-        removed.map_err(|source| output(&folder, source))?;
+        removed.map_err(cannot_write(&folder))?;
         let same = (sorted.records, sorted.checksum) == (generated.records, generated.checksum);
         if !same || sorted.out_of_order > 0 {
             let reason = format!("what came out is not what was generated, in order: {sorted}");
@@ -137,16 +124,6 @@ fn all(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         return Ok(());
     }
     result.map(drop)
-}
-
-fn output(path: &Path, source: io::Error) -> Error {
-    let path = path.to_owned();
-    updraft::dataflow::Error::Output { path, source }.into()
-}
-
-fn input(path: &Path, source: io::Error) -> Error {
-    let path = path.to_owned();
-    updraft::dataflow::Error::Input { path, source }.into()
 }
 
 fn generate(env: &mut Env, arguments: &Arguments, out: &Path) -> Result<(), Error> {
@@ -159,15 +136,17 @@ fn generate(env: &mut Env, arguments: &Arguments, out: &Path) -> Result<(), Erro
             }
         })
         .write_records(out);
-    env.run(&job)
+    env.run(&job)?;
+    settle(env)
 }
 
 fn sort(env: &mut Env, from: &Path, out: &Path) -> Result<(), Error> {
     let start = Instant::now();
-    let job = records_of::<RECORD>(files(from)?)?
+    let job = records_of::<RECORD>(part_files(from)?)?
         .sort_by(key)
         .write_records(out);
     env.run(&job)?;
+    settle(env)?;
     if env.worker() == 0 {
         println!("sorted in {:.3} s", start.elapsed().as_secs_f64());
     }
@@ -216,23 +195,6 @@ impl Random {
     }
 }
 
-/// The part files of a folder in order, or the one file.
-fn files(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    let metadata = fs::metadata(path).map_err(|source| input(path, source))?;
-    if !metadata.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut files = Vec::new();
-    for entry in fs::read_dir(path).map_err(|source| input(path, source))? {
-        let entry = entry.map_err(|source| input(path, source))?;
-        if entry.file_name().to_string_lossy().starts_with("part-") {
-            files.push(entry.path());
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
 /// What `valsort` of the benchmark tells of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Found {
@@ -264,7 +226,7 @@ fn print(env: &Env, from: &Path) -> Result<Found, Error> {
     if env.worker() != 0 {
         return Ok(Found::default());
     }
-    let found = validate(&files(from)?)?;
+    let found = validate(&part_files(from)?)?;
     println!("{}: {found}", from.display());
     Ok(found)
 }
@@ -273,14 +235,12 @@ fn validate(files: &[PathBuf]) -> Result<Found, Error> {
     let mut found = Found::default();
     let mut last = [0; KEY];
     for path in files {
-        let file = File::open(path).map_err(|source| input(path, source))?;
-        let bytes = file.metadata().map_err(|source| input(path, source))?.len();
+        let file = File::open(path).map_err(cannot_read(path))?;
+        let bytes = file.metadata().map_err(cannot_read(path))?.len();
         let mut reader = BufReader::with_capacity(1 << 20, file);
         for _ in 0..bytes / RECORD as u64 {
             let mut record = [0; RECORD];
-            reader
-                .read_exact(&mut record)
-                .map_err(|source| input(path, source))?;
+            reader.read_exact(&mut record).map_err(cannot_read(path))?;
             let key = key(&record);
             found.records += 1;
             found.checksum += u64::from(crc32fast::hash(&record));

@@ -3,12 +3,12 @@
 #![allow(dead_code, reason = "each example uses the part it needs")]
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufRead, BufReader, Seek, SeekFrom},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use updraft::dataflow;
+use updraft::{Env, Error, dataflow};
 
 /// Gives `take` the lines that begin in part `part` of `parts` equal parts of a file, so that each line is in one.
 ///
@@ -59,6 +59,54 @@ pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Reads a number of bytes: `512M`, `2G`, `65536`.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim_end_matches("iB").trim_end_matches('B');
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        Some((at, 'T' | 't')) => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|error| format!("{error}"))?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "more than there is anywhere".to_owned())
+}
+
+/// The part files of a folder in order, or the one file.
+///
+/// # Errors
+///
+/// What keeps the folder from being read.
+pub(crate) fn part_files(path: &Path) -> Result<Vec<PathBuf>, dataflow::Error> {
+    let metadata = fs::metadata(path).map_err(cannot_read(path))?;
+    if !metadata.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).map_err(cannot_read(path))? {
+        let entry = entry.map_err(cannot_read(path))?;
+        if entry.file_name().to_string_lossy().starts_with("part-") {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Waits until what every rank wrote is there under its name: a rank is done with a run before others have renamed
+/// their files, but not with the next one before they take part in it.
+///
+/// # Errors
+///
+/// What the run says.
+pub(crate) fn settle(env: &mut Env) -> Result<(), Error> {
+    env.run(&env.collection(vec![()]).count().collect())
+        .map(drop)
+}
+
 /// An error that says what is wrong with the contents.
 pub(crate) fn invalid(problem: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, problem)
@@ -67,6 +115,14 @@ pub(crate) fn invalid(problem: &str) -> io::Error {
 /// An error that says which file.
 pub(crate) fn cannot_read(path: &Path) -> impl Fn(io::Error) -> dataflow::Error {
     move |source| dataflow::Error::Input {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The same for what could not be written.
+pub(crate) fn cannot_write(path: &Path) -> impl Fn(io::Error) -> dataflow::Error {
+    move |source| dataflow::Error::Output {
         path: path.to_owned(),
         source,
     }
