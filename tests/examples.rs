@@ -301,7 +301,9 @@ fn joins_of_files_give_lines_and_spill_where_memory_is_short() {
         "--executors",
         "2",
     ]);
-    program.args(["--how", "full", "--by", "merging", "--check", "--seed", "77"]);
+    program.args([
+        "--how", "full", "--by", "merging", "--check", "--seed", "77",
+    ]);
     let launch = Launch::of(program);
     assert_eq!(launch.code(), Some(0), "{}", launch.err);
     launch.assert_err(" on disk");

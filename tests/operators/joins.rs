@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Debug};
 
-use dataflow::{Error, Key, Record, collection};
+use dataflow::{Key, Record, collection};
 use proptest::prelude::*;
 
 use crate::cluster::{Cluster, cluster, instances, sorted};
@@ -306,22 +306,4 @@ fn one_row_with_very_many_partners_does_not_fill_the_memory() {
         .exchange_by_hash()
         .count();
     assert_eq!(cluster.run(&job.collect()).unwrap(), [300_000]);
-}
-
-#[test]
-fn what_does_not_fit_on_the_ledger_is_an_error_that_names_the_join() {
-    let cluster = Cluster {
-        seed: 1,
-        size: 2,
-        executors: 1,
-        arena_bytes: 1 << 20,
-        memory_bytes: 4 << 20,
-    };
-    let numbers = collection((0..400_000u64).collect());
-    let job = collection(vec![1u64]).cross_join(numbers).count();
-    let error = cluster.run(&job.collect()).unwrap_err();
-    let Error::Transport(transport::Error::LedgerLimit { holder, .. }) = error else {
-        panic!("{error}")
-    };
-    assert_eq!(holder, "cross_join");
 }

@@ -365,6 +365,45 @@ fn a_join_within_a_diamond_sets_its_sides_aside() {
 }
 
 #[test]
+fn a_cross_join_pairs_blocks_with_what_is_on_disk() {
+    let numbers = |len: u64| collection((0..len).collect());
+    let texts = |len: u64| numbers(len).map(|n| format!("{n:>90}"));
+    for (left, right) in [
+        (3, 20_000),
+        (2_000, 300),
+        (20_000, 3),
+        (0, 20_000),
+        (20_000, 0),
+    ] {
+        let cluster = tight(left, 2, 1, 900 << 10);
+        let job = texts(left).cross_join(texts(right)).aggregate(|of| {
+            let number = |text: &str| text.trim().parse::<u64>().unwrap_or(u64::MAX);
+            (
+                of.count(),
+                of.sum(move |(l, r)| u128::from(number(l)) << 64 | u128::from(number(r))),
+            )
+        });
+        let (found, spilled) = cluster
+            .run_on(&job.collect(), &spill::Config::default())
+            .unwrap();
+        let sum = |len: u64| u128::from(len) * u128::from(len.saturating_sub(1)) / 2;
+        let sums = (sum(left) * u128::from(right)) << 64 | sum(right) * u128::from(left);
+        assert_eq!(found, [(left * right, sums)], "{left} {right}");
+        let is_read = left > 0 && right == 20_000;
+        assert!(spilled > 0 || !is_read, "{left} {right}: {spilled}");
+    }
+    // The left side, which comes first, must not be left unread.
+    let stream = texts(20_000).exchange_by_hash();
+    let few = stream.clone().filter(|text| text.ends_with("0000"));
+    let job = stream.cross_join(few).count().collect();
+    let (found, spilled) = tight(5, 2, 1, 900 << 10)
+        .run_on(&job, &spill::Config::default())
+        .unwrap();
+    assert_eq!(found, [40_000]);
+    assert!(spilled > 0);
+}
+
+#[test]
 fn a_full_disk_is_named_with_the_operator_that_writes_there() {
     let Some(disk) = SmallDisk::new(1 << 20) else {
         println!("nothing may be mounted here");

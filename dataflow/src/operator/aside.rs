@@ -280,6 +280,10 @@ impl<T: Record> Block<T> {
         self.pages.push(builder.into_page());
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Pages of it, once it is sealed.
     pub(crate) fn pages(&self) -> &[Page<T>] {
         &self.pages

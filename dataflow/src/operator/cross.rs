@@ -1,4 +1,6 @@
 //! Every pair of two streams: the right side is kept on every rank, the left side passes by.
+//!
+//! What memory has no room for of the right side is written to disk, and read again for each block of the left side.
 
 use std::{fmt, marker::PhantomData};
 
@@ -8,8 +10,10 @@ use crate::{
     Error, Record,
     exchange::{Direct, Outbox, Receiver, Routed, ToFirst},
     operator::{
+        again::Again,
+        aside::Block,
         index::Rows,
-        join::{LEFT, RIGHT},
+        join::{GIVEN_A_TURN, LEFT, RIGHT},
         narrow::Pass,
         passing::{Part, Passing},
     },
@@ -24,7 +28,7 @@ where
     N: Narrow<S::Out, Out = L>,
 {
     /// Every pair of a record of this stream and one of the other. The other stream, which should be the smaller
-    /// one, is kept in memory on every rank.
+    /// one, is kept on every rank: in memory as far as it has room.
     ///
     /// ```
     /// use dataflow::{collection, inline};
@@ -58,11 +62,15 @@ impl<L: Record, R: Record> Source for Crossed<L, R> {
 
     fn build(&self, place: &Place) -> Result<Self::Input, Error> {
         Ok(Cross {
-            left: Passing::new(place, LEFT, "cross_join")?,
+            left: Passing::new(place, LEFT, NAME)?,
             right: Receiver::new(place, RIGHT),
-            rows: Rows::new(place, "cross_join")?,
+            rows: Rows::new(place, NAME)?,
             is_kept: false,
             next: (0, 0),
+            left_rest: Again::new(place, NAME)?,
+            right_rest: Again::new(place, NAME)?,
+            block: Block::new(place, NAME)?,
+            pairing: Pairing::Gathering,
         })
     }
 }
@@ -74,6 +82,8 @@ impl<L, R> fmt::Debug for Crossed<L, R> {
 }
 
 /// Pairs each row of the left side with each of the right side.
+///
+/// Rows of the right side that memory has no room for are read from disk for each block of the left side.
 pub struct Cross<L: Record, R: Record> {
     left: Passing<L>,
     right: Receiver<R>,
@@ -82,7 +92,28 @@ pub struct Cross<L: Record, R: Record> {
     is_kept: bool,
     /// The batch and the row of the right side that the next row of the left side is paired with next.
     next: (usize, usize),
+    /// Rows of the left side that came too early and found no room.
+    left_rest: Again<L>,
+    /// Rows of the right side that found no room.
+    right_rest: Again<R>,
+    block: Block<L>,
+    pairing: Pairing,
 }
+
+/// How far a block of the left side is paired.
+#[derive(Debug, Clone, Copy)]
+enum Pairing {
+    /// It is filled.
+    Gathering,
+    /// It is paired with the rows in memory from this batch and row on, of which the first has been paired as far as
+    /// this page and row of the block.
+    Held((usize, usize), (usize, usize)),
+    /// The same with the rows on disk.
+    Rest((usize, usize)),
+}
+
+/// On whose behalf memory is taken.
+const NAME: &str = "cross_join";
 
 impl<L: Record, R: Record> Input for Cross<L, R> {
     type Out = (L, R);
@@ -91,11 +122,7 @@ impl<L: Record, R: Record> Input for Cross<L, R> {
         if port == RIGHT {
             self.right.receive(port, from, batch)
         } else {
-            self.left.receive(port, from, batch, !self.is_kept)?;
-            if self.left.is_refused() {
-                self.left.must_keep()?;
-            }
-            Ok(())
+            self.left.receive(port, from, batch, !self.is_kept)
         }
     }
 
@@ -109,14 +136,10 @@ impl<L: Record, R: Record> Input for Cross<L, R> {
 
     fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if !self.is_kept {
-            if let Some((_, batch)) = self.right.next_batch() {
-                self.rows.must_keep(&batch)?;
-            } else if self.right.is_done() {
-                self.is_kept = true;
-            } else {
-                return Ok(Progress::None);
-            }
-            return Ok(Progress::Made);
+            return self.keep();
+        }
+        if self.right_rest.is_used() || self.left_rest.is_used() {
+            return self.pair_blocks(down);
         }
         let Some(Part { rows, passed }) = self.left.rows() else {
             let is_done = self.left.is_done();
@@ -146,6 +169,131 @@ impl<L: Record, R: Record> Input for Cross<L, R> {
         self.left.next();
         Ok(Progress::Made)
     }
+}
+
+impl<L: Record, R: Record> Cross<L, R> {
+    /// Keeps some more of the right side, and what must not wait of the left side.
+    fn keep(&mut self) -> Result<Progress, Error> {
+        if self.left.is_refused()
+            && let Some((_, batch)) = self.left.receiver.next_batch()
+        {
+            batch
+                .views(0)
+                .try_for_each(|view| self.left_rest.push(view))?;
+            return Ok(Progress::Made);
+        }
+        if let Some((_, batch)) = self.right.next_batch() {
+            if self.right_rest.is_used() || !self.rows.keep(&batch, 0)? {
+                batch
+                    .views(0)
+                    .try_for_each(|view| self.right_rest.push(view))?;
+            }
+        } else if self.right.is_done() {
+            self.is_kept = true;
+            self.left_rest.rewind()?;
+        } else {
+            return Ok(Progress::None);
+        }
+        Ok(Progress::Made)
+    }
+
+    /// Gathers a block of the left side, or pairs it with all of the right side.
+    fn pair_blocks<D: Sink<(L, R)>>(&mut self, down: &mut D) -> Result<Progress, Error> {
+        match self.pairing {
+            Pairing::Gathering => return self.gather(),
+            Pairing::Held(mut at, mut paired) => {
+                let batches = self.rows.batches();
+                while let Some(batch) = batches.get(at.0) {
+                    while at.1 < batch.len() {
+                        if !pair(&self.block, batch.view(at.1), &mut paired, down) {
+                            self.pairing = Pairing::Held(at, paired);
+                            return Ok(Progress::Made);
+                        }
+                        at.1 += 1;
+                    }
+                    at = (at.0 + 1, 0);
+                }
+                self.right_rest.rewind()?;
+                self.pairing = Pairing::Rest((0, 0));
+            }
+            Pairing::Rest(mut paired) => {
+                for _ in 0..GIVEN_A_TURN {
+                    let Some(right) = self.right_rest.view() else {
+                        self.block.clear();
+                        self.pairing = Pairing::Gathering;
+                        break;
+                    };
+                    let is_paired = pair(&self.block, right, &mut paired, down);
+                    self.pairing = Pairing::Rest(paired);
+                    if !is_paired {
+                        break;
+                    }
+                    self.right_rest.advance()?;
+                }
+            }
+        }
+        Ok(Progress::Made)
+    }
+
+    /// Fills the block with rows of the left side.
+    fn gather(&mut self) -> Result<Progress, Error> {
+        if let Some(Part { rows, passed }) = self.left.rows() {
+            let elements = rows.elements();
+            while *passed < elements.len() {
+                if !self.block.push(L::view(&elements[*passed]))? {
+                    self.start_pairing();
+                    return Ok(Progress::Made);
+                }
+                *passed += 1;
+            }
+            self.left.next();
+            return Ok(Progress::Made);
+        }
+        for _ in 0..GIVEN_A_TURN {
+            let Some(view) = self.left_rest.view() else {
+                if !self.left.is_done() {
+                    return Ok(Progress::None);
+                }
+                if self.block.is_empty() {
+                    return Ok(Progress::Done);
+                }
+                self.start_pairing();
+                break;
+            };
+            if !self.block.push(view)? {
+                self.start_pairing();
+                break;
+            }
+            self.left_rest.advance()?;
+        }
+        Ok(Progress::Made)
+    }
+
+    fn start_pairing(&mut self) {
+        self.block.seal();
+        self.pairing = Pairing::Held((0, 0), (0, 0));
+    }
+}
+
+/// Pairs a row of the right side with those of a block from a page and row on; false if the rest has to wait.
+fn pair<L: Record, R: Record, D: Sink<(L, R)>>(
+    block: &Block<L>,
+    right: R::View<'_>,
+    paired: &mut (usize, usize),
+    down: &mut D,
+) -> bool {
+    while let Some(page) = block.pages().get(paired.0) {
+        for left in page.views(paired.1) {
+            if down.is_full() {
+                return false;
+            }
+            down.push((L::shorten(left), R::shorten(right)));
+            paired.1 += 1;
+        }
+        *paired = (paired.0 + 1, 0);
+    }
+    *paired = (0, 0);
+    true
 }
 
 impl<L: Record, R: Record> fmt::Debug for Cross<L, R> {

@@ -83,19 +83,6 @@ impl<T: Record> Rows<T> {
         Ok(true)
     }
 
-    /// Keeps a batch that has to be kept.
-    ///
-    /// # Errors
-    ///
-    /// [`transport::Error::LedgerLimit`].
-    pub(crate) fn must_keep(&mut self, batch: &Batch<T>) -> Result<(), Error> {
-        let bytes = batch.bytes() + size_of::<Page<T>>();
-        self.room.insist(bytes as u64)?;
-        self.number += batch.len();
-        self.batches.push(batch.keep());
-        Ok(())
-    }
-
     /// Gives up the batch that was kept last.
     pub(crate) fn pop(&mut self) -> Option<Page<T>> {
         let batch = self.batches.pop()?;

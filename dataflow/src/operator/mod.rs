@@ -1,5 +1,6 @@
 //! What is done to records.
 
+mod again;
 pub(crate) mod aggregate;
 mod aside;
 pub(crate) mod cross;

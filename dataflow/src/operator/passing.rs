@@ -83,20 +83,6 @@ impl<T: Record> Passing<T> {
         self.is_refused
     }
 
-    /// Keeps what was refused.
-    ///
-    /// # Errors
-    ///
-    /// [`transport::Error::LedgerLimit`].
-    pub(crate) fn must_keep(&mut self) -> Result<(), Error> {
-        self.is_refused = false;
-        while let Some((_, batch)) = self.receiver.next_batch() {
-            self.room.insist(batch.bytes() as u64)?;
-            self.early.push_back(batch.keep());
-        }
-        Ok(())
-    }
-
     /// Gives up a batch that was kept.
     pub(crate) fn pop(&mut self) -> Option<Page<T>> {
         let kept = self.early.pop_front()?;

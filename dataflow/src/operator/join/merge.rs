@@ -7,19 +7,19 @@
 //!
 //! Where the order is that of hashes, a stretch may have rows of several keys; so keys are compared all the same.
 
-use std::{cmp::Ordering, fmt, marker::PhantomData, rc::Rc};
+use std::{cmp::Ordering, fmt, marker::PhantomData};
 
-use transport::{Buffer, Rank, Reservation};
+use transport::{Buffer, Rank};
 
 use super::{GIVEN_A_TURN, Join, Joined, LEFT, RIGHT};
 use crate::{
     Error, Key, Ordered, Record,
     exchange::Receiver,
     operator::{
+        again::Again,
         aside::{Aside, Block, KeyOrder},
-        sort::{First, OrderBy, Sizes},
+        sort::{First, OrderBy},
     },
-    spill::{File, Reader, Run, Writer},
     stage::{Input, Place, Progress, Sink},
     stream::Source,
 };
@@ -136,8 +136,6 @@ where
 {
     pub(super) left: Aside<(K, L), O>,
     pub(super) right: Aside<(K, R), O>,
-    place: Place,
-    holder: &'static str,
     step: Step,
     /// The prefix of the stretch, and one of its keys.
     stretch: Option<(u64, K::Stored)>,
@@ -149,7 +147,9 @@ where
     left_keys: Vec<K::Stored>,
     /// Whether the right side has more of the stretch.
     has_more: bool,
+    /// Rows of the left side of the stretch, and whether it is there that they are read.
     again: Again<(K, L)>,
+    is_again: bool,
     kind: PhantomData<fn() -> J>,
 }
 
@@ -176,16 +176,6 @@ struct Partner {
     row: usize,
 }
 
-/// Rows of the left side that are read more than once.
-struct Again<T> {
-    writer: Writer<T>,
-    run: Option<Rc<Run>>,
-    /// Open from the second time on.
-    reader: Option<Reader<T>>,
-    /// For reading a block.
-    for_reading: Reservation,
-}
-
 impl<K, L, R, J, O> Merger<K, L, R, J, O>
 where
     K: Key,
@@ -196,26 +186,18 @@ where
 {
     /// Enters on the ledger what it cannot do without.
     pub(super) fn new(place: &Place, order: O, holder: &'static str) -> Result<Self, Error> {
-        let block_bytes = Sizes::aside(place).block_bytes();
-        let compression = place.spill.compression;
         Ok(Self {
             left: Aside::new(place, order.clone(), holder)?,
             right: Aside::new(place, order, holder)?,
-            holder,
             step: Step::Find,
             stretch: None,
             block: Block::new(place, holder)?,
             right_keys: Vec::new(),
             left_keys: Vec::new(),
             has_more: false,
-            again: Again {
-                writer: Writer::new(&place.ledger, holder, block_bytes, compression)?,
-                run: None,
-                reader: None,
-                for_reading: place.ledger.reserve(holder, 2 * block_bytes as u64)?,
-            },
+            again: Again::new(place, holder)?,
+            is_again: false,
             kind: PhantomData,
-            place: place.clone(),
         })
     }
 
@@ -304,7 +286,8 @@ where
         let row = Self::in_stretch::<R>(&self.stretch, self.right.first());
         self.has_more = row.is_some();
         let Some((key, value)) = row else {
-            return self.start_passing();
+            self.start_passing();
+            return Ok(());
         };
         if K::is_null(key) {
             J::right_alone::<K, L, R>(key, value, down);
@@ -314,7 +297,8 @@ where
         // Where one partner is enough, others are not kept.
         let is_wanted = !J::ONCE || !is_known;
         if is_wanted && !self.block.push((key, value))? {
-            return self.start_passing();
+            self.start_passing();
+            return Ok(());
         }
         if !is_known {
             self.right_keys.push(K::store(key));
@@ -322,16 +306,9 @@ where
         self.right.advance()
     }
 
-    fn start_passing(&mut self) -> Result<(), Error> {
+    fn start_passing(&mut self) {
         self.block.seal();
-        if self.has_more && self.again.run.is_none() {
-            let directories = &self.place.spill.directories;
-            let directory = &directories[self.place.rank as usize % directories.len()];
-            let file = File::new(directory, self.holder)?;
-            self.again.writer.start(Rc::new(file));
-        }
         self.step = Step::Pass(Partner::default());
-        Ok(())
     }
 
     /// Pairs the next row of the left side with those in the block, from one on.
@@ -341,12 +318,14 @@ where
         mut partner: Partner,
         left: &mut usize,
     ) -> Result<(), Error> {
-        let row = match &self.again.reader {
-            Some(reader) => reader.view(),
-            None => Self::in_stretch::<L>(&self.stretch, self.left.first()),
+        let row = if self.is_again {
+            self.again.view()
+        } else {
+            Self::in_stretch::<L>(&self.stretch, self.left.first())
         };
         let Some((key, value)) = row else {
-            return self.end_pass();
+            self.step = Step::Alone(Partner::default());
+            return Ok(());
         };
         let known = if K::is_null(key) {
             None
@@ -384,10 +363,10 @@ where
 
     /// Goes on to the next row of the left side, which the first time may be needed again.
     fn next_left(&mut self) -> Result<(), Error> {
-        if let Some(reader) = &mut self.again.reader {
-            return reader.advance();
+        if self.is_again {
+            return self.again.advance();
         }
-        if let Some((prefix, (key, value))) = self.left.first() {
+        if let Some((_, (key, value))) = self.left.first() {
             if J::RIGHT_ALONE
                 && !K::is_null(key)
                 && !self.left_keys.iter().any(|known| K::is(known, key))
@@ -395,21 +374,10 @@ where
                 self.left_keys.push(K::store(key));
             }
             if self.has_more {
-                self.again.writer.push(&(key, value), prefix)?;
+                self.again.push((key, value))?;
             }
         }
         self.left.advance()
-    }
-
-    /// The stretch of the left side has passed.
-    fn end_pass(&mut self) -> Result<(), Error> {
-        if self.has_more && self.again.run.is_none() {
-            let run = self.again.writer.finish()?;
-            self.place.counters.spilled(run.disk_bytes());
-            self.again.run = Some(run);
-        }
-        self.step = Step::Alone(Partner::default());
-        Ok(())
     }
 
     /// Gives the next row in the block that has found no partner; when there are none, goes on with the rest of the
@@ -444,16 +412,13 @@ where
             }
         }
         self.block.clear();
-        self.again.reader = None;
-        if let Some(run) = self.again.run.as_ref().filter(|_| self.has_more) {
-            let needed = run.reader_bytes() as u64;
-            let more = needed.saturating_sub(self.again.for_reading.bytes());
-            self.again.for_reading.grow(more)?;
-            self.again.reader = Some(Reader::new(run, run.start(), run.end())?);
+        self.is_again = self.has_more;
+        if self.has_more {
+            self.again.rewind()?;
             self.step = Step::Fill;
             return Ok(());
         }
-        self.again.run = None;
+        self.again.clear();
         self.right_keys.clear();
         self.left_keys.clear();
         self.stretch = None;
