@@ -91,7 +91,7 @@ fn take_turns(graph: &TaskGraph, seed: u64, size: u32, executors: u32) -> Result
         }
         // Time goes on even where a source always has more.
         turns += 1;
-        let goes_on = turns % TURNS_A_STEP == 0 && network.advance();
+        let goes_on = turns.is_multiple_of(TURNS_A_STEP) && network.advance();
         idle = if goes_on || ranks[rank].made_progress || network.advance() {
             0
         } else {

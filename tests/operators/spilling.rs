@@ -399,7 +399,7 @@ fn a_cross_join_pairs_blocks_with_what_is_on_disk() {
     let (found, spilled) = tight(5, 2, 1, 900 << 10)
         .run_on(&job, &spill::Config::default())
         .unwrap();
-    assert_eq!(found, [40_000]);
+    assert_eq!(found, [20_000], "with the one number that ends so");
     assert!(spilled > 0);
 }
 
