@@ -118,7 +118,7 @@ struct RunArguments {
     #[arg(long, value_enum)]
     scheduler: Option<local::Scheduler>,
 
-    /// What sets workers apart for schedulers, such as gpu,rack=3; with a number and a colon in front, of that worker alone
+    /// What sets workers apart for schedulers, such as gpu,rack=3; of worker 1 alone, 1:gpu
     #[arg(long, value_name = "[WORKER:]LIST", value_parser = parse_attributes)]
     attributes: Vec<local::Attributes>,
 

@@ -53,14 +53,14 @@ pub struct Config {
     /// Where and how records are kept that this memory has no room for. `UPDRAFT_SPILL_DIRS` in the environment
     /// names other directories, with colons between them.
     pub spill: spill::Config,
-    /// What decides where the instances of tasks run: see [`dataflow::schedule`]. `UPDRAFT_SCHEDULER` in the environment
-    /// chooses `round-robin`, `first-fit` or `locality`. All workers have to have the same.
+    /// What decides where the instances of tasks run: see [`dataflow::schedule`]. `UPDRAFT_SCHEDULER` in the
+    /// environment chooses `round-robin`, `first-fit` or `locality`. All workers have to have the same.
     pub scheduler: Arc<dyn Scheduler>,
     /// What sets this worker apart for schedulers, such as `gpu` or `rack=3`. `UPDRAFT_ATTRIBUTES` in the environment
     /// names others, with commas between them.
     pub attributes: Vec<String>,
-    /// The name by which schedulers know this machine, if not that which the system says. `UPDRAFT_HOST` in the environment
-    /// names another: where it is the name of a container, say, and data is known by that of the node.
+    /// The name by which schedulers know this machine, if not that which the system says. `UPDRAFT_HOST` in the
+    /// environment names another: where it is the name of a container, say, and data is known by that of the node.
     pub host: Option<String>,
     /// Whether worker 0 says on the standard error stream what each run does and where, before it begins.
     /// `UPDRAFT_EXPLAIN=1` in the environment does the same.

@@ -55,9 +55,9 @@ pub fn run<R>(
     result
 }
 
-/// Runs a program in the manner of MPI, in which all ranks do the same steps: on an executor for each core of this machine
-/// if the process is started by itself, and on those of all workers if it is started by a launcher. Gives what the
-/// ranks of this process returned.
+/// Runs a program in the manner of MPI, in which all ranks do the same steps: on an executor for each core of this
+/// machine if the process is started by itself, and on those of all workers if it is started by a launcher. Gives
+/// what the ranks of this process returned.
 ///
 /// ```
 /// use updraft::prelude::*;
@@ -396,8 +396,8 @@ impl Env {
         self.have_done(|| Command::Work(work.clone())).map(drop)
     }
 
-    /// Calls `program` on every executor of this worker at the same time, with the group of all ranks of the job, and waits
-    /// until all calls have returned: for programs in the manner of MPI, in which all ranks do the same steps
+    /// Calls `program` on every executor of this worker at the same time, with the group of all ranks of the job, and
+    /// waits until all calls have returned: for programs in the manner of MPI, in which all ranks do the same steps
     /// (bulk-synchronous, BSP). Gives what this worker's ranks returned, in their order.
     ///
     /// All workers have to call this, as they have to run the same graphs.

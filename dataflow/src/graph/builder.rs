@@ -1,29 +1,4 @@
 //! Writing a graph as tasks with named inputs and outputs.
-//!
-//! ```
-//! use dataflow::{GraphBuilder, generate, inline, schedule::Task};
-//!
-//! let mut graph = GraphBuilder::new();
-//!
-//! let mut split = graph.task(Task::new("split", 2), |_| ());
-//! let (even, odd) = (split.output::<u64>("even"), split.output::<String>("odd"));
-//! split.input("numbers", generate(10, |n| n).round_robin(), move |_, n, out| {
-//!     if n % 2 == 0 {
-//!         out.push(even, n);
-//!     } else {
-//!         out.push(odd, n.to_string());
-//!     }
-//! });
-//! let split = split.done();
-//!
-//! // An output is a stream once it is said how its records travel.
-//! let sum = split.output(even).gather().reduce(|a, b| a + b).collect();
-//! let texts = split.output(odd).exchange_by_hash().collect();
-//! let (sum, mut texts) = inline(&graph.job_with(sum.and(texts))?)?;
-//! texts.sort();
-//! assert_eq!((sum, texts), (vec![20], ["1", "3", "5", "7", "9"].map(String::from).to_vec()));
-//! # Ok::<(), dataflow::Error>(())
-//! ```
 
 use std::{
     any::Any,
@@ -57,11 +32,37 @@ type Cause = Box<dyn std::error::Error + Send + Sync>;
 /// A graph in the making, as tasks that the program writes itself: each with a state in every instance, any number of
 /// named inputs and outputs of different types, and a function for each input.
 ///
-/// What comes into a task is a [`Stream`] behind an exchange, and what comes out of it becomes one: so operators stand
-/// between tasks where there are any for the purpose. A stream has to be there before a task reads it. So no cycle can be
-/// written, and what is of the wrong type does not compile.
+/// What comes into a task is a [`Stream`] behind an exchange, and what comes out of it becomes one: so operators
+/// stand between tasks where there are any for the purpose. A stream has to be there before a task reads it. So no
+/// cycle can be written, and what is of the wrong type does not compile.
 ///
-/// Tasks without outputs are the sinks of the graph.
+/// Tasks without outputs are the sinks of the graph. What a task needs to know beside its records is in its state and
+/// its functions, which hold what the program gives them.
+///
+/// ```
+/// use dataflow::{GraphBuilder, generate, inline, schedule::Task};
+///
+/// let mut graph = GraphBuilder::new();
+///
+/// let mut split = graph.task(Task::new("split", 2), |_| ());
+/// let (even, odd) = (split.output::<u64>("even"), split.output::<String>("odd"));
+/// split.input("numbers", generate(10, |n| n).round_robin(), move |_, n, out| {
+///     if n % 2 == 0 {
+///         out.push(even, n);
+///     } else {
+///         out.push(odd, n.to_string());
+///     }
+/// });
+/// let split = split.done();
+///
+/// // An output is a stream once it is said how its records travel.
+/// let sum = split.output(even).gather().reduce(|a, b| a + b).collect();
+/// let texts = split.output(odd).exchange_by_hash().collect();
+/// let (sum, mut texts) = inline(&graph.job_with(sum.and(texts))?)?;
+/// texts.sort();
+/// assert_eq!((sum, texts), (vec![20], ["1", "3", "5", "7", "9"].map(String::from).to_vec()));
+/// # Ok::<(), dataflow::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct GraphBuilder {
     tasks: Vec<Declared>,
@@ -82,8 +83,8 @@ impl GraphBuilder {
         Self::default()
     }
 
-    /// Begins a task with the name, the instances and the demands of `task`. `state` makes the state of an instance, where it
-    /// runs.
+    /// Begins a task with the name, the instances and the demands of `task`. `state` makes the state of an instance,
+    /// where it runs.
     pub fn task<S: 'static>(
         &mut self,
         task: schedule::Task,
@@ -250,7 +251,8 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
         }
     }
 
-    /// Gives the task an input: `function` is called with each record of `stream`, which comes from an exchange.
+    /// Gives the task an input: `function` is called with each record of `stream`, which comes from an
+    /// exchange. How many instances the stream has does not matter: they are those of the task.
     pub fn input<T, F>(&mut self, name: &str, stream: Stream<Received<T>, Pass>, function: F)
     where
         T: Record,
@@ -281,8 +283,8 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
         self.produce = Some(Arc::new(move || Box::new(function.clone())));
     }
 
-    /// Has `function` called when all inputs have ended, as often as it says `false`, each time when there is room in the
-    /// outputs: so that it can push much in several turns.
+    /// Has `function` called when all inputs have ended, as often as it says `false`, each time when there is room in
+    /// the outputs: so that it can push much in several turns.
     pub fn at_end<F>(&mut self, function: F)
     where
         F: FnMut(&mut S, &mut Outputs) -> bool + Clone + Send + Sync + 'static,

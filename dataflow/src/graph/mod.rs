@@ -54,12 +54,13 @@ pub(crate) struct Node {
     /// How many instances there are, and where.
     pub(crate) placement: Placement,
     pub(crate) build: Box<Build>,
-    /// What it is if it is no task but an edge that begins at an output of its only input, which is a task with several.
+    /// What it is if it is no task but an edge that begins at an output of its only input, which is a task with
+    /// several.
     pub(crate) outlet: Option<Outlet>,
 }
 
-/// An edge of a task with several outputs. It is there once for each way that its readers are placed, while the task is there
-/// once.
+/// An edge of a task with several outputs. It is there once for each way that its readers are placed, while the task
+/// is there once.
 pub(crate) struct Outlet {
     /// The number of the output.
     pub(crate) port: usize,
@@ -661,8 +662,8 @@ impl TaskGraph {
         })
     }
 
-    /// The tasks, what is fused in each, the exchanges between them, and where instances are once that is decided, in lines for
-    /// people.
+    /// The tasks, what is fused in each, the exchanges between them, and where instances are once that is decided, in
+    /// lines for people.
     pub fn explain(&self) -> String {
         export::explain(&self.graph, self.schedule.as_deref())
     }

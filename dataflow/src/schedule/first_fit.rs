@@ -7,8 +7,9 @@ use transport::Rank;
 use super::{Bundle, Scheduler, Seats, Task, Worker, round_robin::spread};
 use crate::Error;
 
-/// Puts instances on the first worker that has room for them, those that need most memory first, then those that need most
-/// cores: few workers are used, and those that are free stay free for what is large. What needs neither is spread evenly.
+/// Puts instances on the first worker that has room for them, those that need most memory first, then those that need
+/// most cores: few workers are used, and those that are free stay free for what is large. What needs neither is
+/// spread evenly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FirstFit {
     /// The part of each worker's memory and cores that is left free, in percent.

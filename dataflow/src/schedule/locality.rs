@@ -9,13 +9,14 @@ use crate::Error;
 
 /// Puts instances where the [splits](super::Split) are that they read.
 ///
-/// Each task that has splits is placed, one after the other, so that reading them takes the least time in all: a split takes
-/// its bytes divided by the bandwidth from the nearest host that has it. No worker gets more than its even share of
-/// a task, unless others cannot take theirs. The rest is spread evenly.
+/// Each task that has splits is placed, one after the other, so that reading them takes the least time in all: a
+/// split takes its bytes divided by the bandwidth from the nearest host that has it. No worker gets more than its
+/// even share of a task, unless others cannot take theirs. The rest is spread evenly.
 ///
 /// That is the optimum for each task by itself, if the instances that are to be with its own are as many for each.
-/// (Successive shortest paths, as for any transportation problem: see Ahuja, Magnanti and Orlin, *Network Flows*, 9.7.) Where
-/// they are not, or where there is no room for the largest everywhere, those with most bytes choose first.
+/// (Successive shortest paths, as for any transportation problem: see Ahuja, Magnanti and Orlin, *Network Flows*,
+/// 9.7.) Where they are not, or where there is no room for the largest everywhere, those with most bytes choose
+/// first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Locality {
     /// Bytes a second that come from the own host.
@@ -114,7 +115,8 @@ impl Scheduler for Locality {
     }
 }
 
-/// How many of the bundles of a task each worker may get, if they are alike and there is room for all: the least that is enough.
+/// How many of the bundles of a task each worker may get, if they are alike and there is room for all: the least that
+/// is enough.
 fn rooms(seats: &Seats<'_>, bundles: &[Bundle], workers: usize) -> Option<Vec<u32>> {
     let shape = |bundle: &Bundle| {
         let mut members: Vec<_> = bundle.members.iter().map(|(task, _)| *task).collect();
@@ -138,8 +140,9 @@ fn rooms(seats: &Seats<'_>, bundles: &[Bundle], workers: usize) -> Option<Vec<u3
 
 /// The worker of each bundle such that the sum of the costs is the least, with so much room on each worker.
 ///
-/// The bundles are assigned one after the other, each along the cheapest path: to a worker, from there another to the next, and
-/// so on to one that has room. What is assigned is optimal at every step, so no cycle of moves gains anything.
+/// The bundles are assigned one after the other, each along the cheapest path: to a worker, from there another to the
+/// next, and so on to one that has room. What is assigned is optimal at every step, so no cycle of moves gains
+/// anything.
 fn assign(costs: &[Vec<i128>], room: &[u32]) -> Option<Vec<usize>> {
     let workers = room.len();
     let mut held: Vec<Vec<usize>> = vec![Vec::new(); workers];

@@ -231,8 +231,8 @@ impl<'a> Seats<'a> {
         }
     }
 
-    /// The rank of every instance. Where it makes no difference which instance is which, they are numbered in the order of
-    /// their ranks, so that results are in order too.
+    /// The rank of every instance. Where it makes no difference which instance is which, they are numbered in the
+    /// order of their ranks, so that results are in order too.
     ///
     /// # Errors
     ///

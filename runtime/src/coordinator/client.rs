@@ -53,8 +53,8 @@ impl Client {
         })
     }
 
-    /// Tells where this worker's executors listen and what it is like, and waits until all workers have done so. Returns
-    /// what all have told, by worker.
+    /// Tells where this worker's executors listen and what it is like, and waits until all workers have done so.
+    /// Returns what all have told, by worker.
     ///
     /// # Errors
     ///
