@@ -218,7 +218,13 @@ fn nothing_is_left_of_jobs_whose_processes_are_killed_at_any_moment() {
         let mut job = command();
         job.args(["run", "-n", "2", "--"])
             .arg(example("kmeans"))
-            .args(["--iterations", "1000000", "--generate", "2000"])
+            .args([
+                "--dataflow",
+                "--iterations",
+                "1000000",
+                "--generate",
+                "2000",
+            ])
             .env(name, value)
             .env("TMPDIR", &temporary.0)
             .stdin(Stdio::null());
@@ -305,7 +311,13 @@ fn the_secret_of_a_job_is_in_no_command_line_no_environment_and_no_output() {
             .args(options)
             .args(["--", "sh", "-c", LEAVES_SECRET])
             .arg(&program)
-            .args(["--iterations", "1000000", "--generate", "2000"])
+            .args([
+                "--dataflow",
+                "--iterations",
+                "1000000",
+                "--generate",
+                "2000",
+            ])
             .env(name, value)
             .env("SECRET", &file)
             .env("RUST_LOG", "trace")

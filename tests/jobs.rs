@@ -412,7 +412,13 @@ impl LongJob {
         job.args(["run", "-n", "3", "--transport", transport, "--"])
             .args(["sh", "-c", &script])
             .arg(example("kmeans"))
-            .args(["--iterations", "1000000", "--generate", "20000"])
+            .args([
+                "--dataflow",
+                "--iterations",
+                "1000000",
+                "--generate",
+                "20000",
+            ])
             .env("TMPDIR", &temporary.0)
             .stdin(Stdio::null());
         let running = Running::start(&mut job);

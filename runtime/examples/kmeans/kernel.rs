@@ -1,4 +1,4 @@
-//! K-means in the manner of MPI: every rank has a part of the points, and the sums of all are reduced to all.
+//! What a rank does in an iteration of k-means: it has a part of the points, and the sums of all are reduced to all.
 
 use updraft::collectives::{Error, Group, op::Sum};
 
@@ -13,7 +13,8 @@ pub(crate) struct Clustering {
     centroids: Vec<f64>,
     /// The same by blocks of [`LANES`] centroids, and in a block by dimension; what is over is nobody's nearest.
     blocks: Vec<[f64; LANES]>,
-    /// Of each centroid, the sum of its points, and their number, which is exact up to 2^53.
+    /// Of each centroid, the sum of its points, and their number, which is exact up to 2^53; at last the sum of the squares
+    /// of all distances.
     sums: Vec<f64>,
 }
 
@@ -23,27 +24,39 @@ impl Clustering {
         let k = centroids.len() / dimensions;
         Self {
             blocks: vec![[f64::INFINITY; LANES]; k.div_ceil(LANES) * dimensions],
-            sums: vec![0.0; k * (dimensions + 1)],
+            sums: vec![0.0; k * (dimensions + 1) + 1],
             dimensions,
             centroids,
         }
     }
 
-    /// The coordinates of one centroid after another.
-    pub(crate) fn centroids(&self) -> &[f64] {
-        &self.centroids
+    pub(crate) fn dimensions(&self) -> usize {
+        self.dimensions
     }
 
-    /// One of Lloyd's iterations, on all ranks: each gives its own `points`. A centroid without points stays where it is.
-    pub(crate) fn step(&mut self, world: &Group, points: &[f64]) -> Result<(), Error> {
+    /// The centroids.
+    pub(crate) fn points(&self) -> Vec<Vec<f64>> {
+        let centroids = self.centroids.chunks(self.dimensions);
+        centroids.map(<[f64]>::to_vec).collect()
+    }
+
+    /// One of Lloyd's iterations, on all ranks: each gives its own points. A centroid without points stays where it is.
+    /// Gives the sum of the squares of the distances to the centroids that were.
+    ///
+    /// A coordinate is an `f64`, or what stands for one in a batch of records.
+    pub(crate) fn step<'p, X: Copy + Into<f64> + 'p>(
+        &mut self,
+        world: &Group,
+        points: impl Iterator<Item = &'p [X]>,
+    ) -> Result<f64, Error> {
         self.sum(points);
         world.all_reduce(&mut self.sums, Sum).wait()?;
         self.move_centroids();
-        Ok(())
+        Ok(self.sums.last().copied().unwrap_or_default())
     }
 
     /// Assigns each point to its nearest centroid, and sums them by centroid.
-    fn sum(&mut self, points: &[f64]) {
+    fn sum<'p, X: Copy + Into<f64> + 'p>(&mut self, points: impl Iterator<Item = &'p [X]>) {
         let dimensions = self.dimensions;
         for (number, centroid) in self.centroids.chunks_exact(dimensions).enumerate() {
             let block = &mut self.blocks[number / LANES * dimensions..][..dimensions];
@@ -52,13 +65,18 @@ impl Clustering {
             }
         }
         self.sums.fill(0.0);
-        for point in points.chunks_exact(dimensions) {
-            let nearest = nearest(point, &self.blocks);
+        let mut squares = 0.0;
+        for point in points {
+            let (nearest, square) = nearest(point, &self.blocks);
+            squares += square;
             let sum = &mut self.sums[nearest * (dimensions + 1)..][..dimensions + 1];
-            for (sum, x) in sum.iter_mut().zip(point) {
-                *sum += x;
+            for (sum, &x) in sum.iter_mut().zip(point) {
+                *sum += x.into();
             }
             sum[dimensions] += 1.0;
+        }
+        if let Some(last) = self.sums.last_mut() {
+            *last = squares;
         }
     }
 
@@ -75,13 +93,14 @@ impl Clustering {
     }
 }
 
-/// The number of the centroid that is nearest to a point; the first one, if several are.
+/// The number of the centroid that is nearest to a point, the first one if several are, and the square of its distance.
 #[inline]
-fn nearest(point: &[f64], blocks: &[[f64; LANES]]) -> usize {
+fn nearest<X: Copy + Into<f64>>(point: &[X], blocks: &[[f64; LANES]]) -> (usize, f64) {
     let (mut nearest, mut least) = (0, f64::INFINITY);
     for (index, block) in blocks.chunks_exact(point.len()).enumerate() {
         let mut distances = [0.0; LANES];
-        for (x, lanes) in point.iter().zip(block) {
+        for (&x, lanes) in point.iter().zip(block) {
+            let x: f64 = x.into();
             for (distance, c) in distances.iter_mut().zip(lanes) {
                 *distance += (x - c) * (x - c);
             }
@@ -92,5 +111,5 @@ fn nearest(point: &[f64], blocks: &[[f64; LANES]]) -> usize {
             }
         }
     }
-    nearest
+    (nearest, least)
 }

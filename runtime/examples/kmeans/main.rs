@@ -1,10 +1,13 @@
 //! K-means clustering by Lloyd's iterations ("Least squares quantization in PCM", 1982).
 //!
 //! In each iteration every rank assigns its points to the nearest centroid and sums them by centroid; the
-//! sums of all ranks are added, and every rank computes the same new centroids. It is written twice: as a
-//! dataflow, where the sums are reduced by key and collected on every worker, and, with `--bsp`, in the manner of MPI,
-//! where that is an all-reduce. With `--check` the result is compared with a plain loop.
+//! sums of all ranks are added, and every rank computes the same new centroids. The points stay in the workers: they are
+//! read or generated once, and `Env::iterate` goes through them in place. With `--dataflow` each iteration is a run of one
+//! graph, with the centroids as its variable, in which the sums are reduced by key and collected on every worker. With
+//! `--bsp` it is written by hand in the manner of MPI, to compare with. With `--check` the result is compared with a plain loop.
 
+#[path = "../history/mod.rs"]
+mod history;
 #[path = "../input/mod.rs"]
 mod input;
 mod kernel;
@@ -16,22 +19,22 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use clap::Parser;
+use history::History;
 use input::{cannot_read, invalid};
 use kernel::Clustering;
 use points::Generated;
 use updraft::{
     Error,
-    dataflow::{Narrow, Source, collection, lines_of},
+    dataflow::{generate, lines_of},
     prelude::*,
 };
 
 /// Clusters points by k-means.
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 struct Arguments {
     /// A CSV file, a point to a line; without one, points are generated.
     points: Option<PathBuf>,
@@ -56,9 +59,17 @@ struct Arguments {
     #[arg(long, default_value_t = 1, conflicts_with = "points")]
     seed: u64,
 
-    /// Run in the manner of MPI, with an all-reduce, and not as a dataflow.
+    /// Run a graph for each iteration.
+    #[arg(long, conflicts_with = "bsp")]
+    dataflow: bool,
+
+    /// Run in the manner of MPI.
     #[arg(long)]
     bsp: bool,
+
+    /// Write the sum of the squares of all distances, by iteration, to a CSV file, or as a plot to an SVG file.
+    #[arg(long, value_name = "FILE", conflicts_with = "dataflow")]
+    history: Option<PathBuf>,
 
     /// Compare the result with a plain loop on one thread.
     #[arg(long)]
@@ -81,101 +92,106 @@ fn main() -> ExitCode {
 }
 
 fn cluster(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
-    let started = Instant::now();
-    match &arguments.points {
+    let start = match &arguments.points {
         Some(path) => {
             let start = first_points(path, arguments.k)?;
-            let dimensions = start.first().map_or(0, Vec::len);
-            check_points(env, path, dimensions)?;
-            let found = if arguments.bsp && dimensions > 0 {
-                let path = path.clone();
-                in_the_manner_of_mpi(env, arguments.iterations, &start, move |world| {
-                    let mut mine = Vec::new();
-                    input::lines(&path, world.rank(), world.size(), |line| {
-                        mine.extend(parse(line));
-                        Ok(())
-                    })?;
-                    Ok(mine)
-                })?
-            } else {
-                iterate(env, arguments.iterations, start.clone(), |centroids| {
-                    Ok(sums(lines_of(vec![path.clone()])?.map(parse), centroids))
-                })?
-            };
-            report(env, arguments, started, found, start, || all_points(path))
+            check_points(env, path, start.first().map_or(0, Vec::len))?;
+            start
         }
+        None => arguments.points(0..arguments.k.min(arguments.generate)),
+    };
+    let began = Instant::now();
+    let (found, history) = if start.iter().all(Vec::is_empty) {
+        (start.clone(), History::default())
+    } else if arguments.dataflow {
+        by_graphs(env, arguments, start.clone())?
+    } else if arguments.bsp {
+        in_the_manner_of_mpi(env, arguments, &start)?
+    } else {
+        iterate(env, arguments, &start)?
+    };
+    if env.worker() == 0 {
+        report(arguments, began.elapsed(), &found, &history)?;
+        if arguments.check {
+            check(arguments, &found, start)?;
+        }
+    }
+    Ok(())
+}
+
+/// Has the points read or generated, and kept where that was.
+fn cached(env: &mut Env, arguments: &Arguments) -> Result<Cached<Point>, Error> {
+    match &arguments.points {
+        Some(path) => env.run(&lines_of(vec![path.clone()])?.map(parse).cache()),
         None => {
             let generated = arguments.generated();
-            let start = points(&generated, 0..generated.k.min(generated.points));
-            let found = if arguments.bsp && generated.dimensions > 0 {
-                let generated = generated.clone();
-                in_the_manner_of_mpi(env, arguments.iterations, &start, move |world| {
-                    let edge = |rank: usize| generated.points * rank / world.size();
-                    Ok(generated.coordinates(edge(world.rank())..edge(world.rank() + 1)))
-                })?
-            } else {
-                let shared = collection(points(&generated, 0..generated.points));
-                iterate(env, arguments.iterations, start.clone(), |centroids| {
-                    Ok(sums(shared.clone(), centroids))
-                })?
-            };
-            report(env, arguments, started, found, start, || {
-                Ok(points(&generated, 0..generated.points))
-            })
+            let places = generated.places();
+            let point = move |number| generated.point(&places, number as usize);
+            env.run(&generate(arguments.generate as u64, point).cache())
         }
     }
 }
 
-/// Lloyd's iterations, on all ranks; `own` gives each its part of the points.
-fn in_the_manner_of_mpi(
-    env: &mut Env,
-    iterations: usize,
-    start: &[Point],
-    own: impl Fn(&Group) -> Result<Vec<f64>, Error> + Send + Sync + 'static,
-) -> Result<Vec<Point>, Error> {
-    let dimensions = start.first().map_or(1, Vec::len);
-    let start: Vec<f64> = start.iter().flatten().copied().collect();
-    let found = env.bsp(move |world| {
-        let points = own(world)?;
-        let mut clustering = Clustering::new(start.clone(), dimensions);
-        for _ in 0..iterations {
-            clustering.step(world, &points)?;
-        }
-        Ok(clustering.centroids().to_vec())
-    })?;
-    let found = found.into_iter().next().unwrap_or_default();
-    Ok(found.chunks(dimensions).map(<[f64]>::to_vec).collect())
-}
-
-/// Of each centroid, the sum of its points and their number.
-type Sums = Vec<(u32, (Point, u64))>;
-
-/// Lloyd's iterations, on all ranks.
+/// Lloyd's iterations, inside the workers.
 fn iterate(
     env: &mut Env,
-    iterations: usize,
-    mut centroids: Vec<Point>,
-    job: impl Fn(Arc<Vec<Point>>) -> Result<Job<Sums>, Error>,
-) -> Result<Vec<Point>, Error> {
-    for _ in 0..iterations {
-        let mut sums = env.run(&job(Arc::new(centroids.clone()))?)?;
-        sums.sort_unstable_by_key(|(centroid, _)| *centroid);
-        for (centroid, (sum, count)) in sums {
-            centroids[centroid as usize] = mean(&sum, count);
-        }
-    }
-    Ok(centroids)
+    arguments: &Arguments,
+    start: &[Point],
+) -> Result<(Vec<Point>, History), Error> {
+    let points = cached(env, arguments)?;
+    let iterations = arguments.iterations;
+    let ended = env.iterate(
+        &points,
+        clustering(start),
+        move |squares| squares.len() == iterations,
+        |clustering, round| {
+            let points = round.records().map(Slice::archived);
+            Ok(clustering.step(round.world, points)?)
+        },
+    )?;
+    let (clustering, history) = History::of(ended);
+    Ok((clustering.points(), history))
 }
 
-/// Assigns each point to its nearest centroid, and sums them by centroid: the all-reduce.
-fn sums<S, N>(points: Stream<S, N>, centroids: Arc<Vec<Point>>) -> Job<Sums>
-where
-    S: Source,
-    N: Narrow<S::Out, Out = Point>,
-{
-    points
-        .flat_map(move |point, out| {
-            let nearest = nearest(point.iter(), &centroids);
+/// The same by hand.
+fn in_the_manner_of_mpi(
+    env: &mut Env,
+    arguments: &Arguments,
+    start: &[Point],
+) -> Result<(Vec<Point>, History), Error> {
+    let start = clustering(start);
+    let dimensions = start.dimensions();
+    let arguments = arguments.clone();
+    let found = env.bsp(move |world| {
+        let mine = arguments.coordinates(world.rank(), world.size())?;
+        let (mut clustering, mut history) = (start.clone(), History::default());
+        for _ in 0..arguments.iterations {
+            let began = Instant::now();
+            let squares = clustering.step(world, mine.chunks_exact(dimensions))?;
+            history.add(squares, began.elapsed());
+        }
+        Ok((clustering.points(), history))
+    })?;
+    Ok(found.into_iter().next().unwrap_or_default())
+}
+
+fn clustering(start: &[Point]) -> Clustering {
+    let dimensions = start.first().map_or(1, Vec::len);
+    Clustering::new(start.iter().flatten().copied().collect(), dimensions)
+}
+
+/// Lloyd's iterations, each a run of the same graph.
+fn by_graphs(
+    env: &mut Env,
+    arguments: &Arguments,
+    start: Vec<Point>,
+) -> Result<(Vec<Point>, History), Error> {
+    let centroids = Variable::new(start);
+    // Assigns each point to its nearest centroid, and sums them by centroid.
+    let sums = cached(env, arguments)?
+        .stream()
+        .flat_map_with(&centroids, |point, centroids, out| {
+            let nearest = nearest(point.iter(), centroids);
             out.push((nearest, (point, 1u64)));
         })
         .reduce_by_key(|(mut sum, count), (point, more)| {
@@ -184,7 +200,18 @@ where
                 .for_each(|(sum, x)| *sum += x);
             (sum, count + more)
         })
-        .collect()
+        .collect();
+    let mut history = History::default();
+    for _ in 0..arguments.iterations {
+        let began = Instant::now();
+        let mut moved = centroids.get().to_vec();
+        for (centroid, (sum, count)) in env.run(&sums)? {
+            moved[centroid as usize] = mean(&sum, count);
+        }
+        centroids.set(moved);
+        history.times.push(began.elapsed());
+    }
+    Ok((centroids.get().to_vec(), history))
 }
 
 /// The number of the centroid that is nearest to a point; the first one, if several are.
@@ -225,34 +252,38 @@ fn reference(points: &[Point], mut centroids: Vec<Point>, iterations: usize) -> 
 }
 
 fn report(
-    env: &Env,
     arguments: &Arguments,
-    started: Instant,
-    found: Vec<Point>,
-    start: Vec<Point>,
-    points: impl Fn() -> Result<Vec<Point>, Error>,
+    took: Duration,
+    found: &[Point],
+    history: &History,
 ) -> Result<(), Error> {
-    if env.worker() != 0 {
-        return Ok(());
-    }
     eprintln!(
-        "{} iterations in {:.3} s",
+        "{} iterations in {:.3} s; {}",
         arguments.iterations,
-        started.elapsed().as_secs_f64()
+        took.as_secs_f64(),
+        history.typical()
     );
-    for centroid in &found {
+    for centroid in found {
         let texts: Vec<_> = centroid.iter().map(f64::to_string).collect();
         println!("{}", texts.join(","));
     }
-    if arguments.check {
-        let expected = reference(&points()?, start, arguments.iterations);
-        let difference = difference(&found, &expected);
-        println!("largest relative difference to a plain loop: {difference:e}");
-        if difference > 1e-9 {
-            return Err(Error::program(
-                "the result differs from that of a plain loop",
-            ));
-        }
+    history.write(
+        arguments.history.as_ref(),
+        "sum of the squares of all distances",
+    )
+}
+
+fn check(arguments: &Arguments, found: &[Point], start: Vec<Point>) -> Result<(), Error> {
+    let points = match &arguments.points {
+        Some(path) => all_points(path)?,
+        None => arguments.points(0..arguments.generate),
+    };
+    let difference = difference(found, &reference(&points, start, arguments.iterations));
+    println!("largest relative difference to a plain loop: {difference:e}");
+    if difference > 1e-9 {
+        return Err(Error::program(
+            "the result differs from that of a plain loop",
+        ));
     }
     Ok(())
 }
@@ -268,19 +299,32 @@ impl Arguments {
     fn generated(&self) -> Generated {
         Generated {
             k: self.k,
-            points: self.generate,
             dimensions: self.dimensions,
             seed: self.seed,
         }
     }
-}
 
-fn points(generated: &Generated, numbers: Range<usize>) -> Vec<Point> {
-    let coordinates = generated.coordinates(numbers.clone());
-    let dimensions = generated.dimensions;
-    (0..numbers.len())
-        .map(|number| coordinates[number * dimensions..(number + 1) * dimensions].to_vec())
-        .collect()
+    /// Some of the generated points.
+    fn points(&self, numbers: Range<usize>) -> Vec<Point> {
+        let generated = self.generated();
+        let places = generated.places();
+        let point = |number| generated.point(&places, number);
+        numbers.map(point).collect()
+    }
+
+    /// The coordinates of the points in part `part` of so many, one after another.
+    fn coordinates(&self, part: usize, parts: usize) -> Result<Vec<f64>, Error> {
+        let Some(path) = &self.points else {
+            let edge = |part: usize| self.generate * part / parts;
+            return Ok(self.generated().coordinates(edge(part)..edge(part + 1)));
+        };
+        let mut coordinates = Vec::new();
+        input::lines(path, part, parts, |line| {
+            coordinates.extend(parse(line));
+            Ok(())
+        })?;
+        Ok(coordinates)
+    }
 }
 
 /// The first `k` points of a file, with which the iterations start.

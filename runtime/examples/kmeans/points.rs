@@ -15,26 +15,33 @@ const GRID: u64 = 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Generated {
     pub(crate) k: usize,
-    pub(crate) points: usize,
     pub(crate) dimensions: usize,
     pub(crate) seed: u64,
 }
 
 impl Generated {
+    /// The places, one after another.
+    pub(crate) fn places(&self) -> Vec<f64> {
+        let mut random = Random::new(self.seed);
+        (0..self.k * self.dimensions)
+            .map(|_| coordinate(&mut random, 1000))
+            .collect()
+    }
+
+    /// One of the points.
+    pub(crate) fn point(&self, places: &[f64], number: usize) -> Vec<f64> {
+        let first = (self.k + number) * self.dimensions;
+        let mut random = Random::at(self.seed, first as u64);
+        let place = &places[number % self.k * self.dimensions..][..self.dimensions];
+        let point = place.iter().map(|x| x + coordinate(&mut random, 100));
+        point.collect()
+    }
+
     /// The coordinates of some of the points, one after another.
     pub(crate) fn coordinates(&self, points: Range<usize>) -> Vec<f64> {
-        let (k, dimensions) = (self.k, self.dimensions);
-        let mut random = Random::new(self.seed);
-        let places: Vec<f64> = (0..k * dimensions)
-            .map(|_| coordinate(&mut random, 1000))
-            .collect();
-        let first = (k + points.start) * dimensions;
-        let mut random = Random::at(self.seed, first as u64);
+        let places = self.places();
         points
-            .flat_map(|point| (0..dimensions).map(move |dimension| (point % k, dimension)))
-            .map(|(place, dimension)| {
-                places[place * dimensions + dimension] + coordinate(&mut random, 100)
-            })
+            .flat_map(|number| self.point(&places, number))
             .collect()
     }
 }
