@@ -1,80 +1,13 @@
-//! Directed graphs, as lists of edges and by the rank that owns an end.
+//! Directed graphs, by the rank that owns an end of an edge.
 
-use std::{ops::Range, path::Path};
+use std::ops::Range;
 
-use updraft::{
-    collectives::{
-        Error, Group,
-        op::{Max, Sum},
-    },
-    dataflow,
+use updraft::collectives::{
+    Error, Group,
+    op::{Max, Sum},
 };
 
-#[path = "../input/mod.rs"]
-pub(crate) mod input;
-#[path = "../random/mod.rs"]
-mod random;
-
-use random::Random;
-
-/// An edge, from its first vertex to its second.
-pub(crate) type Edge = [u32; 2];
-
-/// A graph that follows from a seed; every rank can generate any of its edges.
-///
-/// Degrees follow a power law: a vertex is drawn in proportion to *i*^-1/2 as a source and to *i*^-2/3 as a target, and where
-/// the vertices with many edges are is mixed up, so that no rank has all of them.
-#[derive(Debug, Clone)]
-pub(crate) struct Generated {
-    pub(crate) vertices: u32,
-    pub(crate) edges: usize,
-    pub(crate) seed: u64,
-}
-
-/// Primes that are no vertex count's divisor up to 2^32: multiplying by them is a permutation of the vertices.
-const MIX: [u64; 2] = [4_294_967_311, 4_294_967_357];
-
-impl Generated {
-    /// Some of the edges.
-    pub(crate) fn edges(&self, edges: Range<usize>) -> Vec<Edge> {
-        let mut random = Random::at(self.seed, 2 * edges.start as u64);
-        let vertices = u64::from(self.vertices);
-        let vertex = |place: f64, mix: u64| {
-            let place = (place * vertices as f64) as u64;
-            (place * (mix % vertices) % vertices) as u32
-        };
-        edges
-            .map(|_| {
-                let (u, v) = (random.unit(), random.unit());
-                [vertex(u * u, MIX[0]), vertex(v * v * v, MIX[1])]
-            })
-            .collect()
-    }
-}
-
-/// The edges in part `part` of `parts` parts of a file: a line for each, with the numbers of its two vertices. Empty lines and
-/// those that begin with `#` say nothing.
-///
-/// # Errors
-///
-/// What is wrong with a line or the file.
-pub(crate) fn read(path: &Path, part: usize, parts: usize) -> Result<Vec<Edge>, dataflow::Error> {
-    let mut edges = Vec::new();
-    input::lines(path, part, parts, |line| {
-        if line.is_empty() || line.starts_with('#') {
-            return Ok(());
-        }
-        let mut numbers = line.split_ascii_whitespace().map(str::parse);
-        match (numbers.next(), numbers.next(), numbers.next()) {
-            (Some(Ok(from)), Some(Ok(to)), None) if from < u32::MAX && to < u32::MAX => {
-                edges.push([from, to]);
-                Ok(())
-            }
-            _ => Err("the numbers of two vertices".to_owned()),
-        }
-    })?;
-    Ok(edges)
-}
+use super::edges::Edge;
 
 /// Whose vertices the edges are with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,8 +24,6 @@ pub(crate) struct Part {
     pub(crate) vertices: usize,
     /// Edges in the graph.
     pub(crate) edges: usize,
-    /// Vertices of a block.
-    pub(crate) block: usize,
     /// The vertices of this rank's block.
     pub(crate) own: Range<usize>,
     /// Out-edges of each own vertex.
@@ -147,7 +78,6 @@ impl Part {
         Ok(Self {
             vertices,
             edges: all_edges[0] as usize,
-            block,
             own: first.min(vertices)..(first + block).min(vertices),
             out_degrees,
             starts,

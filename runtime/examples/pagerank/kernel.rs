@@ -1,14 +1,12 @@
-//! PageRank in the manner of MPI, on a graph whose vertices the ranks share.
+//! PageRank's iterations on a graph whose vertices the ranks share.
 
 use updraft::collectives::{Error, Group, op::Sum};
 
-use super::graph::{By, Part};
-
 /// PageRank's iterations, and the memory they need. No iteration allocates.
-#[derive(Debug)]
-pub(crate) struct PageRank<'p> {
-    graph: &'p Part,
-    by: By,
+#[derive(Debug, Clone)]
+pub(crate) struct PageRank {
+    /// Vertices in the graph.
+    vertices: usize,
     damping: f64,
     /// The rank of each own vertex.
     ranks: Vec<f64>,
@@ -16,7 +14,7 @@ pub(crate) struct PageRank<'p> {
     shares: Vec<f64>,
     /// One over its out-edges; 0 without any.
     inverse_degrees: Vec<f64>,
-    /// By target: the shares of all vertices. By source: what the own ones give to each vertex.
+    /// Pulling: the shares of all vertices. Pushing: what the own ones give to each vertex.
     all: Vec<f64>,
     /// What each own vertex got from the sources of its edges.
     sums: Vec<f64>,
@@ -24,25 +22,29 @@ pub(crate) struct PageRank<'p> {
     dangling: f64,
 }
 
-impl<'p> PageRank<'p> {
-    /// Begins with equal ranks, on the edges of the own vertices as targets or as sources.
-    pub(crate) fn new(world: &Group, graph: &'p Part, by: By, damping: f64) -> Result<Self, Error> {
-        let own = graph.own.len();
-        let ranks = vec![1.0 / graph.vertices as f64; own];
+impl PageRank {
+    /// Begins with equal ranks; `out_degrees` are those of the own vertices, of which every rank has as many, up to the last
+    /// vertex.
+    pub(crate) fn new(
+        world: &Group,
+        vertices: usize,
+        out_degrees: &[u32],
+        damping: f64,
+    ) -> Result<Self, Error> {
+        let block = vertices.div_ceil(world.size()).max(1);
         let inverse = |&degree: &u32| match degree {
             0 => 0.0,
             degree => 1.0 / f64::from(degree),
         };
         let mut new = Self {
-            inverse_degrees: graph.out_degrees[..own].iter().map(inverse).collect(),
-            shares: vec![0.0; graph.block],
-            all: vec![0.0; graph.block * world.size()],
-            sums: vec![0.0; graph.block],
-            dangling: 0.0,
-            graph,
-            by,
+            vertices,
             damping,
-            ranks,
+            ranks: vec![1.0 / vertices as f64; out_degrees.len()],
+            inverse_degrees: out_degrees.iter().map(inverse).collect(),
+            shares: vec![0.0; block],
+            all: vec![0.0; block * world.size()],
+            sums: vec![0.0; block],
+            dangling: 0.0,
         };
         let mut dangling = [new.own_dangling()];
         world.all_reduce(&mut dangling, Sum).wait()?;
@@ -61,17 +63,56 @@ impl<'p> PageRank<'p> {
         dangling.map(|(rank, _)| rank).sum()
     }
 
-    /// One iteration, on all ranks. Gives the sum of the changes.
-    pub(crate) fn step(&mut self, world: &Group) -> Result<f64, Error> {
+    /// One iteration, on all ranks, in which each learns the shares of all vertices, and adds up those of the sources of each
+    /// own one: `rows` gives these by the place of the vertex among the own ones. Gives the sum of the changes.
+    ///
+    /// A source is a `u32`, or what stands for one in a batch of records.
+    pub(crate) fn pull<'r, X: Copy + Into<u32> + 'r>(
+        &mut self,
+        world: &Group,
+        rows: impl Iterator<Item = (usize, &'r [X])>,
+    ) -> Result<f64, Error> {
+        self.share();
+        world.all_gather(&self.shares, &mut self.all).wait()?;
+        let all = &self.all[..];
+        self.sums.fill(0.0);
+        for (place, sources) in rows {
+            let shares = sources.iter().map(|&source| all[source.into() as usize]);
+            self.sums[place] = shares.sum();
+        }
+        self.rank(world)
+    }
+
+    /// One iteration, on all ranks, in which each adds the share of each own vertex to what its targets get, and has that
+    /// added up for the ranks that own them. Gives the sum of the changes.
+    pub(crate) fn push<'r>(
+        &mut self,
+        world: &Group,
+        rows: impl Iterator<Item = &'r [u32]>,
+    ) -> Result<f64, Error> {
+        self.share();
+        self.all.fill(0.0);
+        for (&share, targets) in self.shares.iter().zip(rows) {
+            for &target in targets {
+                self.all[target as usize] += share;
+            }
+        }
+        world
+            .reduce_scatter(&self.all, &mut self.sums, Sum)
+            .wait()?;
+        self.rank(world)
+    }
+
+    fn share(&mut self) {
         let ranks = self.ranks.iter().zip(&self.inverse_degrees);
         for (share, (rank, inverse)) in self.shares.iter_mut().zip(ranks) {
             *share = rank * inverse;
         }
-        match self.by {
-            By::Target => self.pull(world)?,
-            By::Source => self.push(world)?,
-        }
-        let vertices = self.graph.vertices as f64;
+    }
+
+    /// Makes ranks of what each own vertex got.
+    fn rank(&mut self, world: &Group) -> Result<f64, Error> {
+        let vertices = self.vertices as f64;
         let base = (1.0 - self.damping + self.damping * self.dangling) / vertices;
         let mut change = 0.0;
         for (rank, sum) in self.ranks.iter_mut().zip(&self.sums) {
@@ -83,26 +124,5 @@ impl<'p> PageRank<'p> {
         world.all_reduce(&mut totals, Sum).wait()?;
         self.dangling = totals[0];
         Ok(totals[1])
-    }
-
-    /// Learns the shares of all vertices, and adds up those of the sources of each own one.
-    fn pull(&mut self, world: &Group) -> Result<(), Error> {
-        world.all_gather(&self.shares, &mut self.all).wait()?;
-        let all = &self.all[..];
-        for (sum, sources) in self.sums.iter_mut().zip(self.graph.rows()) {
-            *sum = sources.iter().map(|&source| all[source as usize]).sum();
-        }
-        Ok(())
-    }
-
-    /// Adds the share of each own vertex to what its targets get, and has that added up for the ranks that own them.
-    fn push(&mut self, world: &Group) -> Result<(), Error> {
-        self.all.fill(0.0);
-        for (&share, targets) in self.shares.iter().zip(self.graph.rows()) {
-            for &target in targets {
-                self.all[target as usize] += share;
-            }
-        }
-        world.reduce_scatter(&self.all, &mut self.sums, Sum).wait()
     }
 }

@@ -1,19 +1,28 @@
-//! PageRank (Page, Brin, Motwani, Winograd: "The PageRank citation ranking", 1999) on a list of edges, in the
-//! manner of MPI.
+//! PageRank (Page, Brin, Motwani, Winograd: "The PageRank citation ranking", 1999) on a list of edges, written three times.
 //!
-//! Every rank reads or generates a part of the edges and sends each to the rank that owns one of its vertices: an
-//! all-to-all. With `--exchange gather` that is the edge's target; then each iteration is an all-gather of what the vertices
-//! give. With `--exchange scatter` it is the source; then it is a reduce-scatter of what they get.
+//! In the manner of MPI every rank reads or generates a part of the edges and sends each to the rank that owns one of its
+//! vertices: an all-to-all. With `--exchange gather` that is the edge's target; then each iteration is an all-gather of what the
+//! vertices give. With `--exchange scatter` it is the source; then it is a reduce-scatter of what they get. With `--iterate` the
+//! edges are partitioned by a job and stay in the workers, where the same iterations go through them. With `--tset` each iteration is
+//! a job too: links and ranks are joined, and what vertices get is reduced by key.
+//!
 //! Vertices without out-edges give to all alike. With `--check` the result is compared with a plain loop: the ranks of
 //! vertices differ by rounding alone, relatively by less than 1e-9.
 
+#[path = "../edges/mod.rs"]
+mod edges;
 mod graph;
+#[path = "../history/mod.rs"]
+mod history;
+mod jobs;
 mod kernel;
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{process::ExitCode, time::Instant};
 
 use clap::{Parser, ValueEnum};
-use graph::{By, Edge, Generated, Part, input};
+use edges::{Edge, Graph};
+use graph::{By, Part};
+use history::History;
 use kernel::PageRank;
 use updraft::{Error, prelude::*};
 
@@ -23,20 +32,8 @@ const DIFFERENCE_MAX: f64 = 1e-9;
 /// Ranks the vertices of a graph by PageRank.
 #[derive(Debug, Clone, Parser)]
 struct Arguments {
-    /// A file with an edge to a line, as two numbers of vertices; without one, a graph is generated.
-    edges: Option<PathBuf>,
-
-    /// Vertices to generate.
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "edges")]
-    vertices: u32,
-
-    /// Edges to generate.
-    #[arg(long, default_value_t = 1_600_000, conflicts_with = "edges")]
-    generate: usize,
-
-    /// What the generated graph follows from.
-    #[arg(long, default_value_t = 1, conflicts_with = "edges")]
-    seed: u64,
+    #[command(flatten)]
+    graph: Graph,
 
     /// The most iterations.
     #[arg(short, long, default_value_t = 50)]
@@ -53,6 +50,14 @@ struct Arguments {
     /// How ranks exchange what vertices give to one another.
     #[arg(long, value_enum, default_value_t = Exchange::Gather)]
     exchange: Exchange,
+
+    /// Go through edges that a job has partitioned.
+    #[arg(long, conflicts_with = "exchange")]
+    iterate: bool,
+
+    /// Run a job for each iteration.
+    #[arg(long, conflicts_with_all = ["exchange", "iterate"])]
+    tset: bool,
 
     /// Vertices to print: those with the highest ranks.
     #[arg(long, default_value_t = 10)]
@@ -80,20 +85,6 @@ enum Exchange {
 }
 
 impl Arguments {
-    /// The edges in one of so many parts.
-    fn edges(&self, part: usize, parts: usize) -> Result<Vec<Edge>, Error> {
-        if let Some(path) = &self.edges {
-            return Ok(graph::read(path, part, parts)?);
-        }
-        let generated = Generated {
-            vertices: self.vertices,
-            edges: self.generate,
-            seed: self.seed,
-        };
-        let edge = |part: usize| generated.edges * part / parts;
-        Ok(generated.edges(edge(part)..edge(part + 1)))
-    }
-
     fn by(&self) -> By {
         match self.exchange {
             Exchange::Gather => By::Target,
@@ -108,60 +99,85 @@ fn main() -> ExitCode {
         executors: arguments.executors,
         ..Config::default()
     };
-    updraft::exit(updraft::bsp(config, move |world| rank(world, &arguments)).map(drop))
+    updraft::exit(updraft::run(config, |env| rank(env, &arguments)))
 }
 
-fn rank(world: &Group, arguments: &Arguments) -> Result<(), Error> {
-    let is_first = world.rank() == 0;
-    let started = Instant::now();
-    let edges = arguments.edges(world.rank(), world.size())?;
-    let graph = Part::of(world, edges, arguments.by())?;
-    if graph.vertices == 0 {
-        return Err(no_edges(arguments));
-    }
-    if is_first {
-        let seconds = started.elapsed().as_secs_f64();
-        let Part {
-            vertices, edges, ..
-        } = graph;
-        eprintln!(
-            "{vertices} vertices and {edges} edges are where they belong after {seconds:.3} s"
-        );
-    }
+/// The ranks of all vertices, on worker 0 at least, and how much each iteration changed.
+type Ranked = (Vec<f64>, History);
 
-    let started = Instant::now();
-    let mut ranking = PageRank::new(world, &graph, arguments.by(), arguments.damping)?;
-    let (mut iterations, mut change) = (0, f64::INFINITY);
-    while iterations < arguments.iterations && change > arguments.tolerance {
-        change = ranking.step(world)?;
-        iterations += 1;
-        if is_first && arguments.every > 0 && iterations % arguments.every == 0 {
-            eprintln!("iteration {iterations}: changed by {change:e}");
+fn rank(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
+    let (ranks, history) = if arguments.tset {
+        jobs::by_jobs(env, arguments)?
+    } else if arguments.iterate {
+        jobs::iterate(env, arguments)?
+    } else {
+        let of_all = arguments.clone();
+        let ranked = env.bsp(move |world| in_the_manner_of_mpi(world, &of_all))?;
+        ranked.into_iter().next().unwrap_or_default()
+    };
+    if env.worker() != 0 {
+        return Ok(());
+    }
+    eprintln!(
+        "{} iterations; {}; the last changed by {:e}",
+        history.values.len(),
+        history.typical(),
+        history.values.last().copied().unwrap_or(f64::NAN)
+    );
+    if arguments.every > 0 {
+        for (number, change) in history.values.iter().enumerate() {
+            if (number + 1) % arguments.every == 0 {
+                eprintln!("iteration {}: changed by {change:e}", number + 1);
+            }
         }
     }
-    if is_first {
-        let seconds = started.elapsed().as_secs_f64();
-        let rate = (graph.edges * iterations) as f64 / seconds / 1e6;
-        eprintln!(
-            "{iterations} iterations in {seconds:.3} s: {rate:.1} million edges/s; the last changed by {change:e}"
-        );
-    }
-
-    let all = world.gather_v(0, ranking.ranks()).wait()?;
-    let Some(ranks) = all else { return Ok(()) };
-    let ranks = ranks.into_elements();
     print_highest(&ranks, arguments.top);
     if arguments.check {
-        check(&ranks, arguments, iterations)?;
+        check(&ranks, arguments, history.values.len())?;
     }
     Ok(())
 }
 
-fn no_edges(arguments: &Arguments) -> Error {
-    match &arguments.edges {
-        Some(path) => input::cannot_read(path)(input::invalid("there are no edges")).into(),
-        None => Error::program("there are no edges"),
+impl Arguments {
+    /// Whether the iterations are at their end, after such changes.
+    fn is_done(&self, changes: &[f64]) -> bool {
+        changes.len() >= self.iterations
+            || changes
+                .last()
+                .is_some_and(|&change| change <= self.tolerance)
     }
+}
+
+fn in_the_manner_of_mpi(world: &Group, arguments: &Arguments) -> Result<Ranked, Error> {
+    let started = Instant::now();
+    let edges = arguments.graph.part(world.rank(), world.size())?;
+    let graph = Part::of(world, edges, arguments.by())?;
+    let Part {
+        vertices, edges, ..
+    } = graph;
+    if vertices == 0 {
+        return Err(arguments.graph.no_edges());
+    }
+    if world.rank() == 0 {
+        let seconds = started.elapsed().as_secs_f64();
+        eprintln!(
+            "{vertices} vertices and {edges} edges are where they belong after {seconds:.3} s"
+        );
+    }
+    let out_degrees = &graph.out_degrees[..graph.own.len()];
+    let mut ranking = PageRank::new(world, vertices, out_degrees, arguments.damping)?;
+    let mut history = History::default();
+    while !arguments.is_done(&history.values) {
+        let began = Instant::now();
+        let change = match arguments.by() {
+            By::Target => ranking.pull(world, graph.rows().enumerate())?,
+            By::Source => ranking.push(world, graph.rows())?,
+        };
+        history.add(change, began.elapsed());
+    }
+    let all = world.gather_v(0, ranking.ranks()).wait()?;
+    let ranks = all.map(|all| all.into_elements()).unwrap_or_default();
+    Ok((ranks, history))
 }
 
 fn print_highest(ranks: &[f64], count: usize) {
@@ -174,7 +190,7 @@ fn print_highest(ranks: &[f64], count: usize) {
 
 fn check(ranks: &[f64], arguments: &Arguments, iterations: usize) -> Result<(), Error> {
     let expected = reference(
-        &arguments.edges(0, 1)?,
+        &arguments.graph.part(0, 1)?,
         ranks.len(),
         arguments.damping,
         iterations,
