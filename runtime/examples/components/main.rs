@@ -1,0 +1,146 @@
+//! The connected components of a graph, by labels that spread along its edges.
+//!
+//! Each vertex begins with its own number as its label. In each round those whose label has changed offer it to their
+//! neighbours, and each vertex takes the least that it is offered: a join of edges with labels, and one of labels with
+//! offers. The edges stay in the workers, and so do the labels from round to round; when no label changes, vertices
+//! with the same label are a component. With `--check` the result is compared with a plain loop.
+
+#[path = "../edges/mod.rs"]
+mod edges;
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    process::ExitCode,
+    time::Instant,
+};
+
+use clap::Parser;
+use edges::Graph;
+use updraft::{Error, prelude::*};
+
+/// Finds the connected components of a graph, whose edges are taken to go both ways.
+#[derive(Debug, Clone, Parser)]
+struct Arguments {
+    #[command(flatten)]
+    graph: Graph,
+
+    /// Components to print: the largest ones.
+    #[arg(long, default_value_t = 10)]
+    top: usize,
+
+    /// Compare the result with a plain loop on one thread.
+    #[arg(long)]
+    check: bool,
+
+    /// Executors in this process (default: one for each core).
+    #[arg(long, value_name = "E")]
+    executors: Option<u32>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = Config {
+        executors: arguments.executors,
+        ..Config::default()
+    };
+    updraft::exit(updraft::run(config, |env| find(env, &arguments)))
+}
+
+fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
+    let started = Instant::now();
+    let edges = arguments.graph.cached(env)?;
+    let edges = edges.stream().flat_map(|(one, other), out| {
+        out.push((one, other));
+        out.push((other, one));
+    });
+    let edges = env.run(&edges.distinct().cache())?;
+    // Of each vertex its label, and whether that is new.
+    let labels = edges
+        .stream()
+        .map(|(vertex, _)| vertex)
+        .distinct()
+        .map(|vertex| (vertex, (vertex, true)));
+    let mut labels = env.run(&labels.cache())?;
+    let mut rounds = 0;
+    loop {
+        let new = labels.stream().filter(|(_, (_, is_new))| is_new);
+        let offers = edges
+            .stream()
+            .join(new)
+            .map(|(_, (neighbour, (label, _)))| (neighbour, label))
+            .reduce_by_key(|one, other| one.min(other));
+        let next = labels
+            .stream()
+            .left_join(offers)
+            .map(|(vertex, ((label, _), offer))| match offer {
+                Some(offer) if offer < label => (vertex, (offer, true)),
+                _ => (vertex, (label, false)),
+            })
+            .direct();
+        let changed = next.clone().filter(|(_, (_, is_new))| is_new).count();
+        let (next, changed) = env.run(&next.cache().and(changed.first()))?;
+        labels = next;
+        rounds += 1;
+        if changed.unwrap_or_default() == 0 {
+            break;
+        }
+    }
+    let sizes = labels
+        .stream()
+        .map(|(_, (label, _))| (label, 1u64))
+        .reduce_by_key(|one, other| one + other)
+        .direct();
+    let largest = sizes
+        .clone()
+        .top_n(arguments.top, |(label, size)| (size, u32::MAX - label));
+    let (components, largest) = env.run(&sizes.count().first().and(largest.collect()))?;
+    let found = arguments.check.then(|| labels.stream().collect());
+    let found = found.map(|found| env.run(&found)).transpose()?;
+    if env.worker() != 0 {
+        return Ok(());
+    }
+    eprintln!(
+        "{rounds} rounds in {:.3} s",
+        started.elapsed().as_secs_f64()
+    );
+    println!("{} components", components.unwrap_or_default());
+    for (label, size) in largest {
+        println!("{size}\tvertices with {label}");
+    }
+    found.map_or(Ok(()), |found| check(&found, arguments))
+}
+
+fn check(found: &[(u32, (u32, bool))], arguments: &Arguments) -> Result<(), Error> {
+    let expected = reference(&arguments.graph.part(0, 1)?);
+    let differ = found
+        .iter()
+        .filter(|(vertex, (label, _))| expected.get(vertex) != Some(label));
+    let differ = differ.count() + expected.len().abs_diff(found.len());
+    println!("vertices whose label differs from that of a plain loop: {differ}");
+    match differ {
+        0 => Ok(()),
+        _ => Err(Error::program(
+            "the result differs from that of a plain loop",
+        )),
+    }
+}
+
+/// The least vertex that each is connected with, by a depth-first search from each.
+fn reference(edges: &[[u32; 2]]) -> BTreeMap<u32, u32> {
+    let mut neighbours: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for &[one, other] in edges {
+        neighbours.entry(one).or_default().push(other);
+        neighbours.entry(other).or_default().push(one);
+    }
+    let mut labels = BTreeMap::new();
+    for &start in neighbours.keys() {
+        let mut open = vec![start];
+        while let Some(vertex) = open.pop() {
+            if let Entry::Vacant(label) = labels.entry(vertex) {
+                label.insert(start);
+                open.extend(&neighbours[&vertex]);
+            }
+        }
+    }
+    labels
+}
