@@ -65,13 +65,46 @@ fn assert_all_equal(outputs: &[Vec<String>]) {
 }
 
 #[test]
-fn kmeans_in_the_manner_of_mpi_gives_what_its_dataflow_gives() {
+fn kmeans_gives_the_same_however_it_is_written() {
     let arguments = ["--generate", "5000", "--dimensions", "3", "-k", "11"];
-    let outputs = check("kmeans", &[&arguments[..], &["--bsp"]].concat());
+    let outputs = check("kmeans", &arguments);
     assert_all_equal(&outputs);
-    let dataflow = output("kmeans", WAYS[1], &[&arguments[..], &["--check"]].concat());
-    assert_eq!(outputs[0], dataflow);
-    assert_eq!(dataflow.len(), 12);
+    assert_eq!(outputs[0].len(), 12);
+    for form in ["--bsp", "--dataflow"] {
+        let output = output(
+            "kmeans",
+            WAYS[4],
+            &[&arguments[..], &["--check", form]].concat(),
+        );
+        assert_eq!(outputs[0], output, "{form}");
+    }
+}
+
+#[test]
+fn a_history_is_a_table_or_a_plot() {
+    let folder = Folder::new();
+    let file = |name: &str| folder.0.join(name).to_str().unwrap().to_owned();
+    let (table, plot) = (file("history.csv"), file("history.svg"));
+    for path in [&table, &plot] {
+        output("kmeans", WAYS[1], &["--generate", "900", "--history", path]);
+    }
+    let table = fs::read_to_string(table).unwrap();
+    let squares: Vec<f64> = table
+        .lines()
+        .skip(1)
+        .map(|line| line.split(',').nth(1).unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(squares.len(), 10);
+    assert!(
+        squares.windows(2).all(|pair| pair[1] <= pair[0]),
+        "Lloyd's iterations never go up: {squares:?}"
+    );
+    let plot = fs::read_to_string(plot).unwrap();
+    assert_eq!(
+        plot.matches(',').count(),
+        11,
+        "a point for each round: {plot}"
+    );
 }
 
 #[test]
@@ -89,8 +122,10 @@ fn kmeans_in_the_manner_of_mpi_reads_each_point_of_a_file_once() {
         .unwrap();
     }
     fs::write(&path, points.trim_end()).unwrap();
-    let outputs = check("kmeans", &["--bsp", "-k", "3", path.to_str().unwrap()]);
-    assert_all_equal(&outputs);
+    let arguments = ["--bsp", "-k", "3", "--check", path.to_str().unwrap()];
+    for way in [WAYS[1], WAYS[4]] {
+        output("kmeans", way, &arguments);
+    }
 }
 
 #[test]
@@ -104,7 +139,18 @@ fn pagerank_agrees_with_a_plain_loop() {
         "pagerank",
         &[&arguments[..], &["--exchange", "scatter"]].concat(),
     );
-    for lines in pulled.iter().chain(&pushed) {
+    let by_jobs = [WAYS[1], WAYS[4]]
+        .into_iter()
+        .flat_map(|way| [(way, "--tset"), (way, "--iterate")])
+        .map(|(way, form)| {
+            output(
+                "pagerank",
+                way,
+                &[&arguments[..], &["--check", form]].concat(),
+            )
+        })
+        .collect::<Vec<_>>();
+    for lines in pulled.iter().chain(&pushed).chain(&by_jobs) {
         assert_eq!(
             lines[..20],
             pulled[0][..20],
@@ -335,4 +381,156 @@ fn answers_of_the_group_by_set_are_those_of_a_plain_loop() {
     let launch = Launch::of(program);
     assert_eq!(launch.code(), Some(0), "{}", launch.err);
     launch.assert_err(" on disk");
+}
+
+/// Runs a program with `--check` alone, in processes and over TCP; gives what it printed.
+fn check_in_some_ways(name: &str, arguments: &[&str]) -> Vec<Vec<String>> {
+    let arguments = [arguments, &["--check"]].concat();
+    let outputs = [WAYS[0], WAYS[4], WAYS[5]].map(|way| output(name, way, &arguments));
+    assert!(
+        outputs
+            .iter()
+            .all(|lines| lines.last().is_some_and(|line| line.contains("plain loop"))),
+        "{outputs:?}"
+    );
+    outputs.into()
+}
+
+#[test]
+fn components_paths_and_triangles_of_a_graph_are_those_of_plain_loops() {
+    // So few edges that there are many components.
+    let sparse = ["--vertices", "2000", "--generate", "1500"];
+    let outputs = check_in_some_ways("components", &sparse);
+    assert_all_equal(&outputs);
+    assert!(outputs[0][0].ends_with(" components") && outputs[0].len() == 12);
+    let dense = ["--vertices", "500", "--generate", "6000"];
+    assert_all_equal(&check_in_some_ways("shortest-paths", &dense));
+    let outputs = check_in_some_ways("triangles", &dense);
+    assert_all_equal(&outputs);
+    assert_ne!(outputs[0][0], "0 triangles");
+
+    let folder = Folder::new();
+    let path = folder.0.join("edges.txt");
+    fs::write(
+        &path,
+        "# a square with a diagonal, and an edge\n0 1\n1 2\n2 3\n3 0\n0 2\n2 0\n\n7 8",
+    )
+    .unwrap();
+    let path = path.to_str().unwrap();
+    let of = |name| output(name, WAYS[1], &[path, "--check"]);
+    assert_eq!(
+        of("components")[..3],
+        ["2 components", "4\tvertices with 0", "2\tvertices with 7"]
+    );
+    assert_eq!(of("triangles")[0], "2 triangles");
+    assert_eq!(of("shortest-paths")[0], "4 vertices can be reached");
+}
+
+#[test]
+fn classes_are_learned_as_by_plain_loops() {
+    let generated = ["--generate", "900", "--features", "5"];
+    for (name, more) in [
+        ("logistic", &["--iterations", "60"][..]),
+        ("svm", &[]),
+        ("svm", &["--bsp"]),
+    ] {
+        let outputs = check_in_some_ways(name, &[&generated[..], more].concat());
+        for output in outputs {
+            let (_, share) = output[0].rsplit_once("; ").unwrap();
+            let share: f64 = share.split(' ').next().unwrap().parse().unwrap();
+            assert!(
+                share > 90.0,
+                "one in twenty is of the wrong class: {output:?}"
+            );
+        }
+    }
+    let folder = Folder::new();
+    let path = folder.0.join("examples.csv");
+    let mut examples = String::new();
+    for number in 0..300_i32 {
+        let (x, y) = (number * 7 % 101 - 50, number * 13 % 89 - 44);
+        writeln!(
+            examples,
+            "{x},{y}.5,{}",
+            if x > y { "above" } else { "below" }
+        )
+        .unwrap();
+    }
+    fs::write(&path, examples.trim_end()).unwrap();
+    let arguments = ["--input", path.to_str().unwrap(), "--class", "above"];
+    for name in ["logistic", "svm"] {
+        check_in_some_ways(name, &arguments);
+    }
+    fs::write(&path, "1,2,a\n1,two,b\n").unwrap();
+    let mut program = Command::new(example("logistic"));
+    let launch = Launch::of({
+        program.args(arguments).args(["--executors", "2"]);
+        program
+    });
+    assert_ne!(launch.code(), Some(0));
+    launch.assert_err("examples.csv");
+    launch.assert_err("\"1,two,b\" is not numbers and a class");
+}
+
+#[test]
+fn pi_and_a_product_of_matrices_are_those_of_plain_loops() {
+    assert_all_equal(&check_in_some_ways("pi", &["--points", "300000"]));
+    let product = ["-n", "50", "--block", "16"];
+    assert_all_equal(&check_in_some_ways("matmul", &product));
+}
+
+#[test]
+fn points_are_drawn_as_by_a_plain_loop_to_the_last_bit() {
+    let arguments = ["--generate", "70", "--iterations", "40"];
+    let outputs = check_in_some_ways("mds", &arguments);
+    for output in outputs {
+        let (_, part) = output[0].rsplit_once("rounds, ").unwrap();
+        let part: f64 = part.split(' ').next().unwrap().parse().unwrap();
+        assert!(part < 0.3, "{output:?}");
+    }
+}
+
+#[test]
+fn an_index_has_every_word_of_every_document_in_order() {
+    let folder = Folder::new();
+    let texts = ["To be, or not to be.", "", "Be not afraid.\nNot now"];
+    let files: Vec<String> = (0..texts.len())
+        .map(|number| {
+            folder
+                .0
+                .join(format!("text-{number}"))
+                .to_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    for (file, text) in files.iter().zip(texts) {
+        fs::write(file, text).unwrap();
+    }
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    let arguments = [&files[..], &["--find", "be", "--find", "not"]].concat();
+    let outputs = check_in_some_ways("inverted-index", &arguments);
+    assert_all_equal(&outputs);
+    let expected = [
+        "11 words, 6 of them distinct, in 3 documents".to_owned(),
+        format!("be\t{}:1,5\t{}:0", files[0], files[2]),
+        format!("not\t{}:3\t{}:1,3", files[0], files[2]),
+    ];
+    assert_eq!(outputs[0][..3], expected);
+    let out = folder.0.join("index");
+    output(
+        "inverted-index",
+        WAYS[1],
+        &[&files[..], &["--out", out.to_str().unwrap()]].concat(),
+    );
+    let lines: usize = fs::read_dir(&out)
+        .unwrap()
+        .map(|part| {
+            fs::read_to_string(part.unwrap().path())
+                .unwrap()
+                .lines()
+                .count()
+        })
+        .sum();
+    assert_eq!(lines, 6);
 }
