@@ -28,6 +28,14 @@ const SILENCES: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration
 
 /// How a job runs. What the launcher says (`UPDRAFT_*` in the environment) goes before what is set here,
 /// because it comes from who runs the program and not from who wrote it.
+///
+/// ```
+/// use updraft::{prelude::*, transport::Transport};
+///
+/// let config = Config { executors: Some(3), transport: Transport::Shm, progress: false, ..Config::default() };
+/// assert_eq!(updraft::run(config, |env| Ok(env.ranks()))?, 3);
+/// # Ok::<(), updraft::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Executors in this worker; by default one for each core it may use, or its share of them when

@@ -314,6 +314,17 @@ impl Env {
     /// Runs a job on all executors of all workers, waits for its end, and gives its result, which is the
     /// same on every worker.
     ///
+    /// ```
+    /// use updraft::prelude::*;
+    ///
+    /// let sum = updraft::run(Config { executors: Some(2), ..Config::default() }, |env| {
+    ///     let sum = env.collection((1..=10u64).collect()).reduce(|a, b| a + b).first();
+    ///     env.run(&sum)
+    /// })?;
+    /// assert_eq!(sum, Some(55));
+    /// # Ok::<(), updraft::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// What went wrong first, as far as can be told. After an error the executors run nothing more.
@@ -401,6 +412,16 @@ impl Env {
     /// (bulk-synchronous, BSP). Gives what this worker's ranks returned, in their order.
     ///
     /// All workers have to call this, as they have to run the same graphs.
+    ///
+    /// ```
+    /// use updraft::prelude::*;
+    ///
+    /// let names = updraft::run(Config { executors: Some(2), ..Config::default() }, |env| {
+    ///     env.bsp(|world| Ok(format!("{} of {}", world.rank(), world.size())))
+    /// })?;
+    /// assert_eq!(names, ["0 of 2", "1 of 2"]);
+    /// # Ok::<(), updraft::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

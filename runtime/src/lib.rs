@@ -3,7 +3,13 @@
 //!
 //! A job is an ordinary program. Started by itself it is one *worker* with an *executor* on every core;
 //! started by `updraft run -n 4 -- ./job` it is four of them, which all run the same `main`, build the
-//! same graphs, and share the work. [`run`] finds out which.
+//! same graphs, and share the work. [`run`] finds out which. An executor's number among all is its *rank*.
+//!
+//! # A graph
+//!
+//! A [`TSet`](dataflow::TSet) says what becomes of a set of records that is spread over the ranks. It ends in a
+//! [`Job`](dataflow::Job), which [`Env::run`] does. Functions are given what they read where it lies (`&str` for a
+//! `String`), and what they push is written straight into the memory that travels.
 //!
 //! ```
 //! use updraft::prelude::*;
@@ -19,6 +25,37 @@
 //! assert!(counts.iter().any(|(word, count)| word == "pub" && *count > 10));
 //! # Ok::<(), updraft::Error>(())
 //! ```
+//!
+//! # The same steps on all ranks
+//!
+//! [`bsp`] runs a program in the manner of MPI: every rank calls it with the [`Group`](collectives::Group) of all.
+//!
+//! ```
+//! use updraft::{collectives::op::Sum, prelude::*};
+//!
+//! let sums = updraft::bsp(Config { executors: Some(2), ..Config::default() }, |world| {
+//!     let mut sum = [world.rank() as u64 + 1];
+//!     world.all_reduce(&mut sum, Sum).wait()?;
+//!     Ok(sum[0])
+//! })?;
+//! assert_eq!(sums, [3, 3]);
+//! # Ok::<(), updraft::Error>(())
+//! ```
+//!
+//! # Where to go on
+//!
+//! | to | see | in `runtime/guide/src` |
+//! | --- | --- | --- |
+//! | begin, and learn the words | | `quick-start.md`, `concepts.md` |
+//! | write graphs | [`dataflow`], [`TSet`](dataflow::TSet) | `tsets.md`, `joins.md`, `runs.md` |
+//! | write tasks with several inputs and outputs, and say where they run | [`GraphBuilder`](dataflow::GraphBuilder), [`dataflow::schedule`] | `tasks.md` |
+//! | repeat a step | [`Env::iterate`], [`Env::repeat`], [`Variable`](dataflow::Variable), [`Cached`](dataflow::Cached) | `loops.md` |
+//! | reduce, gather, exchange by hand | [`collectives`], [`collectives::harp`], [`Env::bsp`] | `groups.md` |
+//! | send messages, and nothing else | [`transport`], [`Env::on_executors`] | `messages.md` |
+//! | say how a job runs | [`Config`] | `tuning.md`, `memory.md`, `deployment.md` |
+//! | know why it failed | [`Error`], [`exit`] | `failure.md` |
+//!
+//! In tests, [`dataflow::inline`] runs a job on the calling thread.
 #![forbid(unsafe_code)]
 
 pub use collectives;
@@ -50,4 +87,35 @@ pub mod prelude {
     pub use dataflow::{Cached, Encode, Job, Key, Record, Slice, Stream, TSet, Variable, record};
 
     pub use crate::{Config, Env, Round};
+}
+
+/// The programs of the guide, which are compiled and run as tests.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../guide/src/quick-start.md")]
+    mod quick_start {}
+    #[doc = include_str!("../guide/src/concepts.md")]
+    mod concepts {}
+    #[doc = include_str!("../guide/src/tsets.md")]
+    mod tsets {}
+    #[doc = include_str!("../guide/src/joins.md")]
+    mod joins {}
+    #[doc = include_str!("../guide/src/runs.md")]
+    mod runs {}
+    #[doc = include_str!("../guide/src/loops.md")]
+    mod loops {}
+    #[doc = include_str!("../guide/src/groups.md")]
+    mod groups {}
+    #[doc = include_str!("../guide/src/messages.md")]
+    mod messages {}
+    #[doc = include_str!("../guide/src/tasks.md")]
+    mod tasks {}
+    #[doc = include_str!("../guide/src/memory.md")]
+    mod memory {}
+    #[doc = include_str!("../guide/src/failure.md")]
+    mod failure {}
+    #[doc = include_str!("../guide/src/tuning.md")]
+    mod tuning {}
+    #[doc = include_str!("../guide/src/deployment.md")]
+    mod deployment {}
 }
