@@ -588,6 +588,15 @@ impl<R> Job<R> {
     }
 
     /// The tasks, what is fused in each, and the exchanges between them, in lines for people.
+    ///
+    /// ```
+    /// use dataflow::{collection};
+    ///
+    /// let job = collection(vec![1u64, 2]).map(|n| n + 1).round_robin().collect();
+    /// assert!(job.explain().contains("round_robin"));
+    /// assert!(job.to_dot().starts_with("digraph"));
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn explain(&self) -> String {
         self.task_graph().explain()
     }

@@ -472,6 +472,14 @@ where
 
     /// Reduces all records to one, which every instance that follows gets: [`reduce`](Self::reduce), and then
     /// [`broadcast`](Self::broadcast), so that all get the same bits.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let most = collection(vec![3u64, 5, 4]).all_reduce(|a, b| a.max(b)).parallelism(2);
+    /// assert_eq!(inline(&most.collect())?, [5, 5]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn all_reduce<F>(self, reduce: F) -> Stream<Received<T>, Pass>
     where
         T: Default,

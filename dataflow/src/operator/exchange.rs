@@ -47,12 +47,29 @@ where
     }
 
     /// Sends one record to each instance in turn, so that all get the same number.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let dealt = collection((0..6u64).collect()).parallelism(1).round_robin().parallelism(2);
+    /// let counts = dealt.map_partition(0u64, |count, _, _| *count += 1, |count, out| out.push(count));
+    /// assert_eq!(inline(&counts.collect())?, [3, 3]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn round_robin(self) -> Stream<Received<T>, Pass> {
         self.route("round_robin", RoundRobin::new)
     }
 
     /// Sends records to the instances that are the furthest in reading what they were sent, so that slow ones
     /// get less.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let job = collection((0..6u64).collect()).rebalance().parallelism(2).count().first();
+    /// assert_eq!(inline(&job)?, Some(6));
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn rebalance(self) -> Stream<Received<T>, Pass> {
         self.route("rebalance", Rebalance::new)
     }
@@ -106,6 +123,15 @@ where
     }
 
     /// Sends every record to one instance.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let all = collection(vec![1u64, 2, 3]).parallelism(3).gather();
+    /// let sums = all.map_partition(0, |sum, n, _| *sum += n, |sum, out| out.push(sum));
+    /// assert_eq!(inline(&sums.collect())?, [6]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn gather(self) -> Stream<Received<T>, Pass> {
         self.route("gather", |_| ToFirst).on_one()
     }

@@ -46,6 +46,20 @@ where
 
     /// As [`flat_map`](Self::flat_map), by a function that can fail. The first failure ends the job, with
     /// [`Error::Function`](crate::Error::Function).
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let texts = collection(vec!["1 2".to_owned(), "3".to_owned()]);
+    /// let numbers = texts.try_flat_map(|text, out| {
+    ///     for number in text.split(' ') {
+    ///         out.push(number.parse::<u64>()?);
+    ///     }
+    ///     Ok::<_, std::num::ParseIntError>(())
+    /// });
+    /// assert_eq!(inline(&numbers.collect())?, [1, 2, 3]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     #[track_caller]
     pub fn try_flat_map<U, X, F>(self, function: F) -> Stream<S, Then<N, TryFlatMap<F, U>, T>>
     where
@@ -63,6 +77,15 @@ where
 
     /// As [`for_each`](Self::for_each), by a function that can fail. The first failure ends the job, with
     /// [`Error::Function`](crate::Error::Function).
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let small = |n: u64| if n < 3 { Ok(()) } else { Err(format!("{n} is too large")) };
+    /// assert!(inline(&collection(vec![1u64, 2]).try_for_each(small)).is_ok());
+    /// assert!(inline(&collection(vec![1u64, 5]).try_for_each(small)).is_err());
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     #[track_caller]
     pub fn try_for_each<X, F>(self, function: F) -> Job<()>
     where

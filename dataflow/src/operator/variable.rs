@@ -116,6 +116,17 @@ where
     }
 
     /// As [`filter`](Self::filter), with the value that a variable has in this run.
+    ///
+    /// ```
+    /// use dataflow::{Variable, collection, inline};
+    ///
+    /// let least = Variable::new(2u64);
+    /// let job = collection(vec![1u64, 2, 3]).filter_with(&least, |n, least| n >= *least).collect();
+    /// assert_eq!(inline(&job)?, [2, 3]);
+    /// least.set(3);
+    /// assert_eq!(inline(&job)?, [3]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn filter_with<V, F>(
         self,
         variable: &Variable<V>,

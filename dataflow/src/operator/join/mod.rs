@@ -57,6 +57,17 @@ where
     }
 
     /// As [`join`](Self::join), and the values of this stream without a partner, with `None`.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let left = collection(vec![(1u64, 'a'), (2, 'b')]);
+    /// let right = collection(vec![(2u64, 'c'), (3, 'd')]);
+    /// let mut all = inline(&left.left_join(right).collect())?;
+    /// all.sort();
+    /// assert_eq!(all, [(1, ('a', None)), (2, ('b', Some('c')))]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn left_join<S2, N2, R>(self, other: Stream<S2, N2>) -> Joins<K, L, R, Left>
     where
         S2: Source,
@@ -67,6 +78,17 @@ where
     }
 
     /// As [`join`](Self::join), and the values of the other stream without a partner, with `None`.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let left = collection(vec![(1u64, 'a'), (2, 'b')]);
+    /// let right = collection(vec![(2u64, 'c'), (3, 'd')]);
+    /// let mut all = inline(&left.right_join(right).collect())?;
+    /// all.sort();
+    /// assert_eq!(all, [(2, (Some('b'), 'c')), (3, (None, 'd'))]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn right_join<S2, N2, R>(self, other: Stream<S2, N2>) -> Joins<K, L, R, Right>
     where
         S2: Source,
@@ -98,6 +120,17 @@ where
     }
 
     /// The pairs of this stream whose key the other has too, each once.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let left = collection(vec![(1u64, 'a'), (2, 'b')]);
+    /// let right = collection(vec![(2u64, 'c'), (3, 'd')]);
+    /// let mut all = inline(&left.semi_join(right).collect())?;
+    /// all.sort();
+    /// assert_eq!(all, [(2, 'b')]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn semi_join<S2, N2, R>(self, other: Stream<S2, N2>) -> Joins<K, L, R, Semi>
     where
         S2: Source,
@@ -108,6 +141,17 @@ where
     }
 
     /// The pairs of this stream whose key the other has not; those whose key is null among them.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let left = collection(vec![(1u64, 'a'), (2, 'b')]);
+    /// let right = collection(vec![(2u64, 'c'), (3, 'd')]);
+    /// let mut all = inline(&left.anti_join(right).collect())?;
+    /// all.sort();
+    /// assert_eq!(all, [(1, 'a')]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn anti_join<S2, N2, R>(self, other: Stream<S2, N2>) -> Joins<K, L, R, Anti>
     where
         S2: Source,
