@@ -81,7 +81,7 @@ fn ours(env: &mut Env, case: &str, rounds: u64) -> Result<f64, Error> {
         "graph" => {
             let add = Variable::new(0);
             let job = cached
-                .stream()
+                .tset()
                 .exchange_by_hash()
                 .map_with(&add, |_, add| *add)
                 .count()

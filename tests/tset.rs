@@ -32,7 +32,7 @@ proptest! {
         };
         let cached = simulate(&stream.cache(), seed, size, executors).unwrap();
         prop_assert_eq!(cached.here(), words.len() as u64);
-        let lengths = cached.stream().map(|word| word.len() as u64);
+        let lengths = cached.tset().map(|word| word.len() as u64);
         let job = lengths.round_robin().parallelism(parallelism).collect();
         let again = simulate(&job, !seed, size, executors).unwrap();
         let expected = words.iter().map(|word| word.len() as u64).collect();
@@ -61,7 +61,7 @@ proptest! {
 #[test]
 fn instances_that_have_no_part_of_a_cache_say_so() {
     let cached = simulate(&generate(10, |n| n).cache(), 1, 3, 1).unwrap();
-    let error = simulate(&cached.stream().parallelism(2).collect(), 1, 3, 1).unwrap_err();
+    let error = simulate(&cached.tset().parallelism(2).collect(), 1, 3, 1).unwrap_err();
     assert!(
         matches!(
             error,
@@ -73,7 +73,7 @@ fn instances_that_have_no_part_of_a_cache_say_so() {
         ),
         "{error}"
     );
-    let error = inline(&cached.stream().collect()).unwrap_err();
+    let error = inline(&cached.tset().collect()).unwrap_err();
     assert!(error.to_string().contains("no part here"), "{error}");
 }
 
@@ -141,7 +141,7 @@ fn a_job_runs_again_with_what_its_variable_has_become() {
     };
     updraft::run(config, |env| {
         let cached = env.run(&generate(1000, |n| n).cache())?;
-        let below = cached.stream().filter_with(&bound, |n, bound| n < *bound);
+        let below = cached.tset().filter_with(&bound, |n, bound| n < *bound);
         let count = below.count().first();
         for round in 0..100 {
             bound.set(round * 10);
@@ -192,7 +192,7 @@ fn counts(executors_in_all: u32, last: u64) -> Result<Vec<(u64, u64)>, updraft::
         let bound = Variable::new(1u64);
         let numbers = env.run(&generate(1000, |n| n).exchange_by_hash().cache())?;
         let job = numbers
-            .stream()
+            .tset()
             .filter_with(&bound, |n, bound| n % bound == 0)
             .exchange_by_hash()
             .count()
@@ -208,7 +208,7 @@ fn counts(executors_in_all: u32, last: u64) -> Result<Vec<(u64, u64)>, updraft::
             }
         })?;
         // The runs that follow have numbers of their own.
-        assert_eq!(env.run(&numbers.stream().count().first())?, Some(1000));
+        assert_eq!(env.run(&numbers.tset().count().first())?, Some(1000));
         Ok(found)
     })
 }

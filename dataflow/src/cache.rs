@@ -14,7 +14,7 @@ use crate::{
     graph::{Job, Placement},
     operator::narrow::Pass,
     stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
 /// Bytes of the first page of a partition; each has twice as many as the one before, up to the most.
@@ -25,7 +25,7 @@ const RECORD_BYTES_MAX: usize = 1 << 30;
 /// Records pushed in one turn, between which messages are looked for.
 const PUSHED_A_TURN: usize = 1024;
 
-impl<S, N> Stream<S, N>
+impl<S, N> TSet<S, N>
 where
     S: Source,
     N: Narrow<S::Out>,
@@ -38,8 +38,8 @@ where
     ///
     /// let squares = inline(&collection((1..=4u64).collect()).map(|n| n * n).cache())?;
     /// assert_eq!(squares.here(), 4);
-    /// assert_eq!(inline(&squares.stream().filter(|n| n % 2 == 0).collect())?, [4, 16]);
-    /// assert_eq!(inline(&squares.stream().reduce(|a, b| a + b).collect())?, [30]);
+    /// assert_eq!(inline(&squares.tset().filter(|n| n % 2 == 0).collect())?, [4, 16]);
+    /// assert_eq!(inline(&squares.tset().reduce(|a, b| a + b).collect())?, [30]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     ///
@@ -85,8 +85,8 @@ impl<T> Default for Parts<T> {
 impl<T: Record> Cached<T> {
     /// The records, where they are. The stream has as many instances as the one that was cached, and cannot have others
     /// before its first exchange.
-    pub fn stream(&self) -> Stream<Self, Pass> {
-        Stream::from_source(self.clone(), "cached".to_owned()).placed(self.placement.clone())
+    pub fn tset(&self) -> TSet<Self, Pass> {
+        TSet::from_source(self.clone(), "cached".to_owned()).placed(self.placement.clone())
     }
 
     /// Records in this process.

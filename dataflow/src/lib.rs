@@ -1,7 +1,7 @@
 //! What a job does: records, batches, the graph, its operators.
 //!
-//! A program writes a [`Stream`]: a source, narrow operators such as [`map`](Stream::map), exchanges such as
-//! [`reduce_by_key`](Stream::reduce_by_key), and a sink, which gives a [`Job`]. A job is a value; writing it
+//! A program writes a [`TSet`]: a source, narrow operators such as [`map`](TSet::map), exchanges such as
+//! [`reduce_by_key`](TSet::reduce_by_key), and a sink, which gives a [`Job`]. A job is a value; writing it
 //! has no effect. When it runs, each rank builds its instance of every task and is driven by calls.
 //!
 //! What memory has no room for is kept on disk, by the operators themselves: see [`spill`].
@@ -43,7 +43,7 @@ mod sink;
 mod source;
 pub mod spill;
 mod stage;
-mod stream;
+mod tset;
 
 pub use accumulator::Accumulator;
 pub use cache::{Cached, Partition, Replay};
@@ -78,7 +78,7 @@ pub use source::{
     records_of,
 };
 pub use stage::{Counters, Failure, Input, Narrow, Output, Place, Progress, Push, Sink};
-pub use stream::{Received, Source, Stream, Stream as TSet};
+pub use tset::{Received, Source, TSet};
 
 #[doc(hidden)]
 pub use record::parts as record_parts;

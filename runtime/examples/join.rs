@@ -206,7 +206,7 @@ type Row = (Option<String>, String);
 /// The rows of some files.
 fn rows(
     files: &[PathBuf],
-) -> Result<Stream<impl Source<Out = String>, impl Narrow<String, Out = Row>>, Error> {
+) -> Result<TSet<impl Source<Out = String>, impl Narrow<String, Out = Row>>, Error> {
     Ok(lines_of(files.to_vec())?.flat_map(|line, out| out.push(columns(line))))
 }
 

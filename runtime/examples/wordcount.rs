@@ -80,7 +80,7 @@ fn count(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
 /// Each word of the files with a one.
 fn words(
     files: Vec<PathBuf>,
-) -> Result<Stream<impl Source<Out = String>, impl Narrow<String, Out = (String, u64)>>, Error> {
+) -> Result<TSet<impl Source<Out = String>, impl Narrow<String, Out = (String, u64)>>, Error> {
     Ok(lines_of(files)?.flat_map(|line, out| {
         for word in line.split_whitespace() {
             out.push((word, 1u64));

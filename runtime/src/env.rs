@@ -14,7 +14,7 @@ use std::{
 
 use collectives::{Engine, Group};
 use dataflow::{
-    Collection, Job, Lines, Pass, Record, Stream, TaskGraph,
+    Collection, Job, Lines, Pass, Record, TSet, TaskGraph,
     schedule::{Scheduler, Worker},
 };
 use transport::{Address, Fabric, Interface, Ledger, Rank, Secret, Waker};
@@ -302,12 +302,12 @@ impl Env {
     /// # Errors
     ///
     /// When no file matches, or one cannot be looked at.
-    pub fn lines(&self, pattern: &str) -> Result<Stream<Lines, Pass>, Error> {
+    pub fn lines(&self, pattern: &str) -> Result<TSet<Lines, Pass>, Error> {
         Ok(dataflow::lines(pattern)?)
     }
 
     /// The records of `items`: see [`dataflow::collection`].
-    pub fn collection<T: Record + Sync>(&self, items: Vec<T>) -> Stream<Collection<T>, Pass> {
+    pub fn collection<T: Record + Sync>(&self, items: Vec<T>) -> TSet<Collection<T>, Pass> {
         dataflow::collection(items)
     }
 

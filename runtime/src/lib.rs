@@ -84,7 +84,7 @@ pub use iterate::{Iterated, Round};
 /// What a program that defines a job needs.
 pub mod prelude {
     pub use collectives::Group;
-    pub use dataflow::{Cached, Encode, Job, Key, Record, Slice, Stream, TSet, Variable, record};
+    pub use dataflow::{Cached, Encode, Job, Key, Record, Slice, TSet, Variable, record};
 
     pub use crate::{Config, Env, Round};
 }

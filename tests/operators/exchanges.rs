@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use dataflow::{Pass, Received, Stream, collection};
+use dataflow::{Pass, Received, TSet, collection};
 
 use proptest::prelude::*;
 
@@ -70,7 +70,7 @@ proptest! {
         to in instances(),
     ) {
         let source = || collection(texts.clone()).parallelism(from);
-        let arrive = |stream: Stream<Received<String>, Pass>| {
+        let arrive = |stream: TSet<Received<String>, Pass>| {
             cluster.gives(&stream.parallelism(to).collect(), texts.clone());
         };
         arrive(source().exchange_by_hash());

@@ -1,12 +1,12 @@
 //! Graphs of any shape: they give what their definition says, and come to their end however little memory there is.
 
-use dataflow::{Pass, Received, Stream, collection};
+use dataflow::{Pass, Received, TSet, collection};
 use proptest::{prelude::*, sample::Index};
 
 use crate::cluster::{Cluster, cluster};
 
 /// What every operator here takes and gives.
-type Numbers = Stream<Received<u64>, Pass>;
+type Numbers = TSet<Received<u64>, Pass>;
 
 /// A step that adds a stream to those there are.
 #[derive(Debug, Clone)]

@@ -10,8 +10,8 @@ use std::{
 };
 
 use dataflow::{
-    Error, Job, Key, Narrow, Ordered, Record, Source, Stream, collection, generate, inline,
-    one_line, spill,
+    Error, Job, Key, Narrow, Ordered, Record, Source, TSet, collection, generate, inline, one_line,
+    spill,
 };
 use proptest::prelude::*;
 use updraft::Config;
@@ -42,7 +42,7 @@ fn any_tight() -> impl Strategy<Value = Cluster> {
 }
 
 /// What a stream gives in little memory, and what went to disk for it. (What `collect` gathers would be on the ledger.)
-fn given<S, N, T>(cluster: Cluster, stream: Stream<S, N>) -> (Vec<T>, u64)
+fn given<S, N, T>(cluster: Cluster, stream: TSet<S, N>) -> (Vec<T>, u64)
 where
     S: Source,
     N: Narrow<S::Out, Out = T>,
@@ -58,7 +58,7 @@ where
 }
 
 /// A stream gives in little memory what it gives on one thread with as much as it likes; says what went to disk.
-fn same<S, N, T>(cluster: Cluster, stream: Stream<S, N>) -> u64
+fn same<S, N, T>(cluster: Cluster, stream: TSet<S, N>) -> u64
 where
     S: Source,
     N: Narrow<S::Out, Out = T>,
@@ -68,7 +68,7 @@ where
     agrees(cluster, stream, &expected)
 }
 
-fn agrees<S, N, T>(cluster: Cluster, stream: Stream<S, N>, expected: &[T]) -> u64
+fn agrees<S, N, T>(cluster: Cluster, stream: TSet<S, N>, expected: &[T]) -> u64
 where
     S: Source,
     N: Narrow<S::Out, Out = T>,

@@ -23,7 +23,7 @@ use crate::{
     operator::narrow::Pass,
     schedule::{self, check_tasks},
     stage::{Input, Output, Place, Progress, Push, Sink, Task},
-    stream::{BETWEEN, Received, Stream},
+    tset::{BETWEEN, Received, TSet},
 };
 
 /// What a function of the program may fail with.
@@ -32,7 +32,7 @@ type Cause = Box<dyn std::error::Error + Send + Sync>;
 /// A graph in the making, as tasks that the program writes itself: each with a state in every instance, any number of
 /// named inputs and outputs of different types, and a function for each input.
 ///
-/// What comes into a task is a [`Stream`] behind an exchange, and what comes out of it becomes one: so operators
+/// What comes into a task is a [`TSet`] behind an exchange, and what comes out of it becomes one: so operators
 /// stand between tasks where there are any for the purpose. A stream has to be there before a task reads it. So no
 /// cycle can be written, and what is of the wrong type does not compile.
 ///
@@ -253,7 +253,7 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
 
     /// Gives the task an input: `function` is called with each record of `stream`, which comes from an
     /// exchange. How many instances the stream has does not matter: they are those of the task.
-    pub fn input<T, F>(&mut self, name: &str, stream: Stream<Received<T>, Pass>, function: F)
+    pub fn input<T, F>(&mut self, name: &str, stream: TSet<Received<T>, Pass>, function: F)
     where
         T: Record,
         F: FnMut(&mut S, T::View<'_>, &mut Outputs) + Clone + Send + Sync + 'static,
@@ -398,7 +398,7 @@ impl TaskOutputs {
 }
 
 /// An output of a task, until it is said how its records travel. Each way gives a stream, as the exchanges of the same
-/// names do for [`Stream`]s.
+/// names do for [`TSet`]s.
 #[derive(Debug)]
 #[must_use = "an output is read as a stream"]
 pub struct TaskOutput<T> {
@@ -409,46 +409,46 @@ pub struct TaskOutput<T> {
 }
 
 impl<T: Record> TaskOutput<T> {
-    /// To the instance of the same number: see [`Stream::direct`].
-    pub fn direct(self) -> Stream<Received<T>, Pass> {
+    /// To the instance of the same number: see [`TSet::direct`].
+    pub fn direct(self) -> TSet<Received<T>, Pass> {
         self.route("direct", Direct::new)
     }
 
-    /// Equal records to the same instance: see [`Stream::exchange_by_hash`].
-    pub fn exchange_by_hash(self) -> Stream<Received<T>, Pass>
+    /// Equal records to the same instance: see [`TSet::exchange_by_hash`].
+    pub fn exchange_by_hash(self) -> TSet<Received<T>, Pass>
     where
         T: Key,
     {
         self.route("exchange_by_hash", |_| ByHash)
     }
 
-    /// To the instance whose number a function gives: see [`Stream::partition`].
-    pub fn partition<F>(self, function: F) -> Stream<Received<T>, Pass>
+    /// To the instance whose number a function gives: see [`TSet::partition`].
+    pub fn partition<F>(self, function: F) -> TSet<Received<T>, Pass>
     where
         F: FnMut(T::View<'_>) -> u64 + Clone + Send + Sync + 'static,
     {
         self.route("partition", move |_| ByFunction(function.clone()))
     }
 
-    /// To one instance after the other: see [`Stream::round_robin`].
-    pub fn round_robin(self) -> Stream<Received<T>, Pass> {
+    /// To one instance after the other: see [`TSet::round_robin`].
+    pub fn round_robin(self) -> TSet<Received<T>, Pass> {
         self.route("round_robin", RoundRobin::new)
     }
 
-    /// To the instances that are the furthest in reading: see [`Stream::rebalance`].
-    pub fn rebalance(self) -> Stream<Received<T>, Pass> {
+    /// To the instances that are the furthest in reading: see [`TSet::rebalance`].
+    pub fn rebalance(self) -> TSet<Received<T>, Pass> {
         self.route("rebalance", Rebalance::new)
     }
 
-    /// To all instances: see [`Stream::broadcast`].
-    pub fn broadcast(self) -> Stream<Received<T>, Pass> {
+    /// To all instances: see [`TSet::broadcast`].
+    pub fn broadcast(self) -> TSet<Received<T>, Pass> {
         self.outlet("broadcast", |place| {
             Ok(Box::new(Routed::new(Outbox::to_all(place)?, ToFirst)))
         })
     }
 
-    /// To one instance: see [`Stream::gather`].
-    pub fn gather(self) -> Stream<Received<T>, Pass> {
+    /// To one instance: see [`TSet::gather`].
+    pub fn gather(self) -> TSet<Received<T>, Pass> {
         self.route("gather", |_| ToFirst).on_one()
     }
 
@@ -456,7 +456,7 @@ impl<T: Record> TaskOutput<T> {
         self,
         name: &str,
         route: impl Fn(&Place) -> R + Send + Sync + 'static,
-    ) -> Stream<Received<T>, Pass> {
+    ) -> TSet<Received<T>, Pass> {
         self.outlet(name, move |place| {
             Ok(Box::new(Routed::new(Outbox::to_each(place)?, route(place))))
         })
@@ -466,7 +466,7 @@ impl<T: Record> TaskOutput<T> {
         self,
         exchange: &str,
         open: impl Fn(&Place) -> Result<Box<dyn Output<T>>, Error> + Send + Sync + 'static,
-    ) -> Stream<Received<T>, Pass> {
+    ) -> TSet<Received<T>, Pass> {
         let after = format!("after {}.{} {exchange}", self.node.name, self.name);
         let name = format!("{}{BETWEEN}{exchange}", self.name);
         let task = self.node.name.clone();
@@ -480,13 +480,13 @@ impl<T: Record> TaskOutput<T> {
             }),
             build: Box::new(move |_| Err(bad(&task, "an output is no task"))),
         };
-        Stream::after(vec![outlet], Received::new(), after)
+        TSet::after(vec![outlet], Received::new(), after)
     }
 }
 
 impl<K: Key, V: Record> TaskOutput<(K, V)> {
-    /// Equal keys to the same instance: see [`Stream::exchange_by_key`].
-    pub fn exchange_by_key(self) -> Stream<Received<(K, V)>, Pass> {
+    /// Equal keys to the same instance: see [`TSet::exchange_by_key`].
+    pub fn exchange_by_key(self) -> TSet<Received<(K, V)>, Pass> {
         self.route("exchange_by_key", |_| ByKey)
     }
 }

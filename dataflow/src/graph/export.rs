@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{Graph, Instances, Placement, Schedule, Vertex};
-use crate::stream::BETWEEN;
+use crate::tset::BETWEEN;
 
 /// A graph as it is drawn: tasks, and the edges between them.
 struct Drawing<'g> {

@@ -14,7 +14,7 @@ use crate::{
         reduce::{Accumulate, Reduced, Reducing},
     },
     stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
-    stream::{Received, Source, Stream},
+    tset::{Received, Source, TSet},
 };
 
 /// A way to make one value of many. It has to give the same whatever the order of the values, and however they are
@@ -379,7 +379,7 @@ impl<T: Record, A: Aggregate<T>> Accumulate<A::State> for Merged<A, T> {
     }
 }
 
-impl<S, N, T> Stream<S, N>
+impl<S, N, T> TSet<S, N>
 where
     S: Source,
     T: Record,
@@ -401,7 +401,7 @@ where
     pub fn aggregate<A: Aggregate<T>>(
         self,
         of: impl FnOnce(Of<T>) -> A,
-    ) -> Stream<Made<A::State, Whole<A, T>>, Pass> {
+    ) -> TSet<Made<A::State, Whole<A, T>>, Pass> {
         self.aggregate_as("aggregate", of(Of(PhantomData)))
     }
 
@@ -413,7 +413,7 @@ where
     /// assert_eq!(inline(&collection(vec!['a', 'b']).count().collect())?, [2]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn count(self) -> Stream<Made<u64, Whole<Count, T>>, Pass> {
+    pub fn count(self) -> TSet<Made<u64, Whole<Count, T>>, Pass> {
         self.aggregate_as("count", Count)
     }
 
@@ -433,7 +433,7 @@ where
         start: A,
         add: F,
         merge: G,
-    ) -> Stream<Made<A, Whole<Fold<A, F, G>, T>>, Pass>
+    ) -> TSet<Made<A, Whole<Fold<A, F, G>, T>>, Pass>
     where
         A: Record + Clone + Sync,
         F: Fn(&mut A, T::View<'_>) + Clone + Send + Sync + 'static,
@@ -446,7 +446,7 @@ where
         self,
         name: &'static str,
         aggregate: A,
-    ) -> Stream<Made<A::State, Whole<A, T>>, Pass> {
+    ) -> TSet<Made<A::State, Whole<A, T>>, Pass> {
         let before = Before(aggregate.clone(), PhantomData);
         let after = Whole(Merged(aggregate, PhantomData));
         self.make(name, before, after)
@@ -461,7 +461,7 @@ where
     /// assert_eq!(inline(&collection(vec![3u64, 5, 4]).reduce(|a, b| a.max(b)).collect())?, [5]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn reduce<F>(self, reduce: F) -> Stream<Made<T, Reducing<T, F>>, Pass>
+    pub fn reduce<F>(self, reduce: F) -> TSet<Made<T, Reducing<T, F>>, Pass>
     where
         T: Default,
         F: Fn(T, T::View<'_>) -> T + Clone + Send + Sync + 'static,
@@ -480,7 +480,7 @@ where
     /// assert_eq!(inline(&most.collect())?, [5, 5]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn all_reduce<F>(self, reduce: F) -> Stream<Received<T>, Pass>
+    pub fn all_reduce<F>(self, reduce: F) -> TSet<Received<T>, Pass>
     where
         T: Default,
         F: Fn(T, T::View<'_>) -> T + Clone + Send + Sync + 'static,
@@ -489,7 +489,7 @@ where
     }
 
     /// Makes a part of what is kept on each instance, and the whole on one.
-    fn make<A, B>(self, name: &'static str, before: A, after: B) -> Stream<Made<A::State, B>, Pass>
+    fn make<A, B>(self, name: &'static str, before: A, after: B) -> TSet<Made<A::State, B>, Pass>
     where
         A: Accumulate<T>,
         B: Conclude<A::State>,
@@ -510,7 +510,7 @@ where
     }
 }
 
-impl<S, N, K, V> Stream<S, N>
+impl<S, N, K, V> TSet<S, N>
 where
     S: Source,
     K: Key,
@@ -534,7 +534,7 @@ where
     pub fn aggregate_by_key<A: Aggregate<V>>(
         self,
         of: impl FnOnce(Of<V>) -> A,
-    ) -> Stream<Reduced<K, A::State, Merged<A, V>>, Pass> {
+    ) -> TSet<Reduced<K, A::State, Merged<A, V>>, Pass> {
         let aggregate = of(Of(PhantomData));
         let before = Before(aggregate.clone(), PhantomData);
         self.accumulate_by_key("aggregate_by_key", before, Merged(aggregate, PhantomData))

@@ -18,10 +18,10 @@ use crate::{
         passing::{Part, Passing},
     },
     stage::{Input, Narrow, Place, Progress, Sink},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
-impl<S, N, L> Stream<S, N>
+impl<S, N, L> TSet<S, N>
 where
     S: Source,
     L: Record,
@@ -37,7 +37,7 @@ where
     /// assert_eq!(inline(&pairs.collect())?.len(), 6);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn cross_join<S2, N2, R>(self, other: Stream<S2, N2>) -> Stream<Crossed<L, R>, Pass>
+    pub fn cross_join<S2, N2, R>(self, other: TSet<S2, N2>) -> TSet<Crossed<L, R>, Pass>
     where
         S2: Source,
         R: Record,
@@ -49,7 +49,7 @@ where
             self.end("cross_join", stay),
             other.end("cross_join", to_all),
         ];
-        Stream::after(sides, Crossed(PhantomData), "after cross_join")
+        TSet::after(sides, Crossed(PhantomData), "after cross_join")
     }
 }
 

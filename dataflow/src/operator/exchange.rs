@@ -5,10 +5,10 @@ use crate::{
     exchange::{ByFunction, ByHash, Direct, Outbox, Rebalance, RoundRobin, Route, Routed, ToFirst},
     operator::narrow::{Numbered, Pass, Then},
     stage::{Narrow, Place},
-    stream::{Received, Source, Stream},
+    tset::{Received, Source, TSet},
 };
 
-impl<S, N, T> Stream<S, N>
+impl<S, N, T> TSet<S, N>
 where
     S: Source,
     T: Record,
@@ -23,7 +23,7 @@ where
     /// assert_eq!(inline(&job)?.len(), 3);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn exchange_by_hash(self) -> Stream<Received<T>, Pass>
+    pub fn exchange_by_hash(self) -> TSet<Received<T>, Pass>
     where
         T: Key,
     {
@@ -39,7 +39,7 @@ where
     /// assert_eq!(inline(&job)?.len(), 3);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn partition<F>(self, function: F) -> Stream<Received<T>, Pass>
+    pub fn partition<F>(self, function: F) -> TSet<Received<T>, Pass>
     where
         F: FnMut(T::View<'_>) -> u64 + Clone + Send + Sync + 'static,
     {
@@ -56,7 +56,7 @@ where
     /// assert_eq!(inline(&counts.collect())?, [3, 3]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn round_robin(self) -> Stream<Received<T>, Pass> {
+    pub fn round_robin(self) -> TSet<Received<T>, Pass> {
         self.route("round_robin", RoundRobin::new)
     }
 
@@ -70,7 +70,7 @@ where
     /// assert_eq!(inline(&job)?, Some(6));
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn rebalance(self) -> Stream<Received<T>, Pass> {
+    pub fn rebalance(self) -> TSet<Received<T>, Pass> {
         self.route("rebalance", Rebalance::new)
     }
 
@@ -87,7 +87,7 @@ where
     /// assert_eq!(both, [1, 1, 4, 9, 9]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn direct(self) -> Stream<Received<T>, Pass> {
+    pub fn direct(self) -> TSet<Received<T>, Pass> {
         self.route("direct", Direct::new)
     }
 
@@ -100,7 +100,7 @@ where
     /// assert_eq!(inline(&job)?.len(), 6);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn broadcast(self) -> Stream<Received<T>, Pass> {
+    pub fn broadcast(self) -> TSet<Received<T>, Pass> {
         let output = |place: &Place| Ok(Routed::new(Outbox::to_all(place)?, ToFirst));
         self.exchange("broadcast", output, Received::new())
     }
@@ -118,7 +118,7 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
-    pub fn with_instance(self) -> Stream<S, Then<N, Numbered, T>> {
+    pub fn with_instance(self) -> TSet<S, Then<N, Numbered, T>> {
         self.then(Numbered::default(), "with_instance")
     }
 
@@ -132,7 +132,7 @@ where
     /// assert_eq!(inline(&sums.collect())?, [6]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn gather(self) -> Stream<Received<T>, Pass> {
+    pub fn gather(self) -> TSet<Received<T>, Pass> {
         self.route("gather", |_| ToFirst).on_one()
     }
 
@@ -140,7 +140,7 @@ where
         self,
         name: &str,
         route: impl Fn(&Place) -> R + Send + Sync + 'static,
-    ) -> Stream<Received<T>, Pass> {
+    ) -> TSet<Received<T>, Pass> {
         let output = move |place: &Place| -> Result<_, Error> {
             Ok(Routed::new(Outbox::to_each(place)?, route(place)))
         };

@@ -8,14 +8,14 @@ use crate::{
     graph::Job,
     operator::narrow::{Out, Then},
     stage::{Failure, Narrow, Push},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
 /// What a function of the program may fail with.
 type Cause = Box<dyn error::Error + Send + Sync>;
 
 #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
-impl<S, N, T> Stream<S, N>
+impl<S, N, T> TSet<S, N>
 where
     S: Source,
     T: Record,
@@ -34,7 +34,7 @@ where
     /// assert!(error.ends_with("item 1 of the collection: invalid digit found in string"), "{error}");
     /// ```
     #[track_caller]
-    pub fn try_map<E, X, F>(self, function: F) -> Stream<S, Then<N, TryMap<F>, T>>
+    pub fn try_map<E, X, F>(self, function: F) -> TSet<S, Then<N, TryMap<F>, T>>
     where
         E: Encode,
         X: Into<Cause>,
@@ -61,7 +61,7 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     #[track_caller]
-    pub fn try_flat_map<U, X, F>(self, function: F) -> Stream<S, Then<N, TryFlatMap<F, U>, T>>
+    pub fn try_flat_map<U, X, F>(self, function: F) -> TSet<S, Then<N, TryFlatMap<F, U>, T>>
     where
         U: Record,
         X: Into<Cause>,

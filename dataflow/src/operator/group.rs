@@ -18,10 +18,10 @@ use crate::{
         narrow::Pass,
     },
     stage::{Input, Narrow, Place, Progress, Push, Sink},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
-impl<S, N, K, L> Stream<S, N>
+impl<S, N, K, L> TSet<S, N>
 where
     S: Source,
     K: Key,
@@ -40,7 +40,7 @@ where
     /// assert_eq!(groups, [('a', 4), ('b', 2)]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn group_by_key(self) -> Stream<Grouped<K, L, Unordered>, Pass> {
+    pub fn group_by_key(self) -> TSet<Grouped<K, L, Unordered>, Pass> {
         self.group_as("group_by_key", Unordered)
     }
 
@@ -55,7 +55,7 @@ where
     /// assert_eq!(groups, [('a', vec![3, 2, 1])]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn group_by_key_sorted<O, F>(self, order: F) -> Stream<Grouped<K, L, By<F, O>>, Pass>
+    pub fn group_by_key_sorted<O, F>(self, order: F) -> TSet<Grouped<K, L, By<F, O>>, Pass>
     where
         O: Ord + 'static,
         F: Fn(L::View<'_>) -> O + Clone + Send + Sync + 'static,
@@ -63,7 +63,7 @@ where
         self.group_as("group_by_key_sorted", By(order, PhantomData))
     }
 
-    fn group_as<O: Order<L>>(self, name: &'static str, order: O) -> Stream<Grouped<K, L, O>, Pass> {
+    fn group_as<O: Order<L>>(self, name: &'static str, order: O) -> TSet<Grouped<K, L, O>, Pass> {
         let source = Grouped {
             name,
             order,
@@ -86,14 +86,14 @@ where
     /// assert_eq!(all, [(1, (vec!['a', 'b'], vec![])), (2, (vec![], vec!['c']))]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn cogroup<S2, N2, R>(self, other: Stream<S2, N2>) -> Stream<Cogrouped<K, L, R>, Pass>
+    pub fn cogroup<S2, N2, R>(self, other: TSet<S2, N2>) -> TSet<Cogrouped<K, L, R>, Pass>
     where
         S2: Source,
         R: Record,
         N2: Narrow<S2::Out, Out = (K, R)>,
     {
         let sides = vec![self.end("cogroup", by_key), other.end("cogroup", by_key)];
-        Stream::after(sides, Cogrouped(PhantomData), "after cogroup")
+        TSet::after(sides, Cogrouped(PhantomData), "after cogroup")
     }
 }
 

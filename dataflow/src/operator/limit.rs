@@ -9,10 +9,10 @@ use crate::{
     exchange::{Outbox, Receiver},
     operator::narrow::Pass,
     stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
-impl<S, N, T> Stream<S, N>
+impl<S, N, T> TSet<S, N>
 where
     S: Source,
     T: Record,
@@ -28,7 +28,7 @@ where
     /// assert_eq!(some.len(), 3);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn take(self, number: u64) -> Stream<Taken<T>, Pass> {
+    pub fn take(self, number: u64) -> TSet<Taken<T>, Pass> {
         let output = move |place: &Place| {
             Ok(Limit {
                 outbox: Outbox::to_each(place)?,
@@ -54,7 +54,7 @@ where
     /// assert_eq!(inline(&words.top_n(2, |word| Reverse(word.to_owned())).collect())?, ["be", "not"]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn top_n<O, F>(self, number: usize, order: F) -> Stream<Topped<T, O, F>, Pass>
+    pub fn top_n<O, F>(self, number: usize, order: F) -> TSet<Topped<T, O, F>, Pass>
     where
         O: Ord + 'static,
         F: Fn(T::View<'_>) -> O + Clone + Send + Sync + 'static,

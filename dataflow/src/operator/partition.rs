@@ -7,11 +7,11 @@ use crate::{
     graph::Job,
     operator::narrow::{Out, Pass, Then},
     stage::{Narrow, Place, Push},
-    stream::{Received, Source, Stream},
+    tset::{Received, Source, TSet},
 };
 
 #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
-impl<S, N, T> Stream<S, N>
+impl<S, N, T> TSet<S, N>
 where
     S: Source,
     T: Record,
@@ -36,7 +36,7 @@ where
         start: A,
         each: F,
         end: G,
-    ) -> Stream<S, Then<N, MapPartition<A, U, F, G>, T>>
+    ) -> TSet<S, Then<N, MapPartition<A, U, F, G>, T>>
     where
         A: Clone + Send + Sync + 'static,
         U: Record,
@@ -62,7 +62,7 @@ where
     /// assert!(inline(&job)?.contains(&(3, vec!["not".to_owned()])));
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn key_by<E, F>(self, function: F) -> Stream<S, Then<N, KeyBy<F>, T>>
+    pub fn key_by<E, F>(self, function: F) -> TSet<S, Then<N, KeyBy<F>, T>>
     where
         E: Encode,
         F: FnMut(T::View<'_>) -> E + Clone + Send + Sync + 'static,
@@ -80,7 +80,7 @@ where
     /// assert!((800..1200).contains(&some.len()));
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn sample(self, probability: f64, seed: u64) -> Stream<S, Then<N, Sample, T>> {
+    pub fn sample(self, probability: f64, seed: u64) -> TSet<S, Then<N, Sample, T>> {
         let operator = Sample {
             probability,
             seed,
@@ -99,7 +99,7 @@ where
     /// assert_eq!(inline(&job)?, [(0, 'a'), (2, 'b'), (1, 'c'), (3, 'd')]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn zip_with_unique_id(self) -> Stream<S, Then<N, UniqueId, T>> {
+    pub fn zip_with_unique_id(self) -> TSet<S, Then<N, UniqueId, T>> {
         self.then(UniqueId::default(), "zip_with_unique_id")
     }
 
@@ -113,7 +113,7 @@ where
     /// assert_eq!(inline(&counts.collect())?, [2, 2, 2]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn repartition(self, instances: u32) -> Stream<Received<T>, Pass> {
+    pub fn repartition(self, instances: u32) -> TSet<Received<T>, Pass> {
         self.round_robin().parallelism(instances)
     }
 

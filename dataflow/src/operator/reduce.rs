@@ -24,7 +24,7 @@ use crate::{
         room::Room,
     },
     stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
 /// How many values become one.
@@ -96,7 +96,7 @@ where
     }
 }
 
-impl<S, N, K, V> Stream<S, N>
+impl<S, N, K, V> TSet<S, N>
 where
     S: Source,
     K: Key,
@@ -120,7 +120,7 @@ where
     /// assert_eq!(counts, [("a".to_owned(), 2), ("b".to_owned(), 1)]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn reduce_by_key<F>(self, reduce: F) -> Stream<Reduced<K, V, Reducing<V, F>>, Pass>
+    pub fn reduce_by_key<F>(self, reduce: F) -> TSet<Reduced<K, V, Reducing<V, F>>, Pass>
     where
         V: Default,
         F: Fn(V, V::View<'_>) -> V + Clone + Send + Sync + 'static,
@@ -135,7 +135,7 @@ where
         name: &'static str,
         before: A,
         after: B,
-    ) -> Stream<Reduced<K, A::State, B>, Pass>
+    ) -> TSet<Reduced<K, A::State, B>, Pass>
     where
         A: Accumulate<V>,
         B: Accumulate<A::State, State = A::State>,
@@ -155,7 +155,7 @@ where
     }
 }
 
-impl<S, N, T> Stream<S, N>
+impl<S, N, T> TSet<S, N>
 where
     S: Source,
     T: Key,
@@ -172,7 +172,7 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
-    pub fn distinct(self) -> Stream<Reduced<T, (), Once>, Then<Pass, Keys, (T, ())>> {
+    pub fn distinct(self) -> TSet<Reduced<T, (), Once>, Then<Pass, Keys, (T, ())>> {
         let records = self.then(Keyed, "as key");
         records
             .accumulate_by_key("distinct", Once, Once)

@@ -9,10 +9,10 @@ use crate::{
     exchange::{Direct, Outbox, Receiver, Routed},
     operator::narrow::Pass,
     stage::{Input, Narrow, Place, Progress, Sink},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
-impl<S, N, T> Stream<S, N>
+impl<S, N, T> TSet<S, N>
 where
     S: Source,
     T: Record,
@@ -28,7 +28,7 @@ where
     /// assert_eq!(all, [1, 2, 2, 3]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn union<S2, N2>(self, other: Stream<S2, N2>) -> Stream<United<T>, Pass>
+    pub fn union<S2, N2>(self, other: TSet<S2, N2>) -> TSet<United<T>, Pass>
     where
         S2: Source,
         N2: Narrow<S2::Out, Out = T>,
@@ -37,7 +37,7 @@ where
             Ok(Routed::new(Outbox::to_each(place)?, Direct::new(place)))
         }
         let sides = vec![self.end("union", output), other.end("union", output)];
-        Stream::after(sides, United(PhantomData), "after union")
+        TSet::after(sides, United(PhantomData), "after union")
     }
 }
 

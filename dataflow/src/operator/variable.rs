@@ -10,7 +10,7 @@ use crate::{
     Encode, Record,
     operator::narrow::{Out, Then},
     stage::{Narrow, Place, Push},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
 /// A value that functions of a graph read, and that the program sets between runs: so a graph is written once and run
@@ -95,7 +95,7 @@ impl<F, V> fmt::Debug for With<F, V> {
 }
 
 #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
-impl<S, N, T> Stream<S, N>
+impl<S, N, T> TSet<S, N>
 where
     S: Source,
     T: Record,
@@ -106,7 +106,7 @@ where
         self,
         variable: &Variable<V>,
         function: F,
-    ) -> Stream<S, Then<N, MapWith<F, V>, T>>
+    ) -> TSet<S, Then<N, MapWith<F, V>, T>>
     where
         V: Send + Sync + 'static,
         E: Encode,
@@ -131,7 +131,7 @@ where
         self,
         variable: &Variable<V>,
         function: F,
-    ) -> Stream<S, Then<N, FilterWith<F, V>, T>>
+    ) -> TSet<S, Then<N, FilterWith<F, V>, T>>
     where
         V: Send + Sync + 'static,
         F: FnMut(T::View<'_>, &V) -> bool + Clone + Send + Sync + 'static,
@@ -155,7 +155,7 @@ where
         self,
         variable: &Variable<V>,
         function: F,
-    ) -> Stream<S, Then<N, FlatMapWith<F, V, U>, T>>
+    ) -> TSet<S, Then<N, FlatMapWith<F, V, U>, T>>
     where
         V: Send + Sync + 'static,
         U: Record,

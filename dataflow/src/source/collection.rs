@@ -8,7 +8,7 @@ use crate::{
     Error, Record,
     operator::narrow::Pass,
     stage::{Input, Place, Progress, Sink},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
 /// Records pushed in one turn, between which messages are looked for.
@@ -22,9 +22,9 @@ const PUSHED_A_TURN: usize = 1024;
 /// assert_eq!(inline(&collection(vec![1u64, 2, 3]).collect())?, [1, 2, 3]);
 /// # Ok::<(), dataflow::Error>(())
 /// ```
-pub fn collection<T: Record + Sync>(items: Vec<T>) -> Stream<Collection<T>, Pass> {
+pub fn collection<T: Record + Sync>(items: Vec<T>) -> TSet<Collection<T>, Pass> {
     let name = format!("collection of {}", items.len());
-    Stream::from_source(Collection(items.into()), name)
+    TSet::from_source(Collection(items.into()), name)
 }
 
 /// The source of [`collection`]. Clones share the records.

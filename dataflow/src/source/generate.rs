@@ -8,7 +8,7 @@ use crate::{
     Encode, Error,
     operator::narrow::Pass,
     stage::{Input, Place, Progress, Sink},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
 /// Records made in one turn, between which messages are looked for.
@@ -23,13 +23,13 @@ const MADE_A_TURN: u64 = 4096;
 /// assert_eq!(inline(&squares)?, [0, 1, 4, 9]);
 /// # Ok::<(), dataflow::Error>(())
 /// ```
-pub fn generate<E, F>(number: u64, function: F) -> Stream<Generate<F>, Pass>
+pub fn generate<E, F>(number: u64, function: F) -> TSet<Generate<F>, Pass>
 where
     E: Encode,
     F: FnMut(u64) -> E + Clone + Send + Sync + 'static,
 {
     let name = format!("generate {number}");
-    Stream::from_source(Generate { number, function }, name)
+    TSet::from_source(Generate { number, function }, name)
 }
 
 /// The source of [`generate`].

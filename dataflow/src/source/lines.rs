@@ -20,7 +20,7 @@ use crate::{
     Error,
     operator::narrow::Pass,
     stage::{Input, Place, Progress, Sink},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
 /// Bytes read at a time; more only for a line that is longer.
@@ -40,7 +40,7 @@ const READ_BYTES: usize = 256 << 10;
 /// assert_eq!(inline(&manifest)?[0], "name = \"updraft-dataflow\"");
 /// # Ok::<(), dataflow::Error>(())
 /// ```
-pub fn lines(pattern: &str) -> Result<Stream<Lines, Pass>, Error> {
+pub fn lines(pattern: &str) -> Result<TSet<Lines, Pass>, Error> {
     let paths = glob::glob(pattern).map_err(|error| Error::BadPattern {
         pattern: pattern.to_owned(),
         reason: error.msg,
@@ -68,7 +68,7 @@ pub fn lines(pattern: &str) -> Result<Stream<Lines, Pass>, Error> {
 /// # Errors
 ///
 /// [`Error::Input`] when a file cannot be looked at.
-pub fn lines_of(files: Vec<PathBuf>) -> Result<Stream<Lines, Pass>, Error> {
+pub fn lines_of(files: Vec<PathBuf>) -> Result<TSet<Lines, Pass>, Error> {
     let mut sized = Vec::with_capacity(files.len());
     for path in files {
         let bytes = File::open(&path)
@@ -79,7 +79,7 @@ pub fn lines_of(files: Vec<PathBuf>) -> Result<Stream<Lines, Pass>, Error> {
     }
     let bytes: u64 = sized.iter().map(|(_, bytes)| bytes).sum();
     let name = format!("lines of {} files, {bytes} bytes", sized.len());
-    Ok(Stream::from_source(
+    Ok(TSet::from_source(
         Lines {
             files: sized.into(),
             bytes,

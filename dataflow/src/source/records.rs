@@ -15,7 +15,7 @@ use crate::{
     Error,
     operator::narrow::Pass,
     stage::{Input, Place, Progress, Sink},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
 /// Bytes read at a time; more only for a record that is larger.
@@ -37,7 +37,7 @@ const READ_BYTES: usize = 256 << 10;
 /// assert_eq!(records?, [*b"one ", *b"two ", *b"six "]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn records_of<const N: usize>(files: Vec<PathBuf>) -> Result<Stream<Records<N>, Pass>, Error> {
+pub fn records_of<const N: usize>(files: Vec<PathBuf>) -> Result<TSet<Records<N>, Pass>, Error> {
     let mut sized = Vec::with_capacity(files.len());
     for path in files {
         let metadata = File::open(&path).and_then(|file| file.metadata());
@@ -56,7 +56,7 @@ pub fn records_of<const N: usize>(files: Vec<PathBuf>) -> Result<Stream<Records<
         "records of {N} bytes in {} files, {bytes} bytes",
         sized.len()
     );
-    Ok(Stream::from_source(
+    Ok(TSet::from_source(
         Records {
             files: sized.into(),
             records: bytes / N.max(1) as u64,

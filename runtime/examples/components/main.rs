@@ -49,28 +49,28 @@ fn main() -> ExitCode {
 fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let started = Instant::now();
     let edges = arguments.graph.cached(env)?;
-    let edges = edges.stream().flat_map(|(one, other), out| {
+    let edges = edges.tset().flat_map(|(one, other), out| {
         out.push((one, other));
         out.push((other, one));
     });
     let edges = env.run(&edges.distinct().cache())?;
     // Of each vertex its label, and whether that is new.
     let labels = edges
-        .stream()
+        .tset()
         .map(|(vertex, _)| vertex)
         .distinct()
         .map(|vertex| (vertex, (vertex, true)));
     let mut labels = env.run(&labels.cache())?;
     let mut rounds = 0;
     loop {
-        let new = labels.stream().filter(|(_, (_, is_new))| is_new);
+        let new = labels.tset().filter(|(_, (_, is_new))| is_new);
         let offers = edges
-            .stream()
+            .tset()
             .join(new)
             .map(|(_, (neighbour, (label, _)))| (neighbour, label))
             .reduce_by_key(|one, other| one.min(other));
         let next = labels
-            .stream()
+            .tset()
             .left_join(offers)
             .map(|(vertex, ((label, _), offer))| match offer {
                 Some(offer) if offer < label => (vertex, (offer, true)),
@@ -86,7 +86,7 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         }
     }
     let sizes = labels
-        .stream()
+        .tset()
         .map(|(_, (label, _))| (label, 1u64))
         .reduce_by_key(|one, other| one + other)
         .direct();
@@ -94,7 +94,7 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         .clone()
         .top_n(arguments.top, |(label, size)| (size, u32::MAX - label));
     let (components, largest) = env.run(&sizes.count().first().and(largest.collect()))?;
-    let found = arguments.check.then(|| labels.stream().collect());
+    let found = arguments.check.then(|| labels.tset().collect());
     let found = found.map(|found| env.run(&found)).transpose()?;
     if env.worker() != 0 {
         return Ok(());

@@ -239,7 +239,7 @@ fn job(question: u8, table: Table) -> Job<Vec<Answer>> {
 }
 
 /// Counts the rows of a result and sums up its columns.
-fn summed<S, N>(result: Stream<S, N>) -> Job<Vec<Answer>>
+fn summed<S, N>(result: TSet<S, N>) -> Job<Vec<Answer>>
 where
     S: Source,
     N: Narrow<S::Out, Out = (f64, f64, f64)>,

@@ -89,20 +89,20 @@ fn index(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     if let Some(folder) = &arguments.out {
         let names = arguments.files.clone();
         let lines = index
-            .stream()
+            .tset()
             .map(move |(word, places)| line(word, places.iter(), &names));
         env.run(&lines.write_text(folder))?;
     }
-    let counts = index.stream().aggregate(|of| {
+    let counts = index.tset().aggregate(|of| {
         let places = of.sum(|(_, places): (&str, Slice<'_, Place>)| places.len() as u64);
         (of.count(), places)
     });
     let wanted = arguments.find.clone();
     let found = index
-        .stream()
+        .tset()
         .filter(move |(word, _)| wanted.iter().any(|wanted| wanted == word));
     let (counts, mut found) = env.run(&counts.first().and(found.collect()))?;
-    let all = arguments.check.then(|| index.stream().collect());
+    let all = arguments.check.then(|| index.tset().collect());
     let all = all.map(|all| env.run(&all)).transpose()?;
     if env.worker() != 0 {
         return Ok(());

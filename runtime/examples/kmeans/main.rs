@@ -189,7 +189,7 @@ fn by_graphs(
     let centroids = Variable::new(start);
     // Assigns each point to its nearest centroid, and sums them by centroid.
     let sums = cached(env, arguments)?
-        .stream()
+        .tset()
         .flat_map_with(&centroids, |point, centroids, out| {
             let nearest = nearest(point.iter(), centroids);
             out.push((nearest, (point, 1u64)));

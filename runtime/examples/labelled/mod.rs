@@ -64,13 +64,13 @@ impl Examples {
         let class = self.class.clone();
         let lines = lines_of(vec![path.clone()])?.named("examples");
         let raw = env.run(&lines.try_map(move |line| parse(line, &class)).cache())?;
-        let most = raw.stream().fold(
+        let most = raw.tset().fold(
             Vec::new(),
             |most: &mut Vec<f64>, (_, features)| greatest(most, features.iter()),
             |most, other| greatest(most, other.iter()),
         );
         let most = env.run(&most.first())?.unwrap_or_default();
-        let scaled = raw.stream().try_map(move |(class, features)| {
+        let scaled = raw.tset().try_map(move |(class, features)| {
             if features.len() != most.len() {
                 let problem = "there are examples with more features than this one";
                 return Err(format!("{problem}: {}", features.len() - 1));

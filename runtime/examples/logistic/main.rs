@@ -75,7 +75,7 @@ fn loss(margin: f64) -> (f64, f64) {
 
 fn learn(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let examples = arguments.examples.cached(env)?;
-    let features = examples.stream().fold(
+    let features = examples.tset().fold(
         (0u64, 0u64),
         |(number, most), (_, features)| (*number, *most) = (*number + 1, features.len() as u64),
         |(number, most), (more, other)| (*number, *most) = (*number + more, other.max(*most)),

@@ -109,8 +109,8 @@ fn multiply(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
 
     let started = Instant::now();
     let product = left
-        .stream()
-        .join(right.stream())
+        .tset()
+        .join(right.tset())
         .map(move |(_, ((row, left), (column, right)))| {
             let (left, right): (Vec<f64>, Vec<f64>) =
                 (left.iter().collect(), right.iter().collect());
@@ -127,12 +127,12 @@ fn multiply(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let product = env.run(&product.cache())?;
     let seconds = started.elapsed().as_secs_f64();
     let trace = product
-        .stream()
+        .tset()
         .filter(|((row, column), _)| row == column)
         .map(move |(_, block_of)| block_of.iter().step_by(block + 1).sum::<f64>())
         .reduce(|one, other| one + other);
     let trace = env.run(&trace.first())?.unwrap_or_default();
-    let found = arguments.check.then(|| product.stream().collect());
+    let found = arguments.check.then(|| product.tset().collect());
     let found = found.map(|found| env.run(&found)).transpose()?;
     if env.worker() != 0 {
         return Ok(());

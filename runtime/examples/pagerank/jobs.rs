@@ -13,7 +13,7 @@ const EVERYONE: u32 = u32::MAX;
 fn edges(env: &mut Env, arguments: &Arguments) -> Result<(Cached<(u32, u32)>, usize), Error> {
     let edges = arguments.graph.cached(env)?;
     let highest = edges
-        .stream()
+        .tset()
         .map(|(from, to)| from.max(to))
         .reduce(|one, other| one.max(other));
     match env.run(&highest.first())? {
@@ -27,11 +27,11 @@ pub(crate) fn iterate(env: &mut Env, arguments: &Arguments) -> Result<Ranked, Er
     let (edges, vertices) = edges(env, arguments)?;
     let block = vertices.div_ceil(env.ranks() as usize);
     let degrees = edges
-        .stream()
+        .tset()
         .map(|(from, _)| (from, 1u32))
         .reduce_by_key(|one, more| one + more);
     let rows = edges
-        .stream()
+        .tset()
         .partition(move |(_, to)| u64::from(to) / block as u64)
         .map_partition(
             Vec::new(),
@@ -84,20 +84,18 @@ pub(crate) fn by_jobs(env: &mut Env, arguments: &Arguments) -> Result<Ranked, Er
     let (number, damping) = (vertices as f64, arguments.damping);
     // The targets of each vertex, which are none for some.
     let links = generate(vertices as u64, |vertex| (vertex as u32, ()))
-        .cogroup(edges.stream())
+        .cogroup(edges.tset())
         .flat_map(|(vertex, (_, targets)), out| out.push((vertex, targets)));
     let links = env.run(&links.cache())?;
-    let ranks = links
-        .stream()
-        .map(move |(vertex, _)| (vertex, 1.0 / number));
+    let ranks = links.tset().map(move |(vertex, _)| (vertex, 1.0 / number));
     let mut ranks = env.run(&ranks.cache())?;
     let mut history = History::default();
     while !arguments.is_done(&history.values) {
         let began = Instant::now();
         // What each vertex gets, and the rank that it had.
         let sums = links
-            .stream()
-            .join(ranks.stream())
+            .tset()
+            .join(ranks.tset())
             .flat_map(|(vertex, (targets, rank)), out| {
                 out.push((vertex, (0.0, rank)));
                 if targets.is_empty() {
@@ -135,7 +133,7 @@ pub(crate) fn by_jobs(env: &mut Env, arguments: &Arguments) -> Result<Ranked, Er
         history.add(change.unwrap_or_default(), began.elapsed());
     }
     let mut found = vec![0.0; vertices];
-    for (vertex, rank) in env.run(&ranks.stream().collect())? {
+    for (vertex, rank) in env.run(&ranks.tset().collect())? {
         found[vertex as usize] = rank;
     }
     Ok((found, history))

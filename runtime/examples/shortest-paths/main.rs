@@ -68,7 +68,7 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let edges = arguments.graph.cached(env)?;
     // To where edges lead, and how far, by the vertex that they leave.
     let edges = edges
-        .stream()
+        .tset()
         .map(move |(one, other)| (one, (other, length([one, other], longest))))
         .exchange_by_key();
     let edges = env.run(&edges.cache())?;
@@ -76,14 +76,14 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let mut distances = env.run(&env.collection(vec![(from, (0u64, true))]).cache())?;
     let mut rounds = 0;
     loop {
-        let new = distances.stream().filter(|(_, (_, is_new))| is_new);
+        let new = distances.tset().filter(|(_, (_, is_new))| is_new);
         let offers = edges
-            .stream()
+            .tset()
             .join(new)
             .map(|(_, ((neighbour, length), (distance, _)))| (neighbour, distance + length))
             .reduce_by_key(|one, other| one.min(other));
         let next = offers
-            .full_join(distances.stream())
+            .full_join(distances.tset())
             .map(|(vertex, (offer, known))| {
                 let known = known.map(|(distance, _)| distance);
                 match (offer, known) {
@@ -102,7 +102,7 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         }
     }
     let reached = distances
-        .stream()
+        .tset()
         .map(|(vertex, (distance, _))| (vertex, distance))
         .direct();
     let farthest = reached.clone().top_n(arguments.top, |(vertex, distance)| {

@@ -47,7 +47,7 @@ fn count(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let edges = arguments.graph.cached(env)?;
     // Each edge once, with the lesser vertex first.
     let edges = edges
-        .stream()
+        .tset()
         .filter(|(one, other)| one != other)
         .map(|(one, other)| (one.min(other), one.max(other)))
         .distinct()

@@ -21,7 +21,7 @@ use crate::{
         passing::{Part, Passing},
     },
     stage::{Input, Place, Progress, Sink},
-    stream::Source,
+    tset::Source,
 };
 
 /// Streams that are joined.

@@ -21,7 +21,7 @@ use crate::{
         sort::{First, OrderBy},
     },
     stage::{Input, Place, Progress, Sink},
-    stream::Source,
+    tset::Source,
 };
 
 /// Streams that are joined by merging.

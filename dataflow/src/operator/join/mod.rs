@@ -16,7 +16,7 @@ use crate::{
     exchange::{ByKey, Outbox, Routed},
     operator::narrow::Pass,
     stage::{Narrow, Place, Push},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
 /// The port of each side.
@@ -24,9 +24,9 @@ pub(super) const LEFT: usize = 0;
 pub(super) const RIGHT: usize = 1;
 
 /// What the streams joined and their keys are.
-type Joins<K, L, R, J> = Stream<Joined<K, L, R, J>, Pass>;
+type Joins<K, L, R, J> = TSet<Joined<K, L, R, J>, Pass>;
 
-impl<S, N, K, L> Stream<S, N>
+impl<S, N, K, L> TSet<S, N>
 where
     S: Source,
     K: Key,
@@ -47,7 +47,7 @@ where
     /// assert_eq!(both, [(1, ("Ada".to_owned(), 1842)), (1, ("Ada".to_owned(), 1843))]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn join<S2, N2, R>(self, other: Stream<S2, N2>) -> Joins<K, L, R, Inner>
+    pub fn join<S2, N2, R>(self, other: TSet<S2, N2>) -> Joins<K, L, R, Inner>
     where
         S2: Source,
         R: Record,
@@ -68,7 +68,7 @@ where
     /// assert_eq!(all, [(1, ('a', None)), (2, ('b', Some('c')))]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn left_join<S2, N2, R>(self, other: Stream<S2, N2>) -> Joins<K, L, R, Left>
+    pub fn left_join<S2, N2, R>(self, other: TSet<S2, N2>) -> Joins<K, L, R, Left>
     where
         S2: Source,
         R: Record,
@@ -89,7 +89,7 @@ where
     /// assert_eq!(all, [(2, (Some('b'), 'c')), (3, (None, 'd'))]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn right_join<S2, N2, R>(self, other: Stream<S2, N2>) -> Joins<K, L, R, Right>
+    pub fn right_join<S2, N2, R>(self, other: TSet<S2, N2>) -> Joins<K, L, R, Right>
     where
         S2: Source,
         R: Record,
@@ -110,7 +110,7 @@ where
     /// assert_eq!(all, [(1, (Some('a'), None)), (2, (Some('b'), Some('c'))), (3, (None, Some('d')))]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn full_join<S2, N2, R>(self, other: Stream<S2, N2>) -> Joins<K, L, R, Full>
+    pub fn full_join<S2, N2, R>(self, other: TSet<S2, N2>) -> Joins<K, L, R, Full>
     where
         S2: Source,
         R: Record,
@@ -131,7 +131,7 @@ where
     /// assert_eq!(all, [(2, 'b')]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn semi_join<S2, N2, R>(self, other: Stream<S2, N2>) -> Joins<K, L, R, Semi>
+    pub fn semi_join<S2, N2, R>(self, other: TSet<S2, N2>) -> Joins<K, L, R, Semi>
     where
         S2: Source,
         R: Record,
@@ -152,7 +152,7 @@ where
     /// assert_eq!(all, [(1, 'a')]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn anti_join<S2, N2, R>(self, other: Stream<S2, N2>) -> Joins<K, L, R, Anti>
+    pub fn anti_join<S2, N2, R>(self, other: TSet<S2, N2>) -> Joins<K, L, R, Anti>
     where
         S2: Source,
         R: Record,
@@ -161,7 +161,7 @@ where
         self.join_as("anti_join", other)
     }
 
-    fn join_as<J, S2, N2, R>(self, name: &'static str, other: Stream<S2, N2>) -> Joins<K, L, R, J>
+    fn join_as<J, S2, N2, R>(self, name: &'static str, other: TSet<S2, N2>) -> Joins<K, L, R, J>
     where
         J: Join,
         S2: Source,
@@ -169,11 +169,11 @@ where
         N2: Narrow<S2::Out, Out = (K, R)>,
     {
         let sides = vec![self.end(name, by_key), other.end(name, by_key)];
-        Stream::after(sides, Joined::new(name), format!("after {name}"))
+        TSet::after(sides, Joined::new(name), format!("after {name}"))
     }
 }
 
-impl<K: Key, L: Record, R: Record, J: Join> Stream<Joined<K, L, R, J>, Pass> {
+impl<K: Key, L: Record, R: Record, J: Join> TSet<Joined<K, L, R, J>, Pass> {
     /// Has it joined by putting both sides in the order of their keys, and going through them side by side. Each
     /// instance then gives what it gives in the order of the keys. Neither side has to fit in memory.
     ///
@@ -189,7 +189,7 @@ impl<K: Key, L: Record, R: Record, J: Join> Stream<Joined<K, L, R, J>, Pass> {
     /// assert_eq!(both, [(1, ('b', None)), (2, ('c', Some('d'))), (3, ('a', Some('e')))]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn by_merging(self) -> Stream<MergeJoined<K, L, R, J>, Pass>
+    pub fn by_merging(self) -> TSet<MergeJoined<K, L, R, J>, Pass>
     where
         K: Ordered,
     {

@@ -32,7 +32,7 @@ use crate::{
     graph::{Node, Placement},
     operator::narrow::Pass,
     stage::{Narrow, Place},
-    stream::{Source, Stream},
+    tset::{Source, TSet},
 };
 
 /// What records are put in order by.
@@ -139,7 +139,7 @@ impl<T, O> fmt::Debug for Sorted<T, O> {
     }
 }
 
-impl<S, N> Stream<S, N>
+impl<S, N> TSet<S, N>
 where
     S: Source,
     N: Narrow<S::Out>,
@@ -162,7 +162,7 @@ where
     /// assert_eq!(inline(&job)?, ["a", "b", "c"]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn sort(self) -> Stream<Sorted<N::Out, Itself>, Pass>
+    pub fn sort(self) -> TSet<Sorted<N::Out, Itself>, Pass>
     where
         N::Out: Ordered,
     {
@@ -178,7 +178,7 @@ where
     /// assert_eq!(inline(&job)?, [(1, 'b'), (2, 'a')]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn sort_by_key<K, V>(self) -> Stream<Sorted<(K, V), First>, Pass>
+    pub fn sort_by_key<K, V>(self) -> TSet<Sorted<(K, V), First>, Pass>
     where
         K: Ordered,
         V: Record,
@@ -199,7 +199,7 @@ where
     /// assert_eq!(inline(&job)?, ["two", "three"]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn sort_by<E, F>(self, key: F) -> Stream<Sorted<N::Out, SortBy<F>>, Pass>
+    pub fn sort_by<E, F>(self, key: F) -> TSet<Sorted<N::Out, SortBy<F>>, Pass>
     where
         E: Encode<Record: Ordered>,
         F: Fn(<N::Out as Record>::View<'_>) -> E + Clone + Send + Sync + 'static,
@@ -207,7 +207,7 @@ where
         self.sort_in("sort_by", SortBy(key))
     }
 
-    fn sort_in<O>(self, name: &str, order: O) -> Stream<Sorted<N::Out, O>, Pass>
+    fn sort_in<O>(self, name: &str, order: O) -> TSet<Sorted<N::Out, O>, Pass>
     where
         O: OrderBy<N::Out>,
     {
@@ -231,7 +231,7 @@ where
             order,
             record: PhantomData,
         };
-        Stream::after(vec![spread], sorted, format!("after {name}"))
+        TSet::after(vec![spread], sorted, format!("after {name}"))
     }
 }
 

@@ -17,7 +17,8 @@ use crate::{
     stage::{Input, Narrow, Output, Place, Stage},
 };
 
-/// Records on their way: where they come from, and the narrow operators since the last exchange.
+/// A typed set of records, as Twister2 has it and Spark its RDD: a stream of records on their way, of which is written where they
+/// come from, and the narrow operators since the last exchange.
 ///
 /// Each method takes the stream and gives the one that follows; a sink ends it and gives the [`Job`].
 /// Nothing is done before the job is run. Functions are cloned for each instance; those that are given
@@ -26,8 +27,8 @@ use crate::{
 /// A clone has the same records. Where clones meet again in a job, what comes before their last exchange is
 /// done once for all of them, and what comes after it by each; [`direct`](Self::direct) is an exchange that
 /// leaves records where they are.
-#[must_use = "a stream does nothing until it ends in a sink and its job is run"]
-pub struct Stream<S, N> {
+#[must_use = "a set does nothing until it ends in a sink and its job is run"]
+pub struct TSet<S, N> {
     source: Arc<S>,
     narrow: N,
     /// The tasks that the source receives from.
@@ -38,7 +39,7 @@ pub struct Stream<S, N> {
     name: String,
 }
 
-impl<S, N: Clone> Clone for Stream<S, N> {
+impl<S, N: Clone> Clone for TSet<S, N> {
     fn clone(&self) -> Self {
         Self {
             source: self.source.clone(),
@@ -69,7 +70,7 @@ pub trait Source: Send + Sync + 'static {
     fn build(&self, place: &Place) -> Result<Self::Input, Error>;
 }
 
-impl<S: Source> Stream<S, Pass> {
+impl<S: Source> TSet<S, Pass> {
     pub(crate) fn from_source(source: S, name: String) -> Self {
         Self::after(Vec::new(), source, name)
     }
@@ -90,8 +91,8 @@ impl<S: Source> Stream<S, Pass> {
         self,
         source: impl FnOnce(&S) -> S2,
         suffix: &str,
-    ) -> Stream<S2, Pass> {
-        Stream {
+    ) -> TSet<S2, Pass> {
+        TSet {
             source: Arc::new(source(&self.source)),
             narrow: Pass,
             inputs: self.inputs,
@@ -113,7 +114,7 @@ impl<S: Source> Stream<S, Pass> {
 }
 
 #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
-impl<S, N> Stream<S, N>
+impl<S, N> TSet<S, N>
 where
     S: Source,
     N: Narrow<S::Out>,
@@ -176,7 +177,7 @@ where
         self
     }
 
-    pub(crate) fn then<M>(self, operator: M, name: &str) -> Stream<S, Then<N, M, N::Out>>
+    pub(crate) fn then<M>(self, operator: M, name: &str) -> TSet<S, Then<N, M, N::Out>>
     where
         M: Narrow<N::Out>,
     {
@@ -189,7 +190,7 @@ where
         } = self;
         names.push_str(BETWEEN);
         names.push_str(name);
-        Stream {
+        TSet {
             source,
             narrow: Then::new(narrow, operator),
             inputs,
@@ -208,7 +209,7 @@ where
     /// assert_eq!(inline(&job)?, [(1, "11".into()), (2, "22".into()), (3, "33".into())]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn map<E, F>(self, function: F) -> Stream<S, Then<N, Map<F>, N::Out>>
+    pub fn map<E, F>(self, function: F) -> TSet<S, Then<N, Map<F>, N::Out>>
     where
         E: Encode,
         F: FnMut(<N::Out as Record>::View<'_>) -> E + Clone + Send + Sync + 'static,
@@ -225,7 +226,7 @@ where
     /// assert_eq!(inline(&job)?, [1, 3]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn filter<F>(self, function: F) -> Stream<S, Then<N, Filter<F>, N::Out>>
+    pub fn filter<F>(self, function: F) -> TSet<S, Then<N, Filter<F>, N::Out>>
     where
         F: FnMut(<N::Out as Record>::View<'_>) -> bool + Clone + Send + Sync + 'static,
     {
@@ -243,7 +244,7 @@ where
     /// assert_eq!(inline(&job)?.len(), 4);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn flat_map<U, F>(self, function: F) -> Stream<S, Then<N, FlatMap<F, U>, N::Out>>
+    pub fn flat_map<U, F>(self, function: F) -> TSet<S, Then<N, FlatMap<F, U>, N::Out>>
     where
         U: Record,
         F: FnMut(<N::Out as Record>::View<'_>, &mut Out<'_, U>) + Clone + Send + Sync + 'static,
@@ -260,7 +261,7 @@ where
     /// assert_eq!(inline(&job)?.len(), 2);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn exchange_by_key<K, V>(self) -> Stream<Received<(K, V)>, Pass>
+    pub fn exchange_by_key<K, V>(self) -> TSet<Received<(K, V)>, Pass>
     where
         K: Key,
         V: Record,
@@ -346,13 +347,13 @@ where
         name: &str,
         output: impl Fn(&Place) -> Result<O, Error> + Send + Sync + 'static,
         source: T,
-    ) -> Stream<T, Pass>
+    ) -> TSet<T, Pass>
     where
         O: Output<N::Out> + 'static,
         T: Source,
     {
         let sender = self.end(name, output);
-        Stream::after(vec![sender], source, format!("after {name}"))
+        TSet::after(vec![sender], source, format!("after {name}"))
     }
 
     /// Ends the stage in an output: a task that another stage may receive from.
@@ -384,9 +385,9 @@ where
     }
 }
 
-impl<S, N> fmt::Debug for Stream<S, N> {
+impl<S, N> fmt::Debug for TSet<S, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stream")
+        f.debug_struct("TSet")
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
@@ -396,7 +397,7 @@ impl<S, N> fmt::Debug for Stream<S, N> {
 #[derive(Debug)]
 pub struct Received<T>(PhantomData<fn() -> T>);
 
-impl<T> Stream<Received<T>, Pass> {
+impl<T> TSet<Received<T>, Pass> {
     /// The tasks that it receives from, for a task that does so in its place.
     pub(crate) fn into_inputs(self) -> Vec<Arc<Node>> {
         self.inputs
