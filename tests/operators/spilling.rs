@@ -387,7 +387,7 @@ fn a_cross_join_pairs_blocks_with_what_is_on_disk() {
             .run_on(&job.collect(), &spill::Config::default())
             .unwrap();
         let sum = |len: u64| u128::from(len) * u128::from(len.saturating_sub(1)) / 2;
-        let sums = (sum(left) * u128::from(right)) << 64 | sum(right) * u128::from(left);
+        let sums = ((sum(left) * u128::from(right)) << 64) | (sum(right) * u128::from(left));
         assert_eq!(found, [(left * right, sums)], "{left} {right}");
         let is_read = left > 0 && right == 20_000;
         assert!(spilled > 0 || !is_read, "{left} {right}: {spilled}");
