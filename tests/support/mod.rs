@@ -40,14 +40,14 @@ pub(crate) fn example(name: &str) -> PathBuf {
 }
 
 /// The folder of the programs, which are built there first, as these tests were built. The whole
-/// workspace is named, so that its crates are those the tests have built already.
+/// workspace is named, and a test of it, so that all is built with the features that tests have, and found built already.
 fn programs() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let mut cargo = Command::new(env!("CARGO"));
         cargo
             .args(["build", "-q", "--workspace", "--bin", "updraft"])
-            .arg("--examples")
+            .args(["--examples", "--test", "layers"])
             .current_dir(env!("CARGO_MANIFEST_DIR"));
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
