@@ -503,11 +503,11 @@ impl Outputs {
         let mut fans: Vec<_> = fans.iter().map(|new| new()).collect();
         for (node, wiring) in &place.wiring.outlets {
             let Some(outlet) = &node.outlet else { continue };
-            let place = Place {
+            let there = Place {
                 wiring: wiring.clone(),
                 ..place.clone()
             };
-            let output = (outlet.open)(&place)?;
+            let output = (outlet.open)(&there)?;
             let fan = fans.get_mut(outlet.port);
             if !fan.is_some_and(|fan| fan.add(wiring.edge, output)) {
                 let reason = "what reads its output by a port of another task can read nothing";
