@@ -4,7 +4,12 @@ use std::{cell::Cell, future::poll_fn, ops::Range, task::Poll, time::Duration};
 
 use transport::{Buffer, Loan};
 
-use crate::{Element, Error, Group, copy, element, engine::Patience, fate::Signature, tag};
+use crate::{
+    Element, Error, Group, copy, element,
+    engine::{Patience, ROOM_PATIENCE},
+    fate::Signature,
+    tag,
+};
 
 /// How long a member that is needed may have closed its end, or let go of the group, before this counts: mostly it has
 /// learned of something that is on its way to us as well.
@@ -134,7 +139,7 @@ impl<'g> Call<'g> {
             if !self.is_crowded(to) {
                 return Poll::Ready(Ok(()));
             }
-            engine.make_room_in_time(&mut patience);
+            engine.make_room_in_time(&mut patience, ROOM_PATIENCE);
             Poll::Pending
         })
         .await
@@ -303,8 +308,8 @@ impl<'g> Call<'g> {
                 });
             }
         }
-        // Perhaps what it sends finds no room because of what we hold.
-        engine.make_room_in_time(&mut waiting.room);
+        // Perhaps what it sends finds no room because of what we hold. But mostly it is late, so that is not thought of at once.
+        engine.make_room_in_time(&mut waiting.room, PATIENCE);
         let rank = fate.members[from];
         let wanted = self.tag(0);
         let other = engine.sender_of(|tag| {

@@ -36,8 +36,10 @@ const SPINS: u32 = 256;
 const SPIN_MAX: Duration = Duration::from_micros(100);
 /// Polls between two looks at the time.
 const POLLS_A_LOOK: u32 = 32;
-/// How long a member waits before it copies what it holds for others that may have no room.
-const ROOM_PATIENCE: Duration = Duration::from_millis(2);
+/// How long a member that has no room waits before it copies what it holds for others that may have none either.
+pub(crate) const ROOM_PATIENCE: Duration = Duration::from_millis(2);
+/// How often it has done so before it copies whole buffers too, which members were promised without a copy.
+const BUFFER_PATIENCE: u32 = 10;
 /// Of an arena, the part that messages of operations of all members may take that nobody has read, or that we have copied.
 const UNREAD_PART: u64 = 4;
 /// The most futures that wait for shared words of which the sleeper takes note.
@@ -160,9 +162,12 @@ impl Inbox {
     }
 }
 
-/// Until when to wait before room is made.
+/// Until when to wait before room is made, and how often it has been.
 #[derive(Default)]
-pub(crate) struct Patience(Option<Duration>);
+pub(crate) struct Patience {
+    until: Option<Duration>,
+    times: u32,
+}
 
 /// What became of an operation on a peer's memory.
 struct Completed {
@@ -421,16 +426,16 @@ impl Engine {
         }
     }
 
-    /// Copies what others have sent ahead, so that they have room again.
+    /// Copies what others have sent ahead and `may` be copied, by its tag, so that they have room again.
     #[cold]
-    pub(crate) fn make_room(&self) {
+    fn make_room(&self, may: fn(u64) -> bool) {
         for from in 0..self.size() {
             loop {
                 let mut inbox = self.0.inbox.borrow_mut();
                 if inbox.kept_bytes >= self.0.capacity {
                     return;
                 }
-                let copied = inbox.keep(from, |_| true);
+                let copied = inbox.keep(from, may);
                 drop(inbox);
                 if copied.is_none() {
                     break;
@@ -450,13 +455,15 @@ impl Engine {
         self.0.fabric.borrow().unread(to, tag::is_passing) > self.0.share.get()
     }
 
-    /// [Makes room](Self::make_room), if something has been waited for that long.
+    /// [Makes room](Self::make_room), if something has been waited for `after`, and each time it has been that long again.
     #[cold]
-    pub(crate) fn make_room_in_time(&self, patience: &mut Patience) {
+    pub(crate) fn make_room_in_time(&self, patience: &mut Patience, after: Duration) {
         let now = self.now();
-        if now >= *patience.0.get_or_insert(now + ROOM_PATIENCE) {
-            self.make_room();
-            patience.0 = None;
+        if now >= *patience.until.get_or_insert(now + after) {
+            let all = patience.times >= BUFFER_PATIENCE;
+            self.make_room(if all { |_| true } else { tag::is_passing });
+            patience.until = None;
+            patience.times += 1;
         }
     }
 
@@ -635,7 +642,7 @@ impl Engine {
             match lent {
                 Ok(Some(loan)) => Poll::Ready(Ok(loan)),
                 Ok(None) => {
-                    self.make_room_in_time(&mut patience);
+                    self.make_room_in_time(&mut patience, ROOM_PATIENCE);
                     Poll::Pending
                 }
                 Err(error) => Poll::Ready(Err(error.into())),
