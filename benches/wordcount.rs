@@ -4,6 +4,8 @@
 //! Every case is a process of its own, and the cases take turns. `cargo bench --bench wordcount`; with
 //! `-- --smoke`, a small text and one round.
 
+#[path = "../tests/support/build.rs"]
+mod build;
 mod support;
 
 use std::{
@@ -124,16 +126,7 @@ fn launcher() -> io::Result<PathBuf> {
 }
 
 fn compare(bytes: u64, rounds: usize) -> io::Result<()> {
-    // As this bench was built, and of the whole workspace, so that its crates are the ones that are there.
-    let profile = if cfg!(debug_assertions) {
-        "dev"
-    } else {
-        "release"
-    };
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--workspace", "--bin", "updraft"])
-        .args(["--profile", profile])
-        .status()?;
+    let built = build::build().args(["--bin", "updraft"]).status()?;
     if !built.success() {
         return Err(io::Error::other("the command updraft could not be built"));
     }

@@ -2,11 +2,12 @@
 
 #![allow(dead_code, reason = "each test uses the part it needs")]
 
+mod build;
 pub(crate) mod echo;
 pub(crate) mod machines;
 
 use std::{
-    env, fs,
+    fs,
     io::Read,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -39,28 +40,14 @@ pub(crate) fn example(name: &str) -> PathBuf {
     programs().join("examples").join(name)
 }
 
-/// The folder of the programs, which are built there first, as these tests were built. The whole
-/// workspace is named, and a test of it, so that all is built with the features that tests have, and found built already.
+/// The folder of the programs, which are built there first.
 fn programs() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo
-            .args(["build", "-q", "--workspace", "--bin", "updraft"])
-            .args(["--examples", "--test", "layers"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
-        // What cargo tells this test of its own package: a dependency takes a change of that for a reason to be built again,
-        // and then all that stands on it is.
-        for (name, _) in env::vars_os() {
-            let told = name.to_string_lossy();
-            if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
-                cargo.env_remove(&name);
-            }
-        }
-        assert!(cargo.status().unwrap().success());
+        let built = build::build()
+            .args(["--bin", "updraft", "--examples"])
+            .status();
+        assert!(built.unwrap().success());
         let tests = std::env::current_exe().unwrap();
         tests.ancestors().nth(2).unwrap().to_owned()
     })
