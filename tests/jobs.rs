@@ -318,21 +318,33 @@ fn distinct_words(folder: &Folder, count: u32) -> PathBuf {
     path
 }
 
+/// More points than fit in `LITTLE` memory, in which they would have to stay.
+const POINTS: [&str; 2] = ["--generate", "200000"];
+const LITTLE: &str = "9000000";
+
 #[test]
 fn a_memory_limit_too_small_for_the_job_exits_with_10_and_names_who_needs_more() {
-    let folder = Folder::new();
-    let words = distinct_words(&folder, 300_000);
-    let mut count = alone("wordcount", &["--executors", "2"]);
-    count.arg(&words).env("UPDRAFT_MEMORY", "9000000");
-    let line = fail(count, 10);
-    assert!(line.contains("reduce_by_key needs "), "{line}");
+    let mut cluster = alone("kmeans", &["--executors", "2"]);
+    cluster.args(POINTS).env("UPDRAFT_MEMORY", LITTLE);
+    let line = fail(cluster, 10);
+    assert!(line.contains("cache needs "), "{line}");
     assert!(line.contains("of the ledger's 9000000"), "{line}");
 }
 
 #[test]
-fn the_launcher_blames_the_worker_whose_memory_ran_out_and_not_its_peers() {
+fn words_that_memory_has_no_room_for_are_counted_on_disk() {
     let folder = Folder::new();
     let words = distinct_words(&folder, 300_000);
+    let mut count = alone("wordcount", &["--executors", "2"]);
+    count.arg(&words).env("UPDRAFT_MEMORY", LITTLE);
+    let launch = Launch::of(count);
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+    launch.assert_err(" on disk");
+    launch.assert_err("300,000 records");
+}
+
+#[test]
+fn the_launcher_blames_the_worker_whose_memory_ran_out_and_not_its_peers() {
     for transport in ["shm", "tcp"] {
         let way: [&str; 8] = [
             "-n",
@@ -340,16 +352,15 @@ fn the_launcher_blames_the_worker_whose_memory_ran_out_and_not_its_peers() {
             "--executors",
             "1",
             "--memory",
-            "9000000",
+            LITTLE,
             "--transport",
             transport,
         ];
-        let mut count = job("wordcount", (&way, &[]));
-        count.arg(&words);
-        let launch = Launch::of(count);
+        let mut cluster = job("kmeans", (&way, &[]));
+        cluster.args(POINTS);
+        let launch = Launch::of(cluster);
         assert_eq!(launch.code(), Some(10), "{}", launch.err);
-        let said = "it said: reduce_by_key needs ";
-        launch.assert_err(said);
+        launch.assert_err("it said: cache needs ");
     }
 }
 

@@ -68,7 +68,7 @@ fn a_rank_that_dies_in_any_operation_by_any_algorithm_is_told_to_all() {
 #[test]
 fn a_rank_that_dies_in_any_operation_on_tables_is_told_to_all() {
     let (mut told, mut unharmed) = (0, 0);
-    for seed in 0..often(100, 10_000) {
+    for seed in 0..often(40, 10_000) {
         let size = 2 + (seed % 4) as u32;
         let network = deadly(seed, size, 1, 1500);
         let results = simulate_on(&network, seed, size, tables::everything);
@@ -81,7 +81,7 @@ fn a_rank_that_dies_in_any_operation_on_tables_is_told_to_all() {
             }
         }
     }
-    assert!(told > 50 && unharmed > 0, "{told} {unharmed}");
+    assert!(told > 20 && unharmed > 0, "{told} {unharmed}");
 }
 
 /// What each rank made of its agreements, also of ranks that died later.
