@@ -420,7 +420,8 @@ fn workers_keep_the_constraints_of_a_graph_and_explain_where_tasks_are() {
     for worker in 0..2 {
         launch.assert_out(&format!("[w{worker}] ([249500], [1445])"));
     }
-    launch.assert_err("divide (divide: 3 instances, on ranks 2 2 3)");
+    // Even spreading wants them on ranks 0, 1 and 2. The first two go on to the next worker that has a gpu, to its ranks in turn.
+    launch.assert_err("divide (divide: 3 instances, on ranks 2 3 2)");
     launch.assert_err("by even: exchange_by_hash");
     launch.assert_err("(apart: 2 instances, on ranks 0 1)");
     launch.assert_err("(with: 3 instances, on ranks ");
