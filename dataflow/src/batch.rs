@@ -28,18 +28,15 @@ use rkyv::{
     Archive, Place,
     rancor::{self, Strategy},
     ser::{Serializer, allocator::Arena},
-    util::AlignedVec,
     vec::{ArchivedVec, VecResolver},
 };
 use transport::{Buffer, Loan, Rank};
 
 use crate::{
     Error,
+    bytes::{ALIGN, Bytes},
     record::{Encode, OutOfLine, Record, Unfit},
 };
-
-/// Alignment of a batch's memory; what rkyv needs is at most 16.
-pub(crate) const ALIGN: usize = 64;
 
 /// Bytes that a processor fetches at a time.
 const LINE: usize = 64;
@@ -55,18 +52,12 @@ pub(crate) enum Memory {
     /// In the loan that will travel.
     Loan(Loan),
     /// In memory of our own, because no loan was to be had in the middle of a record.
-    Own(AlignedVec<ALIGN>),
+    Own(Bytes),
 }
 
 impl Memory {
     pub(crate) fn own(bytes: usize) -> Self {
-        Self::Own(Self::own_bytes(bytes))
-    }
-
-    pub(crate) fn own_bytes(bytes: usize) -> AlignedVec<ALIGN> {
-        let mut memory = AlignedVec::with_capacity(bytes);
-        memory.resize(bytes, 0);
-        memory
+        Self::Own(Bytes::zeroed(bytes))
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -79,7 +70,7 @@ impl Memory {
     fn truncate(&mut self, len: usize) {
         match self {
             Self::Loan(loan) => loan.set_len(len),
-            Self::Own(own) => own.resize(len, 0),
+            Self::Own(own) => own.resize(len),
         }
     }
 }
@@ -236,10 +227,10 @@ impl<T: Record> Builder<T> {
     }
 
     /// Gives up what was built, and its memory, if that is our own.
-    pub(crate) fn into_memory(self) -> AlignedVec<ALIGN> {
+    pub(crate) fn into_memory(self) -> Bytes {
         match self.memory {
             Memory::Own(bytes) => bytes,
-            Memory::Loan(_) => AlignedVec::new(),
+            Memory::Loan(_) => Bytes::new(),
         }
     }
 
@@ -300,8 +291,7 @@ impl<T: Record> Batch<T> {
 
     /// A copy in memory of our own, so that the batch's goes back to its sender.
     pub(crate) fn keep(&self) -> Page<T> {
-        let mut bytes = AlignedVec::with_capacity(self.buffer.len());
-        bytes.extend_from_slice(&self.buffer);
+        let bytes = Bytes::copy_of(&self.buffer);
         Page::trusted(bytes)
     }
 
@@ -315,7 +305,7 @@ impl<T: Record> Batch<T> {
 ///
 /// Its elements are found once, so that reading one of them touches no other part of the page.
 pub(crate) struct Page<T> {
-    bytes: AlignedVec<ALIGN>,
+    bytes: Bytes,
     /// Where the elements start.
     elements_at: usize,
     len: usize,
@@ -324,13 +314,13 @@ pub(crate) struct Page<T> {
 
 impl<T: Record> Page<T> {
     /// Opens a page that comes back from where this process cannot vouch for it: checks it once.
-    pub(crate) fn checked(bytes: AlignedVec<ALIGN>) -> Result<Self, rancor::Error> {
+    pub(crate) fn checked(bytes: Bytes) -> Result<Self, rancor::Error> {
         rkyv::access::<Root<T>, rancor::Error>(&bytes)?;
         Ok(Self::trusted(bytes))
     }
 
     /// Opens what passed the validator or was just built.
-    fn trusted(bytes: AlignedVec<ALIGN>) -> Self {
+    fn trusted(bytes: Bytes) -> Self {
         // SAFETY: all callers have a valid archive of `Vec<T>`.
         let elements = unsafe { rkyv::access_unchecked::<Root<T>>(&bytes) }.as_slice();
         let len = elements.len();
@@ -386,9 +376,9 @@ impl<T: Record> Page<T> {
     }
 
     /// Gives its memory up for the next page.
-    pub(crate) fn into_memory(self) -> AlignedVec<ALIGN> {
+    pub(crate) fn into_memory(self) -> Bytes {
         let mut bytes = self.bytes;
-        bytes.resize(bytes.capacity(), 0);
+        bytes.resize(bytes.capacity());
         bytes
     }
 }
@@ -403,7 +393,7 @@ impl<T> fmt::Debug for Page<T> {
 
 thread_local! {
     /// Memory for values that have to be encoded to be seen, kept for the next one.
-    static SPARE: RefCell<Vec<AlignedVec<ALIGN>>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Vec<Bytes>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Memory that one encoded value is tried in first; twice as much each time it does not fit.
@@ -436,7 +426,7 @@ pub(crate) fn try_with_encoded<E: Encode, R>(
 ) -> Result<R, Unfit> {
     let mut spare = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
     if spare.is_empty() {
-        spare.resize(ENCODED_BYTES, 0);
+        spare.resize(ENCODED_BYTES);
     }
     let memory = loop {
         let mut builder = Builder::<E::Record>::new(Memory::Own(spare), Shape::UNKNOWN);
@@ -447,8 +437,7 @@ pub(crate) fn try_with_encoded<E: Encode, R>(
                 if unfit != Unfit::Full || bytes <= builder.capacity() {
                     return Err(unfit);
                 }
-                spare = AlignedVec::with_capacity(bytes);
-                spare.resize(bytes, 0);
+                spare = Bytes::zeroed(bytes);
             }
         }
     };
@@ -460,7 +449,7 @@ pub(crate) fn try_with_encoded<E: Encode, R>(
     let result = function(E::Record::view(&root.as_slice()[0]));
     if bytes.capacity() <= SPARE_BYTES_MAX {
         let capacity = bytes.capacity();
-        bytes.resize(capacity, 0);
+        bytes.resize(capacity);
         SPARE.with_borrow_mut(|spare| spare.push(bytes));
     }
     Ok(result)
@@ -581,7 +570,7 @@ mod tests {
         ]
     }
 
-    fn inflict(damage: &Damage, bytes: &mut AlignedVec<ALIGN>) {
+    fn inflict(damage: &Damage, bytes: &mut Bytes) {
         let len = bytes.len();
         if len == 0 {
             return;
@@ -594,7 +583,7 @@ mod tests {
                 let end = len.min(at + 4);
                 bytes[at..end].copy_from_slice(&word.to_le_bytes()[..end - at]);
             }
-            Damage::Truncate(at) => bytes.resize(at.index(len), 0),
+            Damage::Truncate(at) => bytes.resize(at.index(len)),
         }
     }
 
@@ -607,7 +596,7 @@ mod tests {
             };
             for damage in damages {
                 inflict(damage, &mut bytes);
-                let copy = Memory::Own(bytes.clone());
+                let copy = Memory::Own(Bytes::copy_of(&bytes));
                 if let Ok(batch) = Batch::<T>::checked(0, travelled(&arena, copy)) {
                     let records = owned(&[batch]);
                     assert!(format!("{records:?}").len() > 1);

@@ -28,6 +28,7 @@
 
 mod accumulator;
 mod batch;
+mod bytes;
 mod cache;
 mod error;
 mod exchange;

@@ -2,7 +2,6 @@
 
 use std::{cmp::Ordering, rc::Rc};
 
-use rkyv::util::AlignedVec;
 use transport::{Ledger, Reservation};
 
 use super::{
@@ -11,7 +10,8 @@ use super::{
 };
 use crate::{
     Encode, Error, Record,
-    batch::{ALIGN, Builder, Memory, Page, Shape},
+    batch::{Builder, Memory, Page, Shape},
+    bytes::Bytes,
     record::Unfit,
 };
 
@@ -370,7 +370,7 @@ impl<T: Record> Writer<T> {
         self.compressed_bytes = self.compressed_bytes.max(compressed.unwrap_or(0));
         if page.capacity() == self.block_bytes {
             let mut memory = page;
-            memory.resize(self.block_bytes, 0);
+            memory.resize(self.block_bytes);
             self.builder = Builder::new(Memory::Own(memory), self.shape);
         }
         Ok(())
@@ -514,9 +514,9 @@ impl<T: Record> Reader<T> {
         let file = &self.run.file;
         let mut memory = match self.page.take() {
             Some(page) => page.into_memory(),
-            None => AlignedVec::<ALIGN>::with_capacity(self.run.page_bytes),
+            None => Bytes::with_capacity(self.run.page_bytes),
         };
-        memory.resize(page_bytes as usize, 0);
+        memory.resize(page_bytes as usize);
         if extent.bytes() == page_bytes as usize {
             file.read(&extent, &mut memory)?;
         } else {

@@ -2,7 +2,6 @@
 
 use std::{cmp::Ordering, ops::Range, rc::Rc};
 
-use rkyv::util::AlignedVec;
 use transport::Reservation;
 
 use super::{
@@ -12,7 +11,8 @@ use super::{
 };
 use crate::{
     Error, Ordered, Record,
-    batch::{ALIGN, Builder, Memory, Page, Shape},
+    batch::{Builder, Memory, Page, Shape},
+    bytes::{ALIGN, Bytes},
     record::Unfit,
     spill::{self, Cut, LoserTree, Reader, Run, Writer},
     stage::Place,
@@ -127,7 +127,7 @@ struct Chunk<T> {
     entries: Vec<Entry>,
     scratch: Vec<Entry>,
     /// Memory for pages.
-    spare: Vec<AlignedVec<ALIGN>>,
+    spare: Vec<Bytes>,
 }
 
 impl<T: Record> Chunk<T> {
@@ -154,7 +154,7 @@ pub(crate) struct Store<T: Record, O: OrderBy<T>> {
     chunk: Chunk<T>,
     held: Held<T>,
     /// Memory of pages that were held, which is still on the ledger.
-    spare: Vec<AlignedVec<ALIGN>>,
+    spare: Vec<Bytes>,
     /// For the chunk, and later for reading from disk.
     for_chunk: Reservation,
     /// For what is held.
@@ -286,15 +286,15 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
     }
 
     /// Memory for a page of the chunk. That of the usual size is there from the start.
-    fn chunk_page(&mut self, bytes: usize) -> Result<AlignedVec<ALIGN>, Error> {
+    fn chunk_page(&mut self, bytes: usize) -> Result<Bytes, Error> {
         if bytes == self.sizes.page_bytes {
             let spare = self.chunk.spare.pop();
-            return Ok(spare.unwrap_or_else(|| Memory::own_bytes(bytes)));
+            return Ok(spare.unwrap_or_else(|| Bytes::zeroed(bytes)));
         }
         self.largest_page = self.largest_page.max(bytes);
         if self.has_room(bytes as u64) && self.for_chunk.grow(bytes as u64).is_ok() {
             self.writer.make_room(bytes)?;
-            return Ok(Memory::own_bytes(bytes));
+            return Ok(Bytes::zeroed(bytes));
         }
         // A large record has room once nothing else is held, or never.
         self.start_spilling()?;
@@ -303,11 +303,11 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
         self.let_go();
         self.for_chunk.grow(bytes as u64)?;
         self.writer.make_room(bytes)?;
-        Ok(Memory::own_bytes(bytes))
+        Ok(Bytes::zeroed(bytes))
     }
 
     /// Takes back the memory of a page of the chunk.
-    fn take_back(&mut self, memory: AlignedVec<ALIGN>) {
+    fn take_back(&mut self, memory: Bytes) {
         let bytes = memory.capacity();
         if bytes == self.sizes.page_bytes {
             self.chunk.spare.push(memory);
@@ -327,14 +327,14 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
     }
 
     /// Memory for a page to hold; none when there is no room.
-    fn held_page(&mut self, bytes: usize) -> Option<AlignedVec<ALIGN>> {
+    fn held_page(&mut self, bytes: usize) -> Option<Bytes> {
         if bytes == self.sizes.page_bytes
             && let Some(spare) = self.spare.pop()
         {
             return Some(spare);
         }
         let grown = self.has_room(bytes as u64) && self.for_held.grow(bytes as u64).is_ok();
-        grown.then(|| Memory::own_bytes(bytes))
+        grown.then(|| Bytes::zeroed(bytes))
     }
 
     /// Lets go of the memory that nothing is in.
@@ -429,7 +429,7 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
     }
 
     /// Gives back the memory of a page that was held.
-    fn give_back(&mut self, memory: AlignedVec<ALIGN>) {
+    fn give_back(&mut self, memory: Bytes) {
         if memory.capacity() == self.sizes.page_bytes {
             self.spare.push(memory);
         } else {
