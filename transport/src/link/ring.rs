@@ -16,7 +16,7 @@
 use std::ops::Deref;
 
 use crate::{
-    arena::prefetch_write,
+    arena::{prefetch_read, prefetch_write},
     sync::{AtomicU64, Ordering},
 };
 
@@ -107,7 +107,18 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Producer<R> {
     /// Has the processor fetch the line that the next entry will be in, for writing.
     #[inline]
     pub(crate) fn fetch(&self) {
-        prefetch_write((&raw const self.ring.slots[self.put as usize % N]).cast());
+        self.fetch_at(self.put);
+    }
+
+    /// The same for the one behind it.
+    #[inline]
+    pub(crate) fn fetch_second(&self) {
+        self.fetch_at(self.put.wrapping_add(1));
+    }
+
+    #[inline(always)]
+    fn fetch_at(&self, position: u64) {
+        prefetch_write((&raw const self.ring.slots[position as usize % N]).cast());
     }
 
     /// Puts an entry in, of at most seven words; further ones are left as they are. There must be room: see
@@ -191,6 +202,13 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
     #[inline]
     pub(crate) fn is_ready(&self) -> bool {
         self.arrived().is_some()
+    }
+
+    /// Has the processor fetch the line behind the one that the next entry will be in.
+    #[inline]
+    pub(crate) fn fetch_second(&self) {
+        let second = self.position.wrapping_add(1);
+        prefetch_read((&raw const self.ring.slots[second as usize % N]).cast());
     }
 
     #[inline(always)]

@@ -130,6 +130,8 @@ pub(crate) struct Shm {
     asides: VecDeque<Buffer>,
     /// Where the block is that the peer will likely use next, plus one: a hint of its own.
     expected: u64,
+    /// Whether the last message that came was in two entries.
+    two_expected: bool,
     /// Polls without news since the last message.
     idle_polls: u32,
     /// Entries that were put in the outgoing ring when the last message came.
@@ -158,6 +160,7 @@ impl Shm {
             asides: VecDeque::new(),
             waits: 0,
             expected: 0,
+            two_expected: false,
             idle_polls: 0,
             put: 0,
             end: None,
@@ -421,6 +424,7 @@ impl Shm {
             self.fetch_for_answer();
             let message = match note & 0xff00 {
                 INLINE if usize::from(note & 0xff) <= FIRST_BYTES => {
+                    self.two_expected = false;
                     let payload = entry[1..].iter();
                     Buffer::from_words(entry[0], payload, usize::from(note & 0xff))
                 }
@@ -493,6 +497,7 @@ impl Shm {
     /// The message of which the first entry was taken, and the second is there too.
     fn message_of_two(&mut self, note: Note, first: Entry) -> Option<Buffer> {
         let second = self.incoming.pop_second(REST)?;
+        self.two_expected = true;
         let payload = first[1..].iter().chain(&second);
         Buffer::from_words(first[0], payload, usize::from(note & 0xff))
     }
@@ -506,6 +511,9 @@ impl Shm {
             if self.expected != 0 {
                 self.mapping.region().prefetch_read(self.expected - 1);
             }
+            if self.two_expected {
+                self.incoming.fetch_second();
+            }
         }
     }
 
@@ -517,6 +525,9 @@ impl Shm {
         if put != self.put {
             self.put = put;
             self.outgoing.fetch();
+            if self.two_expected {
+                self.outgoing.fetch_second();
+            }
         }
     }
 
