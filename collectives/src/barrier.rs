@@ -17,7 +17,7 @@ impl Group {
             if algorithm == Algorithm::Board {
                 let (call, board) = self.begin_now(Signature::new("barrier"))?;
                 let wrote = board.write_now::<u8>(&call, &[]);
-                if wrote && others(&call).all(|from| board.arrives_soon(&call, from)) {
+                if wrote && others(&call).all(|from| board.arrives_soon(&call, from, 0)) {
                     return call.end(Ok(()));
                 }
                 let result = Box::pin(on_board(&call, board, wrote)).await;

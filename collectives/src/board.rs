@@ -22,7 +22,7 @@ use std::{
     task::Poll,
 };
 
-use transport::{Exposed, RemoteRegion};
+use transport::{Exposed, RemoteRegion, prefetch_read, prefetch_write};
 
 use crate::{
     Element, Error,
@@ -52,6 +52,10 @@ const SPINS_A_POLL: u32 = 16;
 const QUICK_LOOKS: u32 = 64;
 /// Words read at a time, of operands of a line and of larger ones.
 const LINE: usize = 8;
+/// Bytes of an operand that are in the line of its stamp.
+const FIRST_BYTES: usize = (LINE - OPERAND) * WORD;
+/// Lines fetched ahead, of an operand that takes more than one.
+const FETCHED: usize = 2;
 const CHUNK: usize = 64;
 
 /// Whether call `one` is before call `other`: numbers wrap around after four thousand million calls.
@@ -161,10 +165,24 @@ impl Board {
             }
             stamp.store(call.stamp, Ordering::Release);
         }
+        self.fetch_next(call.number, bytes.len());
         let fabric = call.group.engine.fabric().borrow();
         for (member, &rank) in call.group.fate.members.iter().enumerate() {
             if member != call.me() {
                 fabric.ring(rank);
+            }
+        }
+    }
+
+    /// Has the processor fetch the first lines of the slot that the next call will use, which are with those who read
+    /// them last.
+    #[inline]
+    fn fetch_next(&self, number: u32, bytes: usize) {
+        let next = Self::slot(number.wrapping_add(1));
+        let lines = if bytes > FIRST_BYTES { FETCHED } else { 1 };
+        for line in 0..lines {
+            if let Some(word) = self.own.words().get(next + line * LINE) {
+                prefetch_write((&raw const *word).cast());
             }
         }
     }
@@ -229,13 +247,19 @@ impl Board {
         here
     }
 
-    /// The same, after a while of spinning.
+    /// The same, after a while of spinning. The operand has so many bytes.
     #[inline]
-    pub(crate) fn arrives_soon(&self, call: &Call<'_>, from: usize) -> bool {
+    pub(crate) fn arrives_soon(&self, call: &Call<'_>, from: usize, bytes: usize) -> bool {
         let spins = call.group.engine.0.spins;
+        let second = Self::slot(call.number) + LINE;
+        let second = self.words(from).get(second).filter(|_| bytes > FIRST_BYTES);
         for spin in 0..spins {
             if self.has_arrived(call, from) {
                 return true;
+            }
+            // Two lines that are asked for at once arrive as soon as one.
+            if let Some(word) = second {
+                prefetch_read((&raw const *word).cast());
             }
             // The first looks are without a pause, which is longer than the line's way.
             if spin > QUICK_LOOKS {
@@ -314,7 +338,7 @@ impl Board {
         len: usize,
         take: impl FnMut(usize, &[T]),
     ) -> bool {
-        let arrives = self.arrives_soon(call, from);
+        let arrives = self.arrives_soon(call, from, len * size_of::<T>());
         if arrives {
             self.read_arrived(call, from, first, len, take);
         }
@@ -384,7 +408,8 @@ impl Board {
         op: &O,
     ) -> bool {
         let all = members.clone();
-        let arrive = members.all(|from| self.arrives_soon(call, from));
+        let bytes = size_of_val(data);
+        let arrive = members.all(|from| self.arrives_soon(call, from, bytes));
         if arrive {
             self.combine_arrived(call, all, first, data, op);
         }

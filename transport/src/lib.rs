@@ -42,7 +42,7 @@ mod sync;
 mod verbs;
 
 pub use address::Address;
-pub use arena::{Arena, Buffer, Loan, Window, prefetch_read};
+pub use arena::{Arena, Buffer, Loan, Window, prefetch_read, prefetch_write};
 pub use error::{Error, Loss, Unusable};
 pub use fabric::{Config, Counters, Event, Fabric, Flow, Peer, Transport, Waker, Why};
 pub use handover::{Handover, Stores};

@@ -18,11 +18,11 @@ use self::blocks::Blocks;
 pub(crate) use self::{
     blocks::Lent,
     loan::{Block, INLINE_BYTES},
-    region::{Geometry, Region, prefetch_write},
+    region::{Geometry, Region},
 };
 pub use self::{
     loan::{Buffer, Loan},
-    region::prefetch_read,
+    region::{prefetch_read, prefetch_write},
     window::Window,
 };
 use crate::{

@@ -120,7 +120,7 @@ pub fn prefetch_read(line: *const u8) {
 /// Has this processor fetch the line at an address for writing: it was last with whoever read it, and what is
 /// soon written there arrives earlier.
 #[inline]
-pub(crate) fn prefetch_write(line: *const u8) {
+pub fn prefetch_write(line: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: a prefetch changes nothing that a program can see, whatever the address.
     unsafe {
