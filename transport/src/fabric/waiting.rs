@@ -1,7 +1,7 @@
 //! How a rank waits that has nothing to do: it spins while that pays, gives its core away where others need it,
 //! and then sleeps.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Contact, Fabric, POLLS_A_GLANCE, POLLS_A_LOOK, sockets::Sockets};
 use crate::{Error, Rank, bell, link::Link};
@@ -12,6 +12,8 @@ const SPINS_MIN: u32 = 32;
 /// The same for a rank that shares its core, in turns given away.
 const YIELDS_MAX: u32 = 32;
 const YIELDS_MIN: u32 = 1;
+/// A sleep that was over so soon was not worth falling asleep for.
+const SHORT_SLEEP: Duration = Duration::from_micros(100);
 /// Connections that are read from at every poll, when there are no other links: two such reads take no longer
 /// than asking the event queue.
 const PROBED_LINKS_MAX: usize = 2;
@@ -94,7 +96,12 @@ impl Fabric {
         let waited = if !armed || self.has_news() || ready() {
             Ok(())
         } else {
-            self.look(timeout)
+            let asleep = Instant::now();
+            let waited = self.look(timeout);
+            if asleep.elapsed() < SHORT_SLEEP {
+                self.spins = self.spins.saturating_mul(4);
+            }
+            waited
         };
         self.arena.region().bell().disarm();
         waited
