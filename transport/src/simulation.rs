@@ -4,7 +4,12 @@
 //! time drawn from the seed, in the order of each channel, as on a real network. So whatever goes
 //! wrong for a seed goes wrong again, as in FoundationDB's and TigerBeetle's simulators.
 
-use std::{cell::RefCell, collections::VecDeque, fmt, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt, mem,
+    rc::Rc,
+};
 
 use crate::{Arena, Buffer, Endpoint, Error, Fabric, Loan, Loss, Rank, link::End};
 
@@ -33,8 +38,12 @@ struct State {
     random: u64,
     now: u64,
     size: u32,
-    /// What is on its way, by sender and receiver.
-    channels: Vec<VecDeque<Sent>>,
+    /// What is on its way, by receiver and then sender.
+    channels: Vec<BTreeMap<Rank, VecDeque<Sent>>>,
+    /// Who something arrives at, by when.
+    arrivals: BTreeMap<u64, Vec<Rank>>,
+    /// Who something has arrived at since that was last asked for.
+    arrived: BTreeSet<Rank>,
     ended: Vec<Option<End>>,
     /// How many messages more each rank sends before it dies, if that is settled.
     left: Vec<Option<u64>>,
@@ -56,7 +65,9 @@ impl Simulation {
             random: seed,
             now: 0,
             size,
-            channels: (0..size * size).map(|_| VecDeque::new()).collect(),
+            channels: (0..size).map(|_| BTreeMap::new()).collect(),
+            arrivals: BTreeMap::new(),
+            arrived: BTreeSet::new(),
             ended: vec![None; size as usize],
             left: vec![None; size as usize],
         })))
@@ -78,16 +89,18 @@ impl Simulation {
     /// Lets time pass until the next message arrives; false when none is on its way.
     pub fn advance(&self) -> bool {
         let mut state = self.0.borrow_mut();
-        let now = state.now;
-        let arrivals = state
-            .channels
-            .iter()
-            .filter_map(|channel| Some(channel.iter().find(|sent| sent.at > now)?.at));
-        let Some(next) = arrivals.min() else {
+        let Some((next, receivers)) = state.arrivals.pop_first() else {
             return false;
         };
         state.now = next;
+        state.arrived.extend(receivers);
         true
+    }
+
+    /// The ranks at which something has arrived since this was last asked, in order: the
+    /// others have nothing new to do, which counts where there are thousands.
+    pub fn take_arrived(&self) -> BTreeSet<Rank> {
+        mem::take(&mut self.0.borrow_mut().arrived)
     }
 
     /// Kills a rank: what it sent still arrives, then its peers learn that it is lost.
@@ -113,10 +126,7 @@ impl Simulation {
     fn end(&self, rank: Rank, end: End) {
         let mut state = self.0.borrow_mut();
         state.ended[rank as usize].get_or_insert(end);
-        let size = state.size;
-        let unread: Vec<_> = (0..size)
-            .flat_map(|from| std::mem::take(&mut state.channels[(from * size + rank) as usize]))
-            .collect();
+        let unread = mem::take(&mut state.channels[rank as usize]);
         drop(state);
         drop(unread); // Their drop returns loans, which must not find the network borrowed.
     }
@@ -155,7 +165,8 @@ pub(crate) struct Port {
 impl Port {
     pub(crate) fn is_ready(&self) -> bool {
         let state = self.network.0.borrow();
-        match state.channels[self.incoming(&state)].front() {
+        let channel = state.channels[self.rank as usize].get(&self.peer);
+        match channel.and_then(VecDeque::front) {
             Some(sent) => sent.at <= state.now,
             None => state.ended[self.peer as usize].is_some(),
         }
@@ -198,19 +209,23 @@ impl Port {
             return Ok(()); // The dead may speak, but nobody hears them.
         }
         let delay = state.draw(DELAY_MAX);
-        let channel = (self.rank * state.size + self.peer) as usize;
-        let last = state.channels[channel].back().map_or(0, |sent| sent.at);
-        let at = last.max(state.now + delay);
-        state.channels[channel].push_back(Sent {
+        let now = state.now;
+        let channel = state.channels[self.peer as usize]
+            .entry(self.rank)
+            .or_default();
+        let last = channel.back().map_or(0, |sent| sent.at);
+        let at = last.max(now + delay);
+        channel.push_back(Sent {
             at,
             is_message,
             buffer,
         });
+        if at > now {
+            state.arrivals.entry(at).or_default().push(self.peer);
+        } else {
+            state.arrived.insert(self.peer);
+        }
         Ok(())
-    }
-
-    fn incoming(&self, state: &State) -> usize {
-        (self.peer * state.size + self.rank) as usize
     }
 }
 
@@ -229,16 +244,18 @@ impl Endpoint for Port {
 
     fn receive(&mut self) -> Result<Option<Buffer>, Error> {
         let mut state = self.network.0.borrow_mut();
-        let (now, incoming) = (state.now, self.incoming(&state));
-        match state.channels[incoming].front() {
-            Some(sent) if sent.at <= now => match state.channels[incoming].pop_front() {
-                Some(sent) if !sent.is_message => {
-                    self.asides.push_back(sent.buffer);
-                    Ok(None)
-                }
-                sent => Ok(sent.map(|sent| sent.buffer)),
-            },
-            Some(_) => Ok(None),
+        let now = state.now;
+        let channel = state.channels[self.rank as usize].get_mut(&self.peer);
+        let next = channel.and_then(|channel| match channel.front()?.at <= now {
+            true => channel.pop_front().map(Some),
+            false => Some(None),
+        });
+        match next {
+            Some(Some(sent)) if !sent.is_message => {
+                self.asides.push_back(sent.buffer);
+                Ok(None)
+            }
+            Some(sent) => Ok(sent.map(|sent| sent.buffer)),
             None => match &state.ended[self.peer as usize] {
                 Some(end) => Err(end.error(self.peer)),
                 None => Ok(None),
