@@ -195,6 +195,97 @@ fn memory_too_small_for_a_message_is_the_failure_of_the_job() {
     launch.assert_err("cannot fit in an arena");
 }
 
+/// The operators that there are, as a wrong one is told them.
+fn operators() -> Vec<String> {
+    let launch = bench("operators --only nothing", &Folder::new());
+    assert_eq!(launch.code(), Some(2));
+    let (_, names) = launch.err.split_once("[possible values: ").unwrap();
+    let (names, _) = names.split_once(']').unwrap();
+    names.split(", ").map(str::to_owned).collect()
+}
+
+#[test]
+fn every_operator_is_right_for_every_type_of_record_and_its_figures_are_written_down() {
+    let _turn = take_turn();
+    let all = operators();
+    assert!(all.len() >= 36, "{all:?}");
+    let folder = Folder::new();
+    let words = "operators --records 2k --record u64,pair,text --executors 2 --repeats 1 --warmup 0 --memory 64m --verify";
+    let launch = bench(words, &folder);
+    assert_eq!((launch.code(), &*launch.err), (Some(0), ""));
+    launch.assert_out("4 ranks in 2 processes");
+    let csv = read(&folder, "csv");
+    let rows = rows(&csv);
+    for operator in &all {
+        let of_it = rows.iter().filter(|row| cell(row, "operator") == operator);
+        let types: Vec<&str> = of_it.clone().map(|row| cell(row, "record")).collect();
+        let expected = if operator.contains("key")
+            || operator.contains("join") && operator != "cross-join"
+            || operator == "cogroup"
+        {
+            &["pair", "text"][..]
+        } else {
+            &["u64", "pair", "text"]
+        };
+        assert_eq!(types, expected, "{operator}");
+        for row in of_it {
+            assert_eq!(cell(row, "right"), "true", "{row:?}");
+            assert!(cell(row, "records_per_s").parse::<f64>().unwrap() > 0.0);
+            assert!(cell(row, "peak_bytes").parse::<u64>().unwrap() > 1 << 20);
+        }
+    }
+    let json: Value = serde_json::from_str(&read(&folder, "json")).unwrap();
+    assert_eq!(json["points"].as_array().unwrap().len(), rows.len());
+    assert_is_svg(&read(&folder, "svg"));
+}
+
+#[test]
+fn operators_are_right_beyond_memory_and_over_tcp_and_say_what_went_to_disk() {
+    let _turn = take_turn();
+    let folder = Folder::new();
+    for (place, only, records) in [
+        (
+            "-n 1 --executors 2 --memory 8m",
+            "sort,merge-join,distinct,cogroup",
+            "300k",
+        ),
+        (
+            "--transport tcp --memory 64m",
+            "exchange-by-hash,broadcast",
+            "1k,9k",
+        ),
+    ] {
+        let words = format!(
+            "operators {place} --only {only} --records {records} --keys 100k --repeats 1 --warmup 0 --verify"
+        );
+        let launch = bench(&words, &folder);
+        assert_eq!(launch.code(), Some(0), "{}{}", launch.out, launch.err);
+        let csv = read(&folder, "csv");
+        for row in rows(&csv) {
+            assert_eq!(cell(&row, "right"), "true", "{row:?}");
+            let spilled = cell(&row, "spilled_bytes").parse::<u64>().unwrap();
+            assert_eq!(spilled > 0, place.contains("8m"), "{row:?}");
+        }
+    }
+}
+
+#[test]
+fn operators_that_cannot_be_measured_are_refused() {
+    for (words, said) in [
+        (
+            "--only sort,join --record u64",
+            "join needs pairs of a key and a value (--record pair or text), not u64",
+        ),
+        ("--records 0", "is not a number such as 5000, 100k or 1M"),
+        ("--only sort --keys many", "\"many\" is not a number"),
+        ("--record string", "[possible values: u64, pair, text]"),
+    ] {
+        let launch = bench(&format!("operators {words}"), &Folder::new());
+        assert_eq!(launch.code(), Some(2), "{words}");
+        launch.assert_err(said);
+    }
+}
+
 /// `updraft bench compare WORDS` where no peer is installed.
 fn compare(words: &str) -> Launch {
     let _turn = take_turn();

@@ -145,6 +145,7 @@ impl From<RunArguments> for local::Options {
             scheduler: arguments.scheduler,
             attributes: arguments.attributes,
             explain: arguments.explain,
+            quiet: false,
             job: arguments.job,
         }
     }

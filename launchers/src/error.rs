@@ -40,6 +40,13 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// What was measured is not what it should be.
+    #[error("{reason}")]
+    Wrong {
+        /// What was found, and what should have been.
+        reason: String,
+    },
+
     /// A worker could not be started.
     #[error("could not start worker {worker}")]
     Start {
@@ -65,6 +72,7 @@ impl Error {
             Self::NotRunnable { .. } => exit::NOT_FOUND,
             Self::Usage { .. } => exit::USAGE,
             Self::Output { .. } => exit::OUTPUT,
+            Self::Wrong { .. } => exit::JOB,
             Self::Io { .. } | Self::Start { .. } => exit::LAUNCHER,
         }
     }
@@ -72,7 +80,7 @@ impl Error {
 
 /// What the command exits with when it does not pass on the code of a job.
 pub(crate) mod exit {
-    /// A worker said that it failed, and then left with code 0.
+    /// A worker said that it failed, and then left with code 0; a result is wrong, or a target missed.
     pub(crate) const JOB: u8 = 1;
     /// The command line is wrong.
     pub(crate) const USAGE: u8 = 2;

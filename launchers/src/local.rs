@@ -65,6 +65,9 @@ pub fn run(options: &Options) -> Result<u8, Error> {
     let mut job = Job::new(options)?;
     job.start(&Recipe::new(program, options, &job.coordinator)?)?;
     job.wait();
+    if options.quiet {
+        job.summary.clear();
+    }
     Ok(job.conclude())
 }
 
@@ -93,6 +96,8 @@ pub struct Options {
     pub attributes: Vec<Attributes>,
     /// Whether worker 0 says what each run does and where.
     pub explain: bool,
+    /// Whether what the job did is left untold.
+    pub quiet: bool,
     /// The program, and its arguments.
     pub job: Vec<OsString>,
 }
@@ -188,6 +193,7 @@ impl Default for Options {
             scheduler: None,
             attributes: Vec::new(),
             explain: false,
+            quiet: false,
             job: Vec::new(),
         }
     }

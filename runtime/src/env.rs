@@ -14,7 +14,7 @@ use std::{
 
 use collectives::{Engine, Group};
 use dataflow::{
-    Collection, Job, Lines, Pass, Record, TSet, TaskGraph,
+    Collection, Job, Lines, Pass, Record, TSet, TaskGraph, Totals,
     schedule::{Scheduler, Worker},
 };
 use transport::{Address, Fabric, Interface, Ledger, Rank, Secret, Waker};
@@ -295,6 +295,22 @@ impl Env {
     /// The account of this worker's data memory.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// What each rank of the job did in all runs so far, in the order of the ranks; nothing before the first run.
+    ///
+    /// ```
+    /// use updraft::prelude::*;
+    ///
+    /// let records = updraft::run(Config { executors: Some(2), ..Config::default() }, |env| {
+    ///     env.run(&env.collection(vec![1u64, 2, 3]).count().first())?;
+    ///     Ok(env.totals().iter().map(|rank| rank.records).sum::<u64>())
+    /// })?;
+    /// assert_eq!(records, 3);
+    /// # Ok::<(), updraft::Error>(())
+    /// ```
+    pub fn totals(&self) -> &[Totals] {
+        self.summary.by_rank()
     }
 
     /// The lines of the files that `pattern` matches: see [`dataflow::lines`].

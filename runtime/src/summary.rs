@@ -33,6 +33,11 @@ impl Summary {
         }
     }
 
+    /// What each rank did, in their order.
+    pub(crate) fn by_rank(&self) -> &[Totals] {
+        &self.by_rank
+    }
+
     /// How much more the busiest rank had to do than the mean: 1.0 is a perfect balance.
     fn imbalance(&self) -> f64 {
         let work = self

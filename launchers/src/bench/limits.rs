@@ -293,6 +293,7 @@ impl Limits {
             title: "What the machine itself takes, one way".to_owned(),
             subtitle: machine.line(),
             across: "size",
+            label,
             up: Unit::OneWay.name(),
             curves,
         }

@@ -8,6 +8,7 @@ mod collectives;
 mod compare;
 mod limits;
 mod machine;
+mod operators;
 mod plot;
 mod rank;
 mod report;
@@ -52,6 +53,19 @@ pub enum Command {
     /// How long operations among a group of ranks take, and by which algorithms
     Collectives(collectives::Arguments),
 
+    /// How fast parallel operators on records are, and whether they give what a plain loop gives
+    ///
+    /// Prints a line for each operator, type and number of records: the seconds of a run, with the least and the most,
+    /// records and bytes of its input in a second, what went to disk in a run because memory had no room for it, and the
+    /// most memory that the workers had together. Records are made where they are needed, and what comes out is read.
+    #[command(after_help = "Examples:\n  \
+        updraft bench operators --only join,merge-join --records 1M,10M --verify\n  \
+        updraft bench operators --only sort --records 10M --record text --memory 64m --verify\n  \
+        updraft bench operators --only exchange-by-hash --record u64 -n 1 --executors 2 --csv rates.csv --plot rates.svg\n\n\
+        Exit codes: 0 ok; 1 a result is wrong, with --verify; 2 wrong usage; 9 a file cannot be written; else those of the \
+        job that measures.")]
+    Operators(operators::Arguments),
+
     /// What the machine itself allows: cache lines, memory, wake-ups, bare sockets
     Limits(limits::Arguments),
 
@@ -65,6 +79,10 @@ pub enum Command {
     /// What a rank of a measurement is.
     #[command(name = "__rank", hide = true)]
     Rank(rank::Arguments),
+
+    /// What a worker of a measurement of operators is.
+    #[command(name = "__operator", hide = true)]
+    Operator(operators::RankArguments),
 }
 
 impl Command {
@@ -80,16 +98,18 @@ impl Command {
                 job.run("rate", Unit::Rate, &sizes, Measure::Stream)
             }
             Self::Collectives(arguments) => collectives::run(&arguments),
+            Self::Operators(arguments) => operators::run(&arguments),
             Self::Limits(arguments) => limits::run(&arguments),
             Self::Compare(arguments) => compare::run(&arguments),
-            Self::Rank(arguments) => Ok(be_rank(arguments)),
+            Self::Rank(arguments) => Ok(be_worker(rank::run(arguments))),
+            Self::Operator(arguments) => Ok(be_worker(operators::run_rank(&arguments))),
         }
     }
 }
 
-/// A rank's errors are those of a job: the launcher says which worker had them.
-fn be_rank(arguments: rank::Arguments) -> u8 {
-    match rank::run(arguments) {
+/// A worker's errors are those of a job: the launcher says which one had them.
+fn be_worker(ended: Result<(), updraft::Error>) -> u8 {
+    match ended {
         Ok(()) => 0,
         Err(error) => {
             // Where nobody listens there is nobody to tell.
@@ -138,17 +158,17 @@ pub struct RateArguments {
     job: JobArguments,
 }
 
-/// The job that measures.
-#[derive(Debug, Args)]
-struct JobArguments {
+/// Where the job runs that measures.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PlaceArguments {
     /// How many workers to start, each a process
     #[arg(short = 'n', long, alias = "np", value_name = "WORKERS", default_value_t = 2,
         value_parser = clap::value_parser!(u32).range(1..=4096))]
-    workers: u32,
+    pub(crate) workers: u32,
 
     /// How many executors each worker has, each a pinned thread; -n 1 --executors 2 compares threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    executors: u32,
+    pub(crate) executors: u32,
 
     /// What carries the messages between workers
     #[arg(long, value_enum)]
@@ -161,6 +181,33 @@ struct JobArguments {
     /// How much memory each worker may use for messages, such as 512m or 4g
     #[arg(long, value_name = "BYTES", value_parser = crate::command::parse_bytes)]
     memory: Option<u64>,
+}
+
+impl PlaceArguments {
+    pub(crate) fn ranks(&self) -> u32 {
+        self.workers * self.executors
+    }
+
+    /// Starts a job there, and waits for it. Its exit code.
+    pub(crate) fn start(&self, job: Vec<OsString>) -> Result<u8, Error> {
+        local::run(&local::Options {
+            workers: self.workers,
+            executors: Some(self.executors),
+            transport: self.transport,
+            interface: self.interface.clone(),
+            memory_bytes: self.memory,
+            quiet: true,
+            job,
+            ..local::Options::default()
+        })
+    }
+}
+
+/// The job that measures messages.
+#[derive(Debug, Args)]
+struct JobArguments {
+    #[command(flatten)]
+    place: PlaceArguments,
 
     /// Batches measured of each size
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -198,7 +245,7 @@ impl JobArguments {
         }
         let results = Results::new()?;
         let ranks_do = self.ranks_do(measure, sizes, &results);
-        let code = self.start(job(&ranks_do))?;
+        let code = self.place.start(job(&ranks_do))?;
         if code != 0 {
             return Ok(code);
         }
@@ -210,7 +257,7 @@ impl JobArguments {
             name,
             unit,
             ranks,
-            workers: self.workers,
+            workers: self.place.workers,
             touch: !self.no_touch,
             repeats: self.repeats,
             samples,
@@ -222,7 +269,7 @@ impl JobArguments {
 
 impl JobArguments {
     fn ranks(&self) -> u32 {
-        self.workers * self.executors
+        self.place.ranks()
     }
 
     /// What each rank is told.
@@ -238,19 +285,6 @@ impl JobArguments {
             algorithm: None,
             results: results.path(),
         }
-    }
-
-    /// Starts the job, and waits for it. Its exit code.
-    fn start(&self, job: Vec<OsString>) -> Result<u8, Error> {
-        local::run(&local::Options {
-            workers: self.workers,
-            executors: Some(self.executors),
-            transport: self.transport,
-            interface: self.interface.clone(),
-            memory_bytes: self.memory,
-            job,
-            ..local::Options::default()
-        })
     }
 }
 

@@ -1,8 +1,6 @@
-//! A chart of figures by message size, both axes logarithmic, as a self-contained SVG.
+//! A chart of figures by size or number, both axes logarithmic, as a self-contained SVG.
 
 use std::fmt::Write as _;
-
-use super::sizes::label;
 
 /// Where the curves end, and the legend begins.
 const END: f64 = 710.0;
@@ -26,8 +24,10 @@ const SIZE_LABELS_MAX: usize = 14;
 pub(crate) struct Plot {
     pub(crate) title: String,
     pub(crate) subtitle: String,
-    /// What the horizontal axis shows: always bytes.
+    /// What the horizontal axis shows.
     pub(crate) across: &'static str,
+    /// How a place on it is written.
+    pub(crate) label: fn(usize) -> String,
     /// What the vertical axis shows.
     pub(crate) up: &'static str,
     pub(crate) curves: Vec<Curve>,
@@ -37,7 +37,7 @@ pub(crate) struct Plot {
 #[derive(Debug, Clone)]
 pub(crate) struct Curve {
     pub(crate) name: String,
-    /// Bytes and figures, both above zero.
+    /// Places across and figures, both above zero.
     pub(crate) points: Vec<(f64, f64)>,
     pub(crate) dashed: bool,
     /// Which colour it has: curves that belong together share one.
@@ -128,7 +128,13 @@ impl Plot {
             let at = x.at(*size as f64);
             line(svg, [at, TOP, at, HEIGHT - BOTTOM], "#e4e4e4");
             let below = HEIGHT - BOTTOM + 20.0;
-            text(svg, at, below, "text-anchor=\"middle\"", &label(*size));
+            text(
+                svg,
+                at,
+                below,
+                "text-anchor=\"middle\"",
+                &(self.label)(*size),
+            );
         }
         let middle = f64::midpoint(LEFT, END);
         text(
@@ -189,7 +195,7 @@ impl Plot {
             for ((x, y), (bytes, figure)) in places.iter().zip(&curve.points) {
                 let said = format!(
                     "{}: {} {}",
-                    label(*bytes as usize),
+                    (self.label)(*bytes as usize),
                     number(*figure),
                     self.up
                 );
@@ -281,6 +287,7 @@ mod tests {
             title: "a < b & \"c\"".to_owned(),
             subtitle: String::new(),
             across: "size",
+            label: |size| size.to_string(),
             up: "us",
             curves: vec![Curve {
                 name: "x".to_owned(),

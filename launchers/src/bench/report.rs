@@ -342,6 +342,7 @@ impl Report {
             title: self.title(),
             subtitle: machine.line(),
             across: "message size",
+            label,
             up: self.unit.name(),
             curves,
         }

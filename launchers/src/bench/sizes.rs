@@ -66,6 +66,39 @@ pub(crate) fn label(bytes: usize) -> String {
         )
 }
 
+/// Reads a number of things: `5000`, `100k`, `1M` or `2G`, by powers of a thousand.
+pub(crate) fn parse_count(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['k', 'M', 'G']) {
+        Some(digits) => (digits, &text[digits.len()..]),
+        None => (text, ""),
+    };
+    let factor = match unit {
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        _ => 1,
+    };
+    let number = digits.parse::<u64>().ok();
+    number
+        .and_then(|number| number.checked_mul(factor))
+        .filter(|number| (1..=COUNT_MAX).contains(number))
+        .ok_or_else(|| format!("{text:?} is not a number such as 5000, 100k or 1M"))
+}
+
+/// The largest number of things: sums of it stay far from the end of a word.
+const COUNT_MAX: u64 = 1 << 40;
+
+/// A number of things for people, as [`parse_count`] reads it.
+pub(crate) fn count_label(count: u64) -> String {
+    [(1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")]
+        .into_iter()
+        .find(|(factor, _)| count >= *factor && count.is_multiple_of(*factor))
+        .map_or_else(
+            || count.to_string(),
+            |(factor, unit)| format!("{}{unit}", count / factor),
+        )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +132,17 @@ mod tests {
             "8,64q".parse::<Sizes>().unwrap_err(),
             "\"64q\" is not a size such as 8, 64, 1Ki or 4Mi"
         );
+    }
+
+    #[test]
+    fn a_number_is_labelled_as_it_is_read() {
+        for count in [1, 999, 1000, 1500, 100_000, 20_000_000, 1_000_000_000] {
+            assert_eq!(parse_count(&count_label(count)), Ok(count));
+        }
+        for text in ["", "k", "0", "-1", "1.5M", "1m", "2000000G", "1kk"] {
+            let error = parse_count(text).unwrap_err();
+            assert!(error.contains("is not a number such as"), "{text} {error}");
+        }
     }
 
     #[test]

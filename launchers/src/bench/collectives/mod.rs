@@ -86,7 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Error> {
                 .job
                 .ranks_do(measure_of(operator), &sizes, &results)
         };
-        let code = arguments.job.start(job(&ranks_do))?;
+        let code = arguments.job.place.start(job(&ranks_do))?;
         if code != 0 {
             return Ok(code);
         }
@@ -149,6 +149,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Error> {
         title: format!("collectives, {ranks} ranks"),
         subtitle: machine.line(),
         across: "bytes of a rank",
+        label,
         up: Unit::Operation.name(),
         curves: measured
             .iter()

@@ -34,7 +34,7 @@ use super::{
     rank::{self, Measure},
     report::{Unit, check_writable, machine_json, write_file},
     samples::{Cores, Line, Samples},
-    sizes::Sizes,
+    sizes::{Sizes, label},
 };
 use crate::{Error, error::exit, output::say, worker};
 
@@ -422,6 +422,7 @@ impl<'a> Comparison<'a> {
                 ),
                 subtitle: machine.line(),
                 across: "message size",
+                label,
                 up: unit.name(),
                 curves,
             };
