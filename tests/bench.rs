@@ -460,3 +460,29 @@ fn a_comparison_of_what_does_not_exist_is_refused() {
     assert_eq!(launch.code(), Some(0));
     launch.assert_out("P5 single no peer (/nowhere/at/all: No such file");
 }
+
+#[test]
+fn messages_and_bytes_grow_by_the_formulas_of_their_algorithms() {
+    let folder = Folder::new();
+    let words = "collectives --growth --ranks-max 8 --repeats 2 --only all_reduce,all_gather";
+    let launch = bench(words, &folder);
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+    let csv = read(&folder, "csv");
+    let rows = rows(&csv);
+    let (counts, times): (Vec<_>, Vec<_>) = rows
+        .iter()
+        .partition(|row| !cell(row, "messages").is_empty());
+    // 5 algorithms of all_reduce and 3 of all_gather, each for 5 numbers of ranks; 3 of these for threads.
+    assert_eq!((counts.len(), times.len()), (8 * 5, 2 * 3), "{csv}");
+    for row in &counts {
+        assert_eq!(cell(row, "messages"), cell(row, "formula_messages"));
+        assert_eq!(cell(row, "bytes"), cell(row, "formula_bytes"));
+    }
+    // 7 ranks: three fold into 4, which exchange 64 bytes in 2 rounds, and are told.
+    let row = counts
+        .iter()
+        .find(|row| cell(row, "algorithm") == "recursive-doubling" && cell(row, "ranks") == "7");
+    assert_eq!(cell(row.unwrap(), "messages"), (6 + 4 * 2).to_string());
+    assert_eq!(cell(row.unwrap(), "bytes"), ((6 + 4 * 2) * 64).to_string());
+    assert_is_svg(&read(&folder, "svg"));
+}

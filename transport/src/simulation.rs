@@ -45,6 +45,8 @@ struct State {
     /// Who something has arrived at since that was last asked for.
     arrived: BTreeSet<Rank>,
     ended: Vec<Option<End>>,
+    /// Those of whom that is known.
+    gone: Vec<Rank>,
     /// How many messages more each rank sends before it dies, if that is settled.
     left: Vec<Option<u64>>,
 }
@@ -69,6 +71,7 @@ impl Simulation {
             arrivals: BTreeMap::new(),
             arrived: BTreeSet::new(),
             ended: vec![None; size as usize],
+            gone: Vec::new(),
             left: vec![None; size as usize],
         })))
     }
@@ -83,7 +86,7 @@ impl Simulation {
             arena: arena.clone(),
             asides: VecDeque::new(),
         };
-        Fabric::simulated(rank, size, arena.clone(), port)
+        Fabric::simulated(rank, size, arena.clone(), self.clone(), port)
     }
 
     /// Lets time pass until the next message arrives; false when none is on its way.
@@ -101,6 +104,30 @@ impl Simulation {
     /// others have nothing new to do, which counts where there are thousands.
     pub fn take_arrived(&self) -> BTreeSet<Rank> {
         mem::take(&mut self.0.borrow_mut().arrived)
+    }
+
+    /// The peers of whom a rank has something to receive, in turns: a message, or that they are gone.
+    pub(crate) fn ready(&self, rank: Rank) -> Vec<Rank> {
+        let state = self.0.borrow();
+        let channels = &state.channels[rank as usize];
+        let has_arrived =
+            |channel: &VecDeque<Sent>| channel.front().map(|sent| sent.at <= state.now);
+        let senders = channels
+            .iter()
+            .filter(|(_, channel)| has_arrived(channel) == Some(true));
+        let gone = state.gone.iter().filter(|peer| {
+            let channel = channels.get(peer);
+            channel.and_then(has_arrived).is_none()
+        });
+        let mut ready: Vec<Rank> = senders
+            .map(|(&peer, _)| peer)
+            .chain(gone.copied())
+            .collect();
+        if !ready.is_empty() {
+            let first = state.now as usize % ready.len();
+            ready.rotate_left(first);
+        }
+        ready
     }
 
     /// Kills a rank: what it sent still arrives, then its peers learn that it is lost.
@@ -125,7 +152,10 @@ impl Simulation {
 
     fn end(&self, rank: Rank, end: End) {
         let mut state = self.0.borrow_mut();
-        state.ended[rank as usize].get_or_insert(end);
+        if state.ended[rank as usize].is_none() {
+            state.ended[rank as usize] = Some(end);
+            state.gone.push(rank);
+        }
         let unread = mem::take(&mut state.channels[rank as usize]);
         drop(state);
         drop(unread); // Their drop returns loans, which must not find the network borrowed.

@@ -18,7 +18,7 @@ pub use self::{
 };
 use crate::{
     Address, Arena, Buffer, Endpoint, Error, Interface, Loan, Loss, Path, Rank, RdmaConfig,
-    Refusal, Secret, Unusable,
+    Refusal, Secret, Simulation, Unusable,
     link::{End, Link, pulse},
     remote::{Completion, Onesided},
     simulation,
@@ -197,6 +197,8 @@ pub struct Fabric {
     next_look: Duration,
     /// Whether every poll reads from the connections, told of data or not.
     probes: bool,
+    /// The network, if it is simulated.
+    network: Option<Simulation>,
 }
 
 impl Fabric {
@@ -241,6 +243,7 @@ impl Fabric {
         rank: Rank,
         size: u32,
         arena: Arena,
+        network: Simulation,
         port: impl Fn(Rank) -> simulation::Port,
     ) -> Self {
         let peers = (0..size)
@@ -248,6 +251,7 @@ impl Fabric {
             .collect();
         let mut fabric = Self::with(rank, arena, peers, None, false);
         fabric.open = (0..size).filter(|&peer| peer != rank).collect();
+        fabric.network = Some(network);
         fabric
     }
 
@@ -279,6 +283,7 @@ impl Fabric {
             look_interval: pulse::interval(Config::SILENCE_MAX),
             next_look: Duration::ZERO,
             probes: false,
+            network: None,
         }
     }
 
@@ -671,6 +676,9 @@ impl Fabric {
 
     #[inline]
     fn poll_in_turn(&mut self) -> Option<(Rank, Buffer)> {
+        if self.network.is_some() {
+            return self.poll_simulated();
+        }
         for _ in 0..self.open.len() {
             self.next = if self.next + 1 < self.open.len() {
                 self.next + 1
@@ -683,6 +691,16 @@ impl Fabric {
             }
         }
         None
+    }
+
+    /// The same on a simulated network, which knows where there is something: it may have thousands of ranks.
+    #[cold]
+    fn poll_simulated(&mut self) -> Option<(Rank, Buffer)> {
+        let ready = self.network.as_ref()?.ready(self.rank);
+        ready.into_iter().find_map(|peer| match self.is_open(peer) {
+            true => self.poll_peer(peer).map(|buffer| (peer, buffer)),
+            false => None,
+        })
     }
 
     #[inline(always)]

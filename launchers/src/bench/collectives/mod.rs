@@ -1,5 +1,6 @@
 //! `updraft bench collectives`: what operations among a group of ranks take, and which algorithms carry them out.
 
+mod growth;
 mod rank;
 
 use std::fmt::Write as _;
@@ -39,6 +40,16 @@ pub struct Arguments {
     #[arg(long)]
     algorithm: Option<Algorithm>,
 
+    /// How cost grows with the number of ranks: the messages and bytes of each algorithm on a simulated network, beside its
+    /// formula, and the time of 2 to 64 threads
+    #[arg(long)]
+    growth: bool,
+
+    /// The most ranks of that
+    #[arg(long, value_name = "RANKS", default_value_t = 4096, requires = "growth",
+        value_parser = clap::value_parser!(u32).range(2..=4096))]
+    ranks_max: u32,
+
     #[command(flatten)]
     job: JobArguments,
 }
@@ -70,6 +81,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Error> {
     } else {
         arguments.only.clone()
     };
+    if arguments.growth {
+        return growth::run(arguments, &operators);
+    }
     let machine = Machine::here();
     say(&format!("{}\n", machine.line()));
     say(&heading(arguments.explain));
