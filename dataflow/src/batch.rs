@@ -146,6 +146,11 @@ impl<T: Record> Builder<T> {
         self.len
     }
 
+    /// Whether it has used little of its memory.
+    pub(crate) fn is_light(&self) -> bool {
+        self.len < self.room / 4 && self.filled <= self.elements_at / 4
+    }
+
     pub(crate) fn is_own(&self) -> bool {
         matches!(self.memory, Memory::Own(_))
     }

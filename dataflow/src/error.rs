@@ -215,6 +215,18 @@ pub enum Error {
         size: u32,
     },
 
+    /// A task waits for the end of an input that has none.
+    #[error(
+        "task \"{task}\" gives nothing before its input has ended, but \"{input}\" goes on until it is stopped: \
+         put a window between them, or take so many"
+    )]
+    Unbounded {
+        /// The task that waits.
+        task: String,
+        /// The task that goes on.
+        input: String,
+    },
+
     /// Two ranks built different graphs.
     #[error("rank {here} built the graph \"{ours}\", but rank {peer} built \"{theirs}\"")]
     PlansDiffer {

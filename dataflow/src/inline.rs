@@ -1,6 +1,6 @@
 //! Running a job on the calling thread.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, thread, time::Duration};
 
 use transport::{Arena, Event, Fabric, Ledger, Simulation};
 
@@ -17,11 +17,14 @@ const INLINE_BYTES: u64 = 1 << 40;
 const INLINE_ARENA_BYTES: u64 = 256 << 20;
 const SIMULATED_ARENA_BYTES: u64 = 4 << 20;
 
+/// The time that a turn takes, on the clock of what is run here.
+const TURN: Duration = Duration::from_micros(10);
+
 /// Turns after which a message moves on that everybody is too busy to wait for.
 const TURNS_A_STEP: u64 = 64;
 
 /// Runs a job on the calling thread, as one rank: the reference that every distributed run has to
-/// equal.
+/// equal. Time in it does not depend on a clock: it passes with what is done, and jumps when there is nothing to do.
 ///
 /// # Errors
 ///
@@ -30,7 +33,14 @@ pub fn inline<R>(job: &Job<R>) -> Result<R, Error> {
     let ledger = Ledger::new(INLINE_BYTES);
     let fabric = Fabric::alone(Arena::new(&ledger, INLINE_ARENA_BYTES)?);
     let mut rank = Simulated::new(fabric, ledger, 1, &job.task_graph())?;
-    while !rank.turn()? {}
+    let mut now = Duration::ZERO;
+    while !rank.turn(now)? {
+        now += TURN;
+        if !rank.made_progress {
+            now = rank.run.due().map_or(now, |due| due.max(now));
+            thread::yield_now(); // Another thread may have something for it.
+        }
+    }
     drop(rank);
     Ok(job.take_result())
 }
@@ -84,15 +94,22 @@ fn take_turns(graph: &TaskGraph, seed: u64, size: u32, executors: u32) -> Result
     let mut done = vec![false; size as usize];
     let mut idle = 0;
     let mut turns = 0u64;
+    let mut now = Duration::ZERO;
     while done.iter().any(|done| !done) {
         let rank = network.draw(size.into()) as usize;
         if !done[rank] {
-            done[rank] = ranks[rank].turn()?;
+            done[rank] = ranks[rank].turn(now)?;
         }
+        now += TURN;
         // Time goes on even where a source always has more.
         turns += 1;
         let goes_on = turns.is_multiple_of(TURNS_A_STEP) && network.advance();
         idle = if goes_on || ranks[rank].made_progress || network.advance() {
+            0
+        } else if let Some(due) = ranks.iter().filter_map(|rank| rank.run.due()).min()
+            && due > now
+        {
+            now = due;
             0
         } else {
             idle + 1
@@ -136,8 +153,9 @@ impl Simulated {
     }
 
     /// Takes in what has arrived and goes on; true when the run is done.
-    fn turn(&mut self) -> Result<bool, Error> {
+    fn turn(&mut self, now: Duration) -> Result<bool, Error> {
         self.made_progress = false;
+        self.run.tick(now);
         loop {
             let event = self.fabric.borrow_mut().receive();
             let event = event.map_err(transport::Error::from)?;

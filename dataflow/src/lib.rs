@@ -44,6 +44,8 @@ mod sink;
 mod source;
 pub mod spill;
 mod stage;
+mod stop;
+mod time;
 mod tset;
 
 pub use accumulator::Accumulator;
@@ -51,7 +53,7 @@ pub use cache::{Cached, Partition, Replay};
 pub use error::{Error, one_line};
 pub use exchange::Receiver;
 pub use graph::{
-    GraphBuilder, Job, Outputs, Port, TaskBuilder, TaskGraph, TaskOutput, TaskOutputs,
+    Extent, GraphBuilder, Job, Outputs, Port, TaskBuilder, TaskGraph, TaskOutput, TaskOutputs,
 };
 pub use inline::{inline, simulate, simulate_on};
 pub use operator::{
@@ -70,15 +72,18 @@ pub use operator::{
     statistics::{Histogram, Moments, Statistics},
     union::{Union, United},
     variable::{FilterWith, FlatMapWith, MapWith, Variable, With},
+    watermarks::Watermarks,
 };
 pub use record::{Encode, Encoder, Fields, Key, Ordered, OutOfLine, Record, Slice, Unfit};
 pub use rkyv;
 pub use run::{Run, Site, Totals, run_of, tell_failure};
 pub use source::{
-    Collection, Generate, Generator, Lines, Records, collection, generate, lines, lines_of,
-    records_of,
+    Channel, Closed, Collection, Generate, Generator, Lines, Records, Sender, channel, collection,
+    generate, generate_unbounded, lines, lines_of, records_of,
 };
 pub use stage::{Counters, Failure, Input, Narrow, Output, Place, Progress, Push, Sink};
+pub use stop::Stop;
+pub use time::{Clock, EventTime, Watermark};
 pub use tset::{Received, Source, TSet};
 
 #[doc(hidden)]

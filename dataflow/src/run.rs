@@ -1,20 +1,21 @@
 //! One rank's part in one run of a graph.
 
-use std::{cell::RefCell, fmt, ops::AddAssign, rc::Rc, sync::Arc};
+use std::{cell::RefCell, fmt, ops::AddAssign, rc::Rc, sync::Arc, time::Duration};
 
 use collectives::AllGather;
-use transport::{Buffer, Fabric, Ledger, Rank};
+use transport::{Buffer, Fabric, Ledger, Rank, Waker};
 
 use crate::{
-    Error,
-    graph::{EdgeId, Graph, Schedule, TaskGraph, Vertex},
+    Error, Stop,
+    graph::{EdgeId, Extent, Graph, Schedule, TaskGraph, Vertex},
     one_line, spill,
     stage::{Counters, EVERY_SLOT, Handoff, Place, Progress, Slot, Task, Wiring},
+    time::{Clock, Watermark},
 };
 
 /// The tags of the messages of a run: which run, for which instance on the rank, what kind, which edge.
 pub(crate) mod tag {
-    use crate::{graph::EdgeId, stage::Slot};
+    use crate::{graph::EdgeId, stage::Slot, time::Watermark};
 
     pub(crate) const BATCH: u8 = 1;
     pub(crate) const END: u8 = 2;
@@ -23,6 +24,10 @@ pub(crate) mod tag {
     pub(crate) const FAILED: u8 = 5;
     /// A reader of an edge wants no more; the slot is the reader's.
     pub(crate) const STOP: u8 = 6;
+    /// How far event time is on a channel. It travels in order with the batches, as a marker of a checkpoint would.
+    pub(crate) const WATERMARK: u8 = 7;
+    /// Sources that would go on are to end, on all ranks.
+    pub(crate) const ENOUGH: u8 = 8;
 
     pub(crate) fn new(run: u32, slot: Slot, kind: u8, edge: EdgeId) -> u64 {
         u64::from(run) << 32 | u64::from(slot) << 24 | u64::from(kind) << 16 | u64::from(edge)
@@ -31,6 +36,22 @@ pub(crate) mod tag {
     /// The tag of what concerns the whole run.
     pub(crate) fn of_run(run: u32, kind: u8) -> u64 {
         new(run, 0, kind, 0)
+    }
+
+    /// A message about event time: the instance that sends it, and how far it is.
+    pub(crate) fn time_of(instance: u32, watermark: Watermark) -> [u8; 12] {
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&instance.to_le_bytes());
+        bytes[4..].copy_from_slice(&watermark.to_time().to_le_bytes());
+        bytes
+    }
+
+    /// What such a message says, if it is one.
+    pub(crate) fn parse_time(message: &[u8]) -> Option<(u32, Watermark)> {
+        let (instance, time) = message.split_at_checked(4)?;
+        let instance = u32::from_le_bytes(instance.try_into().ok()?);
+        let time = i64::from_le_bytes(time.try_into().ok()?);
+        Some((instance, Watermark::from_time(time)))
     }
 
     /// The slot, the kind and the edge of a tag.
@@ -157,6 +178,14 @@ pub struct Run {
     /// Who reads each edge here, and who writes it.
     ends: Vec<Ends>,
     counting: Rc<Counting>,
+    clock: Rc<Clock>,
+    /// Whether what waits is flushed, and when that is to be done next if others are busy.
+    is_live: bool,
+    flush_at: Duration,
+    /// Whether sources that would go on were told to end.
+    is_ending: bool,
+    /// Keeps other threads able to wake us.
+    _waker: Option<Arc<Waker>>,
     plan: String,
     plans: AllGather,
     /// What each rank did, told when its tasks are done.
@@ -190,13 +219,17 @@ struct Ends {
 const WINDOW_BYTES_MAX: u64 = 1 << 20;
 const WINDOW_BYTES_MIN: u64 = 4 << 10;
 
+/// How long a record waits at most for others to travel with, while there is something else to do, in a graph whose
+/// sources are unbounded or that has event time.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
+
 impl Run {
     /// Starts run `number` of a graph on this rank.
     ///
     /// # Errors
     ///
-    /// What the tasks' sources and sinks say, [`transport::Error::LedgerLimit`], [`Error::GraphTooLarge`], or
-    /// [`Error::ArenaTooSmall`].
+    /// What the tasks' sources and sinks say, [`transport::Error::LedgerLimit`], [`Error::GraphTooLarge`],
+    /// [`Error::ArenaTooSmall`], or [`Error::Unbounded`].
     pub fn new(graph: &TaskGraph, number: u32, site: &Site) -> Result<Self, Error> {
         let (rank, size) = {
             let fabric = site.fabric.borrow();
@@ -212,6 +245,7 @@ impl Run {
         };
         let graph = graph.graph.clone();
         check_size(&graph, &schedule)?;
+        graph.check_ends()?;
         let counting = Rc::new(Counting {
             totals: RefCell::default(),
             listener: site.counters.clone(),
@@ -261,6 +295,11 @@ impl Run {
             tasks,
             ends,
             counting,
+            clock: place.clock,
+            is_live: place.is_live,
+            flush_at: Duration::ZERO,
+            is_ending: false,
+            _waker: place.waker,
             plan,
             plans,
             totals: AllGather::new(tag::of_run(number, tag::TOTALS), size),
@@ -283,7 +322,9 @@ impl Run {
         let tag = message.tag();
         let (slot, kind, edge) = tag::parts(tag);
         match kind {
-            tag::BATCH | tag::END | tag::STOP if usize::from(edge) >= self.ends.len() => {
+            tag::BATCH | tag::END | tag::STOP | tag::WATERMARK
+                if usize::from(edge) >= self.ends.len() =>
+            {
                 Err(Error::Unexpected { peer: from, tag })
             }
             tag::BATCH => self.take_batch(edge.into(), slot, from, message),
@@ -293,6 +334,16 @@ impl Run {
             }
             tag::STOP => {
                 self.take_stop(edge.into(), slot, from);
+                Ok(())
+            }
+            tag::WATERMARK => {
+                let (sender, watermark) =
+                    tag::parse_time(&message).ok_or(Error::Unexpected { peer: from, tag })?;
+                self.take_watermark(edge.into(), slot, sender, watermark);
+                Ok(())
+            }
+            tag::ENOUGH => {
+                self.end_sources();
                 Ok(())
             }
             tag::PLAN => self.compare_plans(from, message),
@@ -344,6 +395,25 @@ impl Run {
         }
     }
 
+    fn take_watermark(&mut self, edge: usize, slot: Slot, sender: u32, watermark: Watermark) {
+        for &(index, port) in &self.ends[edge].readers {
+            let reader = &mut self.tasks[index];
+            if slot == EVERY_SLOT || slot == reader.slot {
+                reader.task.advance(port, sender, watermark);
+            }
+        }
+    }
+
+    /// Ends the sources here that would go on.
+    fn end_sources(&mut self) {
+        self.is_ending = true;
+        for instance in &mut self.tasks {
+            if self.graph.vertices[instance.vertex].node.extent == Extent::Unbounded {
+                instance.task.stop();
+            }
+        }
+    }
+
     fn take_stop(&mut self, edge: usize, slot: Slot, from: Rank) {
         let Some(readers) = &self.graph.vertices[edge].readers else {
             return;
@@ -382,6 +452,50 @@ impl Run {
         }
     }
 
+    /// Whether time matters to the run: if so, it has to be [told](Self::tick) before each poll.
+    pub fn is_live(&self) -> bool {
+        self.is_live
+    }
+
+    /// Tells the run what time it is, since any fixed moment. It does not go back.
+    pub fn tick(&mut self, now: Duration) {
+        self.clock.set(now);
+    }
+
+    /// When the run wants to be polled again if nothing happens before that, after a poll that made no progress.
+    pub fn due(&self) -> Option<Duration> {
+        self.clock.due()
+    }
+
+    /// Ends sources that would go on, on all ranks, if the job was stopped here.
+    fn look_for_stop(&mut self) -> Result<(), Error> {
+        if self.is_ending || !self.graph.outside.stops.iter().any(Stop::is_stopped) {
+            return Ok(());
+        }
+        self.end_sources();
+        let mut fabric = self.fabric.borrow_mut();
+        for rank in (0..fabric.size()).filter(|&rank| rank != self.rank) {
+            fabric.send_copy(rank, tag::of_run(self.number, tag::ENOUGH), &[])?;
+        }
+        Ok(())
+    }
+
+    /// Sends on what waits to be more, if it has waited long enough or nothing else is to be done.
+    fn flush(&mut self, progress: Progress) -> Result<Progress, Error> {
+        let now = self.clock.now();
+        if progress == Progress::Made && now < self.flush_at {
+            return Ok(progress);
+        }
+        self.flush_at = now + FLUSH_INTERVAL;
+        let mut progress = progress;
+        for instance in self.tasks.iter_mut().filter(|instance| !instance.done) {
+            if instance.task.flush()? {
+                progress = Progress::Made;
+            }
+        }
+        Ok(progress)
+    }
+
     /// Goes on; [`Progress::Done`] when every rank has finished and the outputs are final.
     ///
     /// # Errors
@@ -389,6 +503,8 @@ impl Run {
     /// What the tasks say, or the loss of a rank.
     pub fn poll(&mut self) -> Result<Progress, Error> {
         self.plans.poll(&mut self.fabric.borrow_mut())?;
+        self.clock.begin_turn();
+        self.look_for_stop()?;
         let mut progress = Progress::None;
         for instance in &mut self.tasks {
             if !instance.done {
@@ -409,6 +525,9 @@ impl Run {
                 }
             }
         }
+        if self.is_live {
+            progress = self.flush(progress)?;
+        }
         if progress == Progress::None && self.tasks.iter().all(|instance| instance.done) {
             return self.conclude();
         }
@@ -420,7 +539,7 @@ impl Run {
         if !self.concluded {
             self.concluded = true;
             let mut bytes = self.counting.totals.borrow().to_bytes().to_vec();
-            for accumulator in &self.graph.accumulators {
+            for accumulator in &self.graph.outside.accumulators {
                 bytes.extend(accumulator.take_added().to_le_bytes());
             }
             self.totals.contribute(&bytes);
@@ -444,7 +563,7 @@ impl Run {
             return;
         }
         let parts = self.totals.result().unwrap_or_default();
-        for (index, accumulator) in self.graph.accumulators.iter().enumerate() {
+        for (index, accumulator) in self.graph.outside.accumulators.iter().enumerate() {
             let added = parts
                 .iter()
                 .filter_map(|part| number(part, Totals::NUMBERS + index));
@@ -537,6 +656,19 @@ fn place(
             needed: 2 * channels * WINDOW_BYTES_MIN,
         });
     }
+    let can_be_woken = graph.is_live() || !graph.outside.stops.is_empty();
+    let waker = if can_be_woken {
+        site.fabric.borrow().waker()?.map(Arc::new)
+    } else {
+        None
+    };
+    if let Some(waker) = &waker {
+        graph
+            .outside
+            .stops
+            .iter()
+            .for_each(|stop| stop.wakes(waker));
+    }
     Ok(Place {
         fabric: site.fabric.clone(),
         rank,
@@ -552,6 +684,9 @@ fn place(
         wiring: Rc::default(),
         spill: site.spill.clone(),
         handoff: Handoff::default(),
+        clock: Rc::default(),
+        is_live: graph.is_live(),
+        waker,
     })
 }
 

@@ -13,13 +13,14 @@ use std::{
     sync::Arc,
 };
 
-use transport::{Buffer, Fabric, Ledger, Rank};
+use transport::{Buffer, Fabric, Ledger, Rank, Waker};
 
 use crate::{
     Error, Record,
     exchange::batch_bytes,
     graph::{EdgeId, Node},
     spill,
+    time::{Clock, Watermark},
 };
 
 /// Takes records, by their views.
@@ -42,6 +43,16 @@ pub trait Output<T: Record>: Sink<T> {
     ///
     /// What went wrong here or in a push before.
     fn poll(&mut self) -> Result<bool, Error>;
+
+    /// Sends on what there is room for, however little, and then how far event time is; true if there was something to
+    /// send. It is called when records have waited long enough, or nothing else is to be done.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll`](Self::poll).
+    fn flush(&mut self, _watermark: Watermark) -> Result<bool, Error> {
+        Ok(false)
+    }
 
     /// Called after the last record until it says true: everything is out.
     ///
@@ -103,6 +114,19 @@ pub trait Input {
     /// What the source says.
     fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error>;
 
+    /// Takes note of how far the instance of number `sender` is that sends on a port, behind the batches that came
+    /// before.
+    fn advance(&mut self, _port: usize, _sender: u32, _watermark: Watermark) {}
+
+    /// How far event time is in what it will push. A source, and what gives nothing before its inputs have ended, need
+    /// not say.
+    fn watermark(&mut self) -> Watermark {
+        Watermark::UNKNOWN
+    }
+
+    /// Ends a source that would go on: it pushes what has come already, and is done. To others it means nothing.
+    fn stop(&mut self) {}
+
     /// Which record was pushed last, as people find it again.
     fn last(&self) -> String {
         "a record that was made here".to_owned()
@@ -139,6 +163,12 @@ pub struct Place {
     /// Where records are kept that memory has no room for.
     pub spill: Rc<spill::Config>,
     pub(crate) handoff: Handoff,
+    /// What time it is.
+    pub clock: Rc<Clock>,
+    /// Whether records that wait are flushed, and event time flows with them.
+    pub(crate) is_live: bool,
+    /// Wakes this rank from other threads, if it can sleep and what is live may come from them.
+    pub(crate) waker: Option<Arc<Waker>>,
 }
 
 /// What a task is connected with.
@@ -231,6 +261,17 @@ pub(crate) trait Task {
 
     fn ended(&mut self, port: usize, from: Rank);
 
+    /// Takes note of how far the instance of number `sender` is that sends on a port.
+    fn advance(&mut self, _port: usize, _sender: u32, _watermark: Watermark) {}
+
+    /// Sends on what waits to be more; true if there was something.
+    fn flush(&mut self) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    /// Ends it, if it is a source that would go on.
+    fn stop(&mut self) {}
+
     /// Takes note that an instance that reads an edge wants no more.
     fn stopped(&mut self, _edge: EdgeId, _reader: u32) {}
 
@@ -255,6 +296,16 @@ pub trait Narrow<T: Record>: Clone + Send + Sync + 'static {
 
     /// Pushes what is left to push, after the last record.
     fn end<D: Push<Self::Out>>(&mut self, _down: &mut D) {}
+
+    /// How far event time is behind it, when it is so far before it.
+    fn watermark(&mut self, before: Watermark, _clock: &Clock) -> Watermark {
+        before
+    }
+
+    /// Whether event time begins here.
+    fn gives_time(&self) -> bool {
+        false
+    }
 
     /// Whether a function of the program failed. No more records come then.
     #[inline]
@@ -372,6 +423,27 @@ where
     fn ended(&mut self, port: usize, from: Rank) {
         if let Some(input) = &mut self.input {
             input.ended(port, from);
+        }
+    }
+
+    fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
+        if let Some(input) = &mut self.input {
+            input.advance(port, sender, watermark);
+        }
+    }
+
+    fn flush(&mut self) -> Result<bool, Error> {
+        let Some(input) = &mut self.input else {
+            return Ok(false); // All of it is about to be sent anyway.
+        };
+        let before = input.watermark();
+        let watermark = self.narrow.watermark(before, &self.place.clock);
+        self.output.flush(watermark)
+    }
+
+    fn stop(&mut self) {
+        if let Some(input) = &mut self.input {
+            input.stop();
         }
     }
 

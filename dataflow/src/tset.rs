@@ -10,7 +10,7 @@ use std::{
 use crate::{
     Encode, Error, Key, Record,
     exchange::{ByKey, Outbox, Receiver, Routed, ToFirst},
-    graph::{Job, Node, Placement},
+    graph::{Extent, Job, Node, Placement},
     operator::narrow::{Filter, FlatMap, Map, Out, Pass, Then},
     schedule,
     sink::{Collect, ForEach, WriteFile},
@@ -68,6 +68,11 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// What opening the source says.
     fn build(&self, place: &Place) -> Result<Self::Input, Error>;
+
+    /// Whether it ends by itself, or waits for others to end.
+    fn extent(&self) -> Extent {
+        Extent::AsInputs
+    }
 }
 
 impl<S: Source> TSet<S, Pass> {
@@ -284,6 +289,8 @@ where
             inputs: vec![Arc::new(records)],
             placement: Placement::OnePerProcess,
             outlet: None,
+            extent: Extent::AsInputs,
+            gives_time: false,
             build: Box::new(move |place: &Place| {
                 Ok(Box::new(Collect::new(place, collected.clone())))
             }),
@@ -377,11 +384,20 @@ where
             inputs,
             placement,
             outlet: None,
+            extent: source.extent(),
+            gives_time: narrow.gives_time(),
             build: Box::new(move |place: &Place| {
                 let (input, output) = (source.build(place)?, output(place)?);
                 Ok(Box::new(Stage::new(input, narrow.clone(), output, place)))
             }),
         }
+    }
+}
+
+impl<S, N, M, T> TSet<S, Then<N, M, T>> {
+    /// The operator that was written last.
+    pub(crate) fn last_mut(&mut self) -> &mut M {
+        self.narrow.last_mut()
     }
 }
 

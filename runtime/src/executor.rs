@@ -300,6 +300,9 @@ impl Executor {
         let Some(run) = &mut self.run else {
             return Ok(self.go_on()? || busy);
         };
+        if run.is_live() {
+            run.tick(self.started.elapsed());
+        }
         let progress = run.poll()?;
         self.worked = progress == Progress::Made;
         match progress {
@@ -449,12 +452,15 @@ impl Executor {
             self.said_why_not_rdma = true;
             eprintln!("updraft: between nodes, messages go over TCP and not RDMA: {why}");
         }
-        fabric.tick(self.started.elapsed());
+        let now = self.started.elapsed();
+        fabric.tick(now);
+        let due = self.run.as_ref().and_then(Run::due);
+        let timeout = due.map_or(SLEEP_MAX, |due| due.saturating_sub(now).min(SLEEP_MAX));
         // Between two runs of a repeated graph there is something to do as soon as the others of the worker are there too.
         let between = self.job.as_ref().filter(|_| self.run.is_none());
         let next = between.and_then(|job| Some((job.repeat.as_ref()?, job.runs)));
         let is_decided = || next.is_some_and(|(repeat, runs)| repeat.is_decided(runs));
-        if let Err(error) = fabric.wait_until(Some(SLEEP_MAX), is_decided) {
+        if let Err(error) = fabric.wait_until(Some(timeout), is_decided) {
             drop(fabric);
             self.fail(error.into());
         }

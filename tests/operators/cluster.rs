@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     fmt::Debug,
     rc::Rc,
+    time::Duration,
 };
 
 use dataflow::{Counters, Error, Job, Progress, Run, Site, inline, spill};
@@ -37,6 +38,9 @@ pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
 pub(crate) fn instances() -> impl Strategy<Value = u32> {
     1u32..12
 }
+
+/// Turns after which a message moves on that everybody is too busy to wait for.
+const TURNS_A_STEP: u64 = 64;
 
 impl Cluster {
     /// What a job gives.
@@ -76,15 +80,28 @@ impl Cluster {
     fn drive(self, network: &Simulation, ranks: &mut [Driven]) -> Result<(), Error> {
         let mut done = vec![false; self.size as usize];
         let mut idle = 0;
+        let mut now = Duration::ZERO;
+        let mut turns = 0u64;
         while done.iter().any(|done| !done) {
             let rank = network.draw(self.size.into()) as usize;
             let mut moved = false;
             if !done[rank] {
+                ranks[rank].run.tick(now);
                 let progress = ranks[rank].turn()?;
                 done[rank] = progress == Progress::Done;
                 moved = progress != Progress::None || ranks[rank].received;
             }
-            idle = if moved || network.advance() {
+            // Time passes now slowly, now quickly, so that what waits is flushed at any moment.
+            now += Duration::from_micros(1 << network.draw(12));
+            // So does the network, even where a source always has more.
+            turns += 1;
+            let goes_on = turns.is_multiple_of(TURNS_A_STEP) && network.advance();
+            idle = if goes_on || moved || network.advance() {
+                0
+            } else if let Some(due) = ranks.iter().filter_map(|rank| rank.run.due()).min()
+                && due > now
+            {
+                now = due;
                 0
             } else {
                 idle + 1

@@ -22,6 +22,7 @@ use crate::{
     batch::{Batch, Builder, Memory, Shape},
     run::tag,
     stage::{EVERY_SLOT, Input, Output, Place, Progress, Push, Sink, Slot},
+    time::{EventTime, Watermark},
 };
 
 /// Bytes of a batch, unless windows are smaller.
@@ -53,10 +54,21 @@ struct Lane<T> {
     /// How many of them want more.
     open: u32,
     window: Rc<Window>,
+    /// Bytes of its next batch: fewer if batches are sent before they are full, so that more of them find room.
+    batch_bytes: usize,
     builder: Builder<T>,
     shape: Shape,
     /// Finished batches in memory of our own, which go before the one in the making.
     waiting: VecDeque<Memory>,
+    /// How far its readers were told that event time is.
+    told: Watermark,
+}
+
+impl<T: Record> Lane<T> {
+    /// Whether everything on it is in loans.
+    fn has_loans(&self) -> bool {
+        self.waiting.is_empty() && !(self.builder.is_own() && self.builder.capacity() > 0)
+    }
 }
 
 impl<T: Record> Outbox<T> {
@@ -92,9 +104,11 @@ impl<T: Record> Outbox<T> {
             to,
             open: readers * place.wiring.reading,
             window: Window::new(place.window_bytes),
+            batch_bytes,
             builder: Builder::new(Memory::own(0), Shape::UNKNOWN),
             shape: Shape::UNKNOWN,
             waiting: VecDeque::new(),
+            told: Watermark::UNKNOWN,
         };
         let lanes: Vec<_> = lanes.into_iter().map(lane).collect();
         Ok(Self {
@@ -131,7 +145,11 @@ impl<T: Record> Outbox<T> {
         if self.lanes[lane].open == 0 {
             return; // Nobody wants it.
         }
-        let mut bytes = self.batch_bytes;
+        if !self.lanes[lane].builder.is_empty() {
+            let more = 2 * self.lanes[lane].batch_bytes;
+            self.lanes[lane].batch_bytes = more.min(self.batch_bytes);
+        }
+        let mut bytes = self.lanes[lane].batch_bytes;
         let largest = self.place.batch_bytes_max;
         loop {
             if let Err(error) = self.turn_over(lane, bytes) {
@@ -243,8 +261,51 @@ impl<T: Record> Outbox<T> {
         }
     }
 
+    /// Sends what is in loans, however little it is, and behind it how far event time is; true if there was something
+    /// to send. Where records still wait for a loan, event time waits with them: it may always be told later.
+    pub(crate) fn flush(&mut self, watermark: Watermark) -> Result<bool, Error> {
+        let mut sent = false;
+        for lane in 0..self.lanes.len() {
+            if self.lanes[lane].open == 0 || !self.lanes[lane].has_loans() {
+                continue;
+            }
+            if self.lanes[lane].builder.is_light() {
+                let less = self.lanes[lane].batch_bytes / 2;
+                self.lanes[lane].batch_bytes = less.max(BATCH_BYTES_MIN);
+            }
+            sent |= self.finish_batch(lane)?;
+            sent |= self.tell_time(lane, watermark)?;
+        }
+        Ok(sent)
+    }
+
+    /// Tells the readers of a lane how far event time is, if they do not know; true if they did not.
+    fn tell_time(&mut self, lane: usize, watermark: Watermark) -> Result<bool, Error> {
+        let lane = &mut self.lanes[lane];
+        let is_news = watermark.is_news(lane.told);
+        if is_news {
+            lane.told = watermark;
+            let place = &self.place;
+            let mut fabric = place.fabric.borrow_mut();
+            let message = tag::time_of(place.instance, watermark);
+            for &(rank, slot) in &*lane.to {
+                let tag = tag::new(place.run, slot, tag::WATERMARK, place.wiring.edge);
+                fabric.send_copy(rank, tag, &message)?;
+            }
+        }
+        Ok(is_news)
+    }
+
     /// Tells the receivers that this was all.
     fn end(&mut self) -> Result<(), Error> {
+        let told = if self.place.is_live {
+            self.lanes.len()
+        } else {
+            0
+        };
+        for lane in 0..told {
+            self.tell_time(lane, Watermark::END)?;
+        }
         let mut fabric = self.place.fabric.borrow_mut();
         for lane in &self.lanes {
             for &(rank, slot) in &*lane.to {
@@ -382,6 +443,10 @@ impl<T: Record, R: Route<T>> Output<T> for Routed<T, R> {
         self.outbox.poll()
     }
 
+    fn flush(&mut self, watermark: Watermark) -> Result<bool, Error> {
+        self.outbox.flush(watermark)
+    }
+
     fn finish(&mut self) -> Result<bool, Error> {
         self.outbox.finish()
     }
@@ -407,23 +472,110 @@ pub struct Receiver<T> {
     last: Option<(Rank, usize, usize)>,
     /// Senders that have not ended.
     open: u32,
+    /// How far event time is.
+    times: Times,
+}
+
+/// How far event time is on the channels of a port.
+#[derive(Debug, Default)]
+struct Times {
+    /// Batches that have come, and that were taken.
+    came: u64,
+    taken: u64,
+    /// What senders have said, and how many batches had come before it.
+    said: VecDeque<(u64, u32, Watermark)>,
+    /// How far each sender is, by its number, in what was taken. Nobody is there before one has said something.
+    channels: Vec<Watermark>,
+    /// How far all are.
+    least: EventTime,
+    is_idle: bool,
+}
+
+impl Times {
+    fn new(senders: u32) -> Self {
+        Self {
+            channels: vec![Watermark::UNKNOWN; senders as usize],
+            least: EventTime::MIN,
+            ..Self::default()
+        }
+    }
+
+    /// Takes note of what a sender says. Of what it says without a batch in between, the last counts: so not more is
+    /// kept than of batches.
+    fn say(&mut self, sender: u32, watermark: Watermark) {
+        let came = self.came;
+        let since = self.said.iter_mut().rev();
+        let since = since.take_while(|(after, ..)| *after == came);
+        for (_, other, said) in since {
+            if *other == sender {
+                *said = watermark;
+                return;
+            }
+        }
+        self.said.push_back((came, sender, watermark));
+    }
+
+    /// How far event time is in what follows.
+    fn watermark(&mut self) -> Watermark {
+        let mut is_news = false;
+        while let Some(&(after, sender, watermark)) = self.said.front() {
+            if after > self.taken {
+                break;
+            }
+            self.said.pop_front();
+            if let Some(channel) = self.channels.get_mut(sender as usize) {
+                *channel = watermark;
+                is_news = true;
+            }
+        }
+        if is_news {
+            let least = Watermark::least(self.channels.iter().copied());
+            self.is_idle = least == Watermark::Idle;
+            if let Watermark::At(time) = least {
+                // A channel that was idle may be behind the others; they do not go back.
+                self.least = self.least.max(time);
+            }
+        }
+        self.known()
+    }
+
+    fn known(&self) -> Watermark {
+        if self.is_idle {
+            Watermark::Idle
+        } else {
+            Watermark::At(self.least)
+        }
+    }
 }
 
 impl<T: Record> Receiver<T> {
     /// The receiving end of the edge that is input `port` of the task.
     pub(crate) fn new(place: &Place, port: usize) -> Self {
+        let senders = place.wiring.senders.get(port).copied().unwrap_or(0);
         Self {
             place: place.clone(),
             arrived: VecDeque::new(),
             pushed: 0,
             last: None,
-            open: place.wiring.senders.get(port).copied().unwrap_or(0),
+            open: senders,
+            times: Times::new(if place.is_live { senders } else { 0 }),
         }
     }
 
     /// Takes the next batch as a whole, for who does not push its records one by one.
     pub(crate) fn next_batch(&mut self) -> Option<(Rank, Batch<T>)> {
-        self.arrived.pop_front()
+        let next = self.arrived.pop_front();
+        self.times.taken += u64::from(next.is_some());
+        next
+    }
+
+    /// How far event time is behind what was taken; while somebody `is_busy` with the batch taken last, what it was before.
+    pub(crate) fn watermark_behind(&mut self, is_busy: bool) -> Watermark {
+        if is_busy {
+            self.times.known()
+        } else {
+            self.times.watermark()
+        }
     }
 
     /// Whether nothing is left and nothing is to come.
@@ -448,7 +600,16 @@ impl<T: Record> Input for Receiver<T> {
         let batch = open(&self.place, from, batch)?;
         self.place.counters.received(batch.len() as u64);
         self.arrived.push_back((from, batch));
+        self.times.came += 1;
         Ok(())
+    }
+
+    fn advance(&mut self, _port: usize, sender: u32, watermark: Watermark) {
+        self.times.say(sender, watermark);
+    }
+
+    fn watermark(&mut self) -> Watermark {
+        self.times.watermark()
     }
 
     fn ended(&mut self, _port: usize, _from: Rank) {
@@ -473,7 +634,7 @@ impl<T: Record> Input for Receiver<T> {
         }
         self.last = Some((from, self.pushed, len));
         if self.pushed == len {
-            self.arrived.pop_front();
+            self.next_batch();
             self.pushed = 0;
         }
         Ok(Progress::Made)
@@ -486,5 +647,55 @@ impl<T: Record> Input for Receiver<T> {
             }
             None => "no record".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Watermark::{At, Idle};
+
+    #[test]
+    fn time_passes_in_order_with_the_batches() {
+        let mut times = Times::new(2);
+        times.say(0, At(5));
+        times.came += 1;
+        times.say(1, At(3));
+        assert_eq!(
+            times.watermark(),
+            Watermark::UNKNOWN,
+            "what sender 1 says is behind a batch"
+        );
+        times.taken += 1;
+        assert_eq!(times.watermark(), At(3));
+        times.say(1, At(9));
+        assert_eq!(times.watermark(), At(5));
+    }
+
+    #[test]
+    fn an_idle_channel_that_goes_on_sets_nobody_back() {
+        let mut times = Times::new(2);
+        times.say(0, At(5));
+        assert_eq!(times.watermark(), Watermark::UNKNOWN);
+        times.say(1, Idle);
+        assert_eq!(times.watermark(), At(5));
+        times.say(0, Idle);
+        assert_eq!(times.watermark(), Idle);
+        times.say(1, At(2));
+        assert_eq!(times.watermark(), At(5));
+        times.say(1, Watermark::END);
+        assert_eq!(times.watermark(), Watermark::END, "the other is idle still");
+    }
+
+    #[test]
+    fn no_more_is_kept_of_what_senders_say_than_of_batches() {
+        let mut times = Times::new(3);
+        times.came += 1;
+        for time in 0..1_000 {
+            (0..3).for_each(|sender| times.say(sender, At(time)));
+        }
+        assert_eq!(times.said.len(), 3);
+        times.taken += 1;
+        assert_eq!(times.watermark(), At(999));
     }
 }

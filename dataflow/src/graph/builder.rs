@@ -9,11 +9,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use transport::{Buffer, Rank};
 
-use super::{EdgeId, Graph, Job, Node, Outlet, Placement};
+use super::{EdgeId, Extent, Graph, Job, Node, Outlet, Outside, Placement};
 use crate::{
     Encode, Error, Key, Record,
     exchange::{
@@ -23,6 +24,7 @@ use crate::{
     operator::narrow::Pass,
     schedule::{self, check_tasks},
     stage::{Input, Output, Place, Progress, Push, Sink, Task},
+    time::{EventTime, Watermark},
     tset::{BETWEEN, Received, TSet},
 };
 
@@ -107,10 +109,10 @@ impl GraphBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::BadTask`], which names the task, and the input or output if it is one.
+    /// [`Error::BadTask`], which names the task, and the input or output if it is one, or [`Error::Unbounded`].
     pub fn job(self) -> Result<Job<()>, Error> {
         let sinks = self.sinks.clone();
-        self.checked(Job::of(sinks, Vec::new(), Arc::new(|| ())))
+        self.checked(Job::of(sinks, Outside::default(), Arc::new(|| ())))
     }
 
     /// The same together with a job that reads outputs of tasks, and gives its result.
@@ -120,7 +122,7 @@ impl GraphBuilder {
     /// As [`job`](Self::job).
     pub fn job_with<R: 'static>(self, job: Job<R>) -> Result<Job<R>, Error> {
         let sinks = self.sinks.iter().chain(&job.sinks).cloned().collect();
-        let job = Job::of(sinks, job.graph.accumulators.clone(), job.result.clone());
+        let job = Job::of(sinks, job.graph.outside.clone(), job.result.clone());
         self.checked(job)
     }
 
@@ -141,6 +143,7 @@ impl GraphBuilder {
             }
         }
         check_tasks(&job.graph.placements().1)?;
+        job.graph.check_ends()?;
         Ok(job)
     }
 }
@@ -176,6 +179,7 @@ pub struct TaskBuilder<'g, S> {
     outputs: Vec<(String, NewFan)>,
     produce: Option<Arc<NewStep<S, Progress>>>,
     at_end: Option<Arc<NewStep<S, bool>>>,
+    extent: Extent,
     error: Option<Error>,
 }
 
@@ -234,6 +238,7 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
             outputs: Vec::new(),
             produce: None,
             at_end: None,
+            extent: Extent::AsInputs,
             error: None,
         }
     }
@@ -275,12 +280,18 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
 
     /// Makes the task a source: `function` is called again and again while there is room in the outputs. It pushes
     /// some records at a time and says [`Progress::Made`], or [`Progress::None`] if it has none at the moment, or
-    /// [`Progress::Done`] when it will have no more. If it never says so the task is unbounded.
+    /// [`Progress::Done`] when it will have no more. If it never says so the task is [unbounded](Self::unbounded).
     pub fn produce<F>(&mut self, function: F)
     where
         F: FnMut(&mut S, &mut Outputs) -> Progress + Clone + Send + Sync + 'static,
     {
         self.produce = Some(Arc::new(move || Box::new(function.clone())));
+    }
+
+    /// Says that what the task [produces](Self::produce) has no end: it goes on until the job is
+    /// [stopped](Job::stopped_by), or nobody wants more.
+    pub fn unbounded(&mut self) {
+        self.extent = Extent::Unbounded;
     }
 
     /// Has `function` called when all inputs have ended, as often as it says `false`, each time when there is room in
@@ -302,6 +313,9 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
         if self.inputs.is_empty() && self.produce.is_none() {
             self.refuse("it has no input, and produces nothing");
         }
+        if self.produce.is_none() && self.extent == Extent::Unbounded {
+            self.refuse("it is unbounded, and yet it produces nothing");
+        }
         if self.produce.is_some()
             && let Some(input) = self.inputs.first()
         {
@@ -319,6 +333,7 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
             outputs,
             produce,
             at_end,
+            extent,
             error,
         } = self;
         if let Some(error) = error {
@@ -331,6 +346,8 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
             inputs: nodes,
             placement,
             outlet: None,
+            extent,
+            gives_time: produce.is_some(),
             build: Box::new(move |place: &Place| {
                 let open = |(port, input): (usize, &Declaration<S>)| {
                     (input.name.clone(), (input.open)(place, port))
@@ -479,6 +496,8 @@ impl<T: Record> TaskOutput<T> {
                 open: Box::new(move |place| Ok(Box::new(open(place)?))),
             }),
             build: Box::new(move |_| Err(bad(&task, "an output is no task"))),
+            extent: Extent::AsInputs,
+            gives_time: false,
         };
         TSet::after(vec![outlet], Received::new(), after)
     }
@@ -495,6 +514,8 @@ impl<K: Key, V: Record> TaskOutput<(K, V)> {
 pub struct Outputs {
     task: u64,
     fans: Vec<Box<dyn AnyFan>>,
+    /// How far event time is in what the task produces.
+    watermark: Watermark,
     failure: Option<Cause>,
 }
 
@@ -517,6 +538,7 @@ impl Outputs {
         Ok(Self {
             task,
             fans,
+            watermark: Watermark::UNKNOWN,
             failure: None,
         })
     }
@@ -543,6 +565,14 @@ impl Outputs {
     #[inline]
     pub fn is_full(&self) -> bool {
         self.fans.iter().any(|fan| fan.is_full())
+    }
+
+    /// Says how far event time is in what a task [produces](TaskBuilder::produce): no record of an earlier time follows on
+    /// any output, but such as are late. A task that reads inputs is as far as they are.
+    pub fn watermark(&mut self, time: EventTime) {
+        if Watermark::At(time).is_news(self.watermark) {
+            self.watermark = Watermark::At(time);
+        }
     }
 
     /// Ends the job, with the reason. What is pushed after that is lost.
@@ -591,6 +621,8 @@ trait AnyFan {
 
     fn poll(&mut self) -> Result<bool, Error>;
 
+    fn flush(&mut self, watermark: Watermark) -> Result<bool, Error>;
+
     fn finish(&mut self) -> Result<bool, Error>;
 
     fn stopped(&mut self, edge: EdgeId, reader: u32);
@@ -625,6 +657,14 @@ impl<T: Record> AnyFan for Fan<T> {
         Ok(moved)
     }
 
+    fn flush(&mut self, watermark: Watermark) -> Result<bool, Error> {
+        let mut sent = false;
+        for (_, output) in &mut self.outputs {
+            sent |= output.flush(watermark)?;
+        }
+        Ok(sent)
+    }
+
     fn finish(&mut self) -> Result<bool, Error> {
         let mut finished = true;
         for (_, output) in &mut self.outputs {
@@ -647,6 +687,10 @@ trait InPort<S> {
     fn receive(&mut self, from: Rank, batch: Buffer) -> Result<(), Error>;
 
     fn ended(&mut self, from: Rank);
+
+    fn advance(&mut self, sender: u32, watermark: Watermark);
+
+    fn watermark(&mut self) -> Watermark;
 
     fn poll(&mut self, state: &mut S, outputs: &mut Outputs) -> Result<Progress, Error>;
 
@@ -701,6 +745,14 @@ where
         self.receiver.ended(0, from);
     }
 
+    fn advance(&mut self, sender: u32, watermark: Watermark) {
+        self.receiver.advance(0, sender, watermark);
+    }
+
+    fn watermark(&mut self) -> Watermark {
+        self.receiver.watermark()
+    }
+
     fn poll(&mut self, state: &mut S, outputs: &mut Outputs) -> Result<Progress, Error> {
         self.receiver.poll(&mut Handing {
             state,
@@ -713,6 +765,9 @@ where
         self.receiver.last()
     }
 }
+
+/// How long a task that has nothing to produce is left alone.
+const NEXT_LOOK: Duration = Duration::from_millis(5);
 
 /// An instance of a task that the program has written. It reads all its inputs all the time, in turns.
 struct Instance<S> {
@@ -744,7 +799,13 @@ impl<S> Instance<S> {
             let progress = produce(state, outputs);
             return match outputs.failure.take() {
                 Some(cause) => Err(self.failed("what it produces", "no record".to_owned(), cause)),
-                None => Ok(progress),
+                None => {
+                    if progress == Progress::None {
+                        let clock = &self.place.clock;
+                        clock.wake_at(clock.now() + NEXT_LOOK);
+                    }
+                    Ok(progress)
+                }
             };
         }
         let mut all = Progress::Done;
@@ -793,6 +854,32 @@ impl<S: 'static> Task for Instance<S> {
         if let Some((_, input)) = self.inputs.get_mut(port) {
             input.ended(from);
         }
+    }
+
+    fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
+        if let Some((_, input)) = self.inputs.get_mut(port) {
+            input.advance(sender, watermark);
+        }
+    }
+
+    fn flush(&mut self) -> Result<bool, Error> {
+        if self.ended {
+            return Ok(false); // What is left to say is said at its end.
+        }
+        let watermark = if self.produce.is_some() {
+            self.outputs.watermark
+        } else {
+            Watermark::least(self.inputs.iter_mut().map(|(_, input)| input.watermark()))
+        };
+        let mut sent = false;
+        for fan in &mut self.outputs.fans {
+            sent |= fan.flush(watermark)?;
+        }
+        Ok(sent)
+    }
+
+    fn stop(&mut self) {
+        self.end();
     }
 
     fn stopped(&mut self, edge: EdgeId, reader: u32) {

@@ -37,7 +37,7 @@ use transport::Rank;
 
 pub use self::builder::{GraphBuilder, Outputs, Port, TaskBuilder, TaskOutput, TaskOutputs};
 use crate::{
-    Accumulator, Error,
+    Accumulator, Error, Stop,
     schedule::{self, Scheduler, Worker, check_tasks, even},
     stage::{Place, Task},
 };
@@ -57,6 +57,24 @@ pub(crate) struct Node {
     /// What it is if it is no task but an edge that begins at an output of its only input, which is a task with
     /// several.
     pub(crate) outlet: Option<Outlet>,
+    /// Whether what it gives ends by itself.
+    pub(crate) extent: Extent,
+    /// Whether event time begins in it.
+    pub(crate) gives_time: bool,
+}
+
+/// Whether a stream ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Extent {
+    /// It does if all inputs of its task do. So that of a source does.
+    #[default]
+    AsInputs,
+    /// It does, whatever the inputs do.
+    Bounded,
+    /// It is what there is when all inputs have ended. So they have to.
+    AtEnd,
+    /// It goes on until it is stopped.
+    Unbounded,
 }
 
 /// An edge of a task with several outputs. It is there once for each way that its readers are placed, while the task
@@ -296,8 +314,7 @@ pub(crate) struct Vertex {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Graph {
     pub(crate) vertices: Vec<Vertex>,
-    /// The counts whose sums over all ranks are asked for.
-    pub(crate) accumulators: Vec<Accumulator>,
+    pub(crate) outside: Outside,
 }
 
 impl Graph {
@@ -386,6 +403,32 @@ impl Graph {
         let mut sides: Vec<usize> = inputs.iter().map(|&input| name(&sets, input)).collect();
         sides.sort_unstable();
         sides.windows(2).all(|pair| pair[0] != pair[1])
+    }
+
+    /// Refuses a task that waits for the end of an input that has none.
+    pub(crate) fn check_ends(&self) -> Result<(), Error> {
+        let mut goes_on: Vec<bool> = Vec::with_capacity(self.vertices.len());
+        for Vertex { node, inputs, .. } in &self.vertices {
+            let unbounded = inputs.iter().find(|&&input| goes_on[input]);
+            if let (Extent::AtEnd, Some(&input)) = (node.extent, unbounded) {
+                return Err(Error::Unbounded {
+                    task: node.name.clone(),
+                    input: self.vertices[input].node.name.clone(),
+                });
+            }
+            goes_on.push(match node.extent {
+                Extent::AsInputs => unbounded.is_some(),
+                Extent::Bounded | Extent::AtEnd => false,
+                Extent::Unbounded => true,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether records should not wait for others to travel with, or event time flows with them.
+    pub(crate) fn is_live(&self) -> bool {
+        let mut nodes = self.vertices.iter().map(|vertex| &vertex.node);
+        nodes.any(|node| node.extent == Extent::Unbounded || node.gives_time)
     }
 
     /// How tasks are placed, each way once, and what a scheduler is told of it.
@@ -484,6 +527,23 @@ impl Listed {
     }
 }
 
+/// What a graph has to do with the world outside of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Outside {
+    /// The counts whose sums over all ranks are asked for.
+    pub(crate) accumulators: Vec<Accumulator>,
+    /// What ends its unbounded sources.
+    pub(crate) stops: Vec<Stop>,
+}
+
+impl Outside {
+    fn and(mut self, other: &Self) -> Self {
+        self.accumulators.extend_from_slice(&other.accumulators);
+        self.stops.extend_from_slice(&other.stops);
+        self
+    }
+}
+
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Node")
@@ -513,16 +573,16 @@ pub struct Job<R> {
 impl<R: 'static> Job<R> {
     /// The job that ends in `sink`, whose result is what `result` takes after a run.
     pub(crate) fn new(sink: Node, result: impl Fn() -> R + Send + Sync + 'static) -> Self {
-        Self::of(vec![Arc::new(sink)], Vec::new(), Arc::new(result))
+        Self::of(vec![Arc::new(sink)], Outside::default(), Arc::new(result))
     }
 
     fn of(
         sinks: Vec<Arc<Node>>,
-        accumulators: Vec<Accumulator>,
+        outside: Outside,
         result: Arc<dyn Fn() -> R + Send + Sync>,
     ) -> Self {
         let graph = Graph {
-            accumulators,
+            outside,
             ..Graph::of(&sinks)
         };
         Self {
@@ -544,18 +604,25 @@ impl<R: 'static> Job<R> {
     /// ```
     pub fn and<Q: 'static>(self, other: Job<Q>) -> Job<(R, Q)> {
         let sinks = self.sinks.into_iter().chain(other.sinks).collect();
-        let accumulators = [&self.graph.accumulators[..], &other.graph.accumulators].concat();
+        let outside = self.graph.outside.clone().and(&other.graph.outside);
         let (ours, theirs) = (self.result, other.result);
-        Job::of(sinks, accumulators, Arc::new(move || (ours(), theirs())))
+        Job::of(sinks, outside, Arc::new(move || (ours(), theirs())))
     }
 
     /// The job with a second result: what its functions have added to an accumulator, on all ranks.
     pub fn with_total(self, accumulator: &Accumulator) -> Job<(R, u64)> {
-        let mut accumulators = self.graph.accumulators.clone();
-        accumulators.push(accumulator.clone());
+        let mut outside = self.graph.outside.clone();
+        outside.accumulators.push(accumulator.clone());
         let (result, accumulator) = (self.result, accumulator.clone());
         let both = move || (result(), accumulator.total());
-        Job::of(self.sinks, accumulators, Arc::new(both))
+        Job::of(self.sinks, outside, Arc::new(both))
+    }
+
+    /// The job, whose unbounded sources `stop` ends: they have no more then, and all that they gave is done to its end.
+    pub fn stopped_by(self, stop: &Stop) -> Self {
+        let mut outside = self.graph.outside.clone();
+        outside.stops.push(stop.clone());
+        Self::of(self.sinks, outside, self.result)
     }
 
     /// The job with a result that `function` makes of its own, in each process.
@@ -662,8 +729,10 @@ impl TaskGraph {
     ///
     /// # Errors
     ///
-    /// [`Error::BadTask`], or [`Error::Unplaceable`]: by the scheduler, or because it has not kept what a task demands.
+    /// [`Error::BadTask`], [`Error::Unbounded`], or [`Error::Unplaceable`]: by the scheduler, or because it has not kept
+    /// what a task demands.
     pub fn placed(self, scheduler: &dyn Scheduler, workers: &[Worker]) -> Result<Self, Error> {
+        self.graph.check_ends()?;
         let schedule = Schedule::of(&self.graph, scheduler, workers)?;
         Ok(Self {
             schedule: Some(Arc::new(schedule)),
@@ -710,6 +779,8 @@ mod tests {
             placement: Placement::Everywhere,
             outlet: None,
             build: Box::new(|_| unreachable!("nobody builds it")),
+            extent: Extent::AsInputs,
+            gives_time: false,
         })
     }
 

@@ -9,6 +9,7 @@ use transport::{Buffer, Rank, Reservation};
 use crate::{
     Encode, Error, Key, Record,
     exchange::{Outbox, Receiver},
+    graph::Extent,
     operator::{
         narrow::Pass,
         reduce::{Accumulate, Reduced, Reducing},
@@ -659,6 +660,10 @@ impl<I: Record, A: Conclude<I>> Source for Made<I, A> {
             is_first: place.instance == 0,
             reservation: place.ledger.reserve(self.name, 0)?,
         })
+    }
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
     }
 }
 

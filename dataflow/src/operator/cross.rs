@@ -9,6 +9,7 @@ use transport::{Buffer, Rank};
 use crate::{
     Error, Record,
     exchange::{Direct, Outbox, Receiver, Routed, ToFirst},
+    graph::Extent,
     operator::{
         again::Again,
         aside::Block,
@@ -72,6 +73,10 @@ impl<L: Record, R: Record> Source for Crossed<L, R> {
             block: Block::new(place, NAME)?,
             pairing: Pairing::Gathering,
         })
+    }
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
     }
 }
 

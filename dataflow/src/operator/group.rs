@@ -11,6 +11,7 @@ use crate::{
     Encode, Error, Key, Record,
     batch::try_with_encoded,
     exchange::Receiver,
+    graph::Extent,
     operator::{
         aside::{Aside, Block, ByHash},
         index::{Found, Index, Row},
@@ -154,6 +155,10 @@ impl<K: Key, V: Record, O: Order<V>> Source for Grouped<K, V, O> {
             order: self.order.clone(),
             keys: Vec::new(),
         })
+    }
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
     }
 }
 
@@ -376,6 +381,10 @@ impl<K: Key, L: Record, R: Record> Source for Cogrouped<K, L, R> {
             right: Side::new(place, RIGHT, "cogroup")?,
             keys: Vec::new(),
         })
+    }
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
     }
 }
 

@@ -7,8 +7,10 @@ use transport::{Buffer, Rank, Reservation};
 use crate::{
     Error, Record,
     exchange::{Outbox, Receiver},
+    graph::Extent,
     operator::narrow::Pass,
     stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
+    time::Watermark,
     tset::{Source, TSet},
 };
 
@@ -103,6 +105,10 @@ impl<T: Record> Output<T> for Limit<T> {
         self.outbox.poll()
     }
 
+    fn flush(&mut self, watermark: Watermark) -> Result<bool, Error> {
+        self.outbox.flush(watermark)
+    }
+
     fn finish(&mut self) -> Result<bool, Error> {
         self.outbox.finish()
     }
@@ -133,6 +139,10 @@ impl<T: Record> Source for Taken<T> {
             left: if place.instance == 0 { self.number } else { 0 },
         })
     }
+
+    fn extent(&self) -> Extent {
+        Extent::Bounded
+    }
 }
 
 /// Passes on so many of the records that come, and is done then.
@@ -150,6 +160,14 @@ impl<T: Record> Input for Take<T> {
 
     fn ended(&mut self, port: usize, from: Rank) {
         self.receiver.ended(port, from);
+    }
+
+    fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
+        self.receiver.advance(port, sender, watermark);
+    }
+
+    fn watermark(&mut self) -> Watermark {
+        self.receiver.watermark()
     }
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
@@ -362,6 +380,10 @@ where
             best: Best::new(self.number, self.order.clone(), place)?,
             sorted: None,
         })
+    }
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
     }
 }
 

@@ -19,3 +19,4 @@ pub(crate) mod sort;
 pub(crate) mod statistics;
 pub(crate) mod union;
 pub(crate) mod variable;
+pub(crate) mod watermarks;

@@ -5,6 +5,7 @@ use std::{fmt, marker::PhantomData};
 use crate::{
     Encode, Record,
     stage::{Failure, Narrow, Place, Push},
+    time::{Clock, Watermark},
 };
 
 /// Passes every record on.
@@ -35,6 +36,11 @@ impl<N, M, T> Then<N, M, T> {
             second,
             between: PhantomData,
         }
+    }
+
+    /// The operator that was written last.
+    pub(crate) fn last_mut(&mut self) -> &mut M {
+        &mut self.second
     }
 }
 
@@ -82,6 +88,15 @@ impl<S: Record, T: Record, N: Narrow<S, Out = T>, M: Narrow<T>> Narrow<S> for Th
             down,
         });
         self.second.end(down);
+    }
+
+    fn watermark(&mut self, before: Watermark, clock: &Clock) -> Watermark {
+        let between = self.first.watermark(before, clock);
+        self.second.watermark(between, clock)
+    }
+
+    fn gives_time(&self) -> bool {
+        self.first.gives_time() || self.second.gives_time()
     }
 
     #[inline]

@@ -18,6 +18,7 @@ use crate::{
     Encode, Error, Key, Record,
     batch::Batch,
     exchange::{Outbox, Receiver},
+    graph::Extent,
     operator::{
         aside::{Aside, ByHash},
         narrow::{Keyed, Keys, Pass, Then},
@@ -40,6 +41,14 @@ pub trait Accumulate<I: Record>: Clone + Send + Sync + 'static {
 
     /// Adds another.
     fn add(&self, state: &mut Self::State, more: I::View<'_>);
+
+    /// The same, with the bytes that the state keeps outside of itself before and after it, or with both less the same.
+    #[inline]
+    fn add_and_weigh(&self, state: &mut Self::State, more: I::View<'_>) -> (usize, usize) {
+        let before = state.heap_bytes();
+        self.add(state, more);
+        (before, state.heap_bytes())
+    }
 
     /// Ends it.
     fn finish(&self, state: Self::State) -> Self::Out;
@@ -224,6 +233,10 @@ where
             for_reading: place.ledger.reserve(self.name, 0)?,
             phase: Phase::Taking,
         })
+    }
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     exchange::{Direct, Outbox, Receiver, Routed},
     operator::narrow::Pass,
     stage::{Input, Narrow, Place, Progress, Sink},
+    time::Watermark,
     tset::{Source, TSet},
 };
 
@@ -73,6 +74,14 @@ impl<T: Record> Input for Union<T> {
 
     fn ended(&mut self, port: usize, from: Rank) {
         self.sides[port].ended(port, from);
+    }
+
+    fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
+        self.sides[port].advance(port, sender, watermark);
+    }
+
+    fn watermark(&mut self) -> Watermark {
+        Watermark::least(self.sides.iter_mut().map(Input::watermark))
     }
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     Error, Key, Record,
     exchange::Receiver,
+    graph::Extent,
     operator::{
         aside::ByHash,
         index::{Found, GROUP, Index, Row},
@@ -57,6 +58,10 @@ impl<K: Key, L: Record, R: Record, J: Join> Source for Joined<K, L, R, J> {
             phase: Phase::Keeping,
             merger: Merger::new(place, ByHash, self.name)?,
         })
+    }
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
     }
 }
 

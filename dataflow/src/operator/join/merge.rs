@@ -15,6 +15,7 @@ use super::{GIVEN_A_TURN, Join, Joined, LEFT, RIGHT};
 use crate::{
     Error, Key, Ordered, Record,
     exchange::Receiver,
+    graph::Extent,
     operator::{
         again::Again,
         aside::{Aside, Block, KeyOrder},
@@ -51,6 +52,10 @@ impl<K: Key + Ordered, L: Record, R: Record, J: Join> Source for MergeJoined<K, 
             merger: Merger::new(place, First, self.name)?,
             is_merging: false,
         })
+    }
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
     }
 }
 

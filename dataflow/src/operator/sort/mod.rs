@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     Encode, Error, Ordered, Record,
-    graph::{Node, Placement},
+    graph::{Extent, Node, Placement},
     operator::narrow::Pass,
     stage::{Narrow, Place},
     tset::{Source, TSet},
@@ -131,6 +131,10 @@ impl<T: Record, O: OrderBy<T>> Source for Sorted<T, O> {
     fn build(&self, place: &Place) -> Result<Merge<T, O>, Error> {
         Ok(Merge::new(place, self.order.clone()))
     }
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
+    }
 }
 
 impl<T, O> fmt::Debug for Sorted<T, O> {
@@ -222,6 +226,8 @@ where
             inputs: vec![Arc::new(collect)],
             placement: Placement::Everywhere,
             outlet: None,
+            extent: Extent::AsInputs,
+            gives_time: false,
             build: Box::new(move |place: &Place| {
                 let store = share(place, &shared, &spread)?;
                 Ok(Box::new(Spread::<N::Out, O>::new(place, store)?))
