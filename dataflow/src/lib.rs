@@ -58,21 +58,24 @@ pub use graph::{
 pub use inline::{inline, simulate, simulate_on};
 pub use operator::{
     aggregate::{
-        Aggregate, Conclude, Count, Extreme, Fold, Made, Make, Mean, Merged, Of, Sum, Whole,
+        Aggregate, Before, Conclude, Count, Extreme, Fold, Made, Make, Mean, Merged, Of, Sum, Whole,
     },
     cross::{Cross, Crossed},
     fallible::{TryFlatMap, TryMap},
     group::{By, Cogroup, Cogrouped, Group, Grouped, Order, Unordered},
+    interval::IntervalJoined,
     join::{Anti, Full, HashJoin, Inner, Join, Joined, Left, MergeJoin, MergeJoined, Right, Semi},
     limit::{Take, Taken, TopN, Topped},
     narrow::{Filter, FlatMap, Keyed, Keys, Map, Numbered, Out, Pass, Then},
     partition::{KeyBy, MapPartition, Sample, UniqueId},
     reduce::{Accumulate, Once, Reduce, Reduced, Reducing},
+    running::Running,
     sort::{First, Itself, OrderBy, SortBy, Sorted},
     statistics::{Histogram, Moments, Statistics},
     union::{Union, United},
     variable::{FilterWith, FlatMapWith, MapWith, Variable, With},
     watermarks::Watermarks,
+    window::{All, AllOf, ByWindow, Give, OnTime, Window, Windowed, Windows, WithLate},
 };
 pub use record::{Encode, Encoder, Fields, Key, Ordered, OutOfLine, Record, Slice, Unfit};
 pub use rkyv;

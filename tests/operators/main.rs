@@ -10,3 +10,4 @@ mod graphs;
 mod joins;
 mod reductions;
 mod spilling;
+mod streams;

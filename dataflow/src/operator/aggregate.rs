@@ -41,7 +41,7 @@ pub trait Aggregate<T: Record>: Clone + Send + Sync + 'static {
 }
 
 /// Makes aggregates of records of type `T`.
-pub struct Of<T>(PhantomData<fn() -> T>);
+pub struct Of<T>(pub(crate) PhantomData<fn() -> T>);
 
 impl<T: Record> Of<T> {
     /// How many there are.
@@ -317,7 +317,7 @@ tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
 
 /// An aggregate before the exchange: what it keeps is what travels.
 #[derive(Debug)]
-struct Before<A, T>(A, PhantomData<fn() -> T>);
+pub struct Before<A, T>(pub(crate) A, pub(crate) PhantomData<fn() -> T>);
 
 impl<A: Clone, T> Clone for Before<A, T> {
     fn clone(&self) -> Self {
@@ -347,7 +347,7 @@ impl<T: Record, A: Aggregate<T>> Accumulate<T> for Before<A, T> {
 }
 
 /// An aggregate behind the exchange: of what others kept.
-pub struct Merged<A, T>(A, PhantomData<fn() -> T>);
+pub struct Merged<A, T>(pub(crate) A, pub(crate) PhantomData<fn() -> T>);
 
 impl<A: Clone, T> Clone for Merged<A, T> {
     fn clone(&self) -> Self {

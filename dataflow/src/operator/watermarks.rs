@@ -22,11 +22,18 @@ where
     /// earlier than that is late. Records change in nothing.
     ///
     /// ```
-    /// use dataflow::{collection, inline};
+    /// use dataflow::{Windows, collection, inline};
     ///
     /// // Who did something, and when.
-    /// let events = collection(vec![('a', 3i64), ('b', 1), ('a', 12)]);
-    /// assert_eq!(inline(&events.watermarks(5, |(_, time)| time).collect())?.len(), 3);
+    /// let events = collection(vec![("a".to_owned(), 3i64), ("b".to_owned(), 1), ("a".to_owned(), 12)]);
+    /// let counts = events
+    ///     .watermarks(5, |(_, time)| time)
+    ///     .window_by_key(Windows::tumbling(10), |time| time)
+    ///     .aggregate(|of| of.count());
+    /// let mut counts = inline(&counts.collect())?;
+    /// counts.sort();
+    /// let (a, b) = ("a".to_owned(), "b".to_owned());
+    /// assert_eq!(counts, [(a.clone(), ((0, 10), 1)), (a, ((10, 20), 1)), (b, ((0, 10), 1))]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     pub fn watermarks<F>(
