@@ -50,6 +50,7 @@
 //! | write graphs | [`dataflow`], [`TSet`](dataflow::TSet) | `tsets.md`, `joins.md`, `runs.md` |
 //! | write tasks with several inputs and outputs, and say where they run | [`GraphBuilder`](dataflow::GraphBuilder), [`dataflow::schedule`] | `tasks.md` |
 //! | repeat a step | [`Env::iterate`], [`Env::repeat`], [`Variable`](dataflow::Variable), [`Cached`](dataflow::Cached) | `loops.md` |
+//! | work on what has no end, by the times of events | [`channel`](dataflow::channel), [`Windows`](dataflow::Windows), [`Stop`](dataflow::Stop) | `streams.md` |
 //! | reduce, gather, exchange by hand | [`collectives`], [`collectives::harp`], [`Env::bsp`] | `groups.md` |
 //! | send messages, and nothing else | [`transport`], [`Env::on_executors`] | `messages.md` |
 //! | say how a job runs | [`Config`] | `tuning.md`, `memory.md`, `deployment.md` |
@@ -104,6 +105,8 @@ mod guide {
     mod runs {}
     #[doc = include_str!("../guide/src/loops.md")]
     mod loops {}
+    #[doc = include_str!("../guide/src/streams.md")]
+    mod streams {}
     #[doc = include_str!("../guide/src/groups.md")]
     mod groups {}
     #[doc = include_str!("../guide/src/messages.md")]
