@@ -6,9 +6,15 @@ mod support;
 use std::{
     fmt::Write,
     fs,
+    io::{BufRead, BufReader},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use support::{Folder, Launch, command, example};
 
 /// Ways to run a program: the arguments of `updraft run`, or none to start the program itself, and its own.
@@ -78,6 +84,44 @@ fn kmeans_gives_the_same_however_it_is_written() {
         );
         assert_eq!(outputs[0], output, "{form}");
     }
+}
+
+#[test]
+fn words_are_counted_while_they_come() {
+    let arguments = ["--for", "0.3", "--window", "50", "--rate", "4000"];
+    for lines in check("live-words", &arguments) {
+        assert!(lines.len() > 3, "{lines:?}");
+        assert!(lines[0].contains("0.000 s"), "{lines:?}");
+    }
+}
+
+#[test]
+fn a_signal_stops_a_stream_gracefully() {
+    let (started, limit) = (Instant::now(), "20");
+    let mut program = Command::new(example("live-words"));
+    program.args([
+        "--executors",
+        "2",
+        "--window",
+        "50",
+        "--rate",
+        "4000",
+        "--check",
+        "--for",
+        limit,
+    ]);
+    program.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut program = program.spawn().unwrap();
+    let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
+    lines.next().expect("it has counted something").unwrap();
+    kill(Pid::from_raw(program.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let last = lines.map(Result::unwrap).last();
+    assert_eq!(program.wait().unwrap().code(), Some(0));
+    assert!(last.is_some_and(|line| line.contains("a plain loop gives the same")));
+    assert!(
+        started.elapsed() < Duration::from_secs(15),
+        "it ended by itself"
+    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use dataflow::{
+    Stop,
     schedule::{FirstFit, Locality, RoundRobin, Scheduler},
     spill,
 };
@@ -77,6 +78,10 @@ pub struct Config {
     pub pin: bool,
     /// Whether to show progress and a summary on the standard error stream.
     pub progress: bool,
+    /// What the first SIGINT or SIGTERM uses, as Ctrl-C sends it: jobs that are [stopped by](dataflow::Job::stopped_by)
+    /// it end gracefully then. The second ends the process, as the first does where nothing is said. It holds for as
+    /// long as the process lives.
+    pub stop: Option<Stop>,
 }
 
 impl Default for Config {
@@ -96,6 +101,7 @@ impl Default for Config {
             explain: false,
             pin: true,
             progress: true,
+            stop: None,
         }
     }
 }

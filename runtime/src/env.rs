@@ -27,6 +27,7 @@ use crate::{
     executor::{self, Command, Done, Report, Seat, Work},
     progress::Progress,
     repeat::Repeat,
+    signals,
     summary::Summary,
 };
 
@@ -129,6 +130,9 @@ impl Env {
             .as_ref()
             .map_or((0, 1), |member| (member.worker, member.workers));
         let decided = config.decide(workers)?;
+        if let Some(stop) = &config.stop {
+            signals::stop_at_first(stop)?;
+        }
         let client = membership
             .as_ref()
             .map(Client::connect)

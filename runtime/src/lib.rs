@@ -75,6 +75,7 @@ mod links;
 mod memory;
 pub mod progress;
 mod repeat;
+mod signals;
 mod summary;
 
 pub use config::Config;
