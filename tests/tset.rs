@@ -1,12 +1,18 @@
 //! What programs that run several jobs promise: what a run leaves in the workers is there for the next, and nothing is
 //! done twice.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    os::unix::fs::FileExt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use dataflow::{Accumulator, Error, Variable, collection, generate, inline, simulate};
+use dataflow::{
+    Accumulator, Error, Level, Pass, Persisted, TSet, Variable, collection, generate, inline,
+    simulate,
+};
 use proptest::prelude::*;
 use updraft::{Config, collectives::op::Sum};
 
@@ -177,6 +183,224 @@ fn a_loop_over_what_is_cached_gives_what_a_plain_loop_gives() {
         assert_eq!((found.state, &found.history[..]), (mean, &[mean, 0.0][..]));
         assert_eq!(found.times.len(), 2);
     }
+}
+
+fn level() -> impl Strategy<Value = Level> {
+    prop::sample::select(vec![Level::Memory, Level::MemoryAndDisk, Level::Disk])
+}
+
+/// Counts the records that go through a function, on all ranks.
+fn counted(calls: &Arc<AtomicU64>) -> impl FnMut(&str) -> String + Clone + use<> {
+    let calls = calls.clone();
+    move |word| {
+        calls.fetch_add(1, Ordering::Relaxed);
+        word.to_owned()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn what_persists_is_computed_once_and_read_as_if_it_were_computed_again(
+        words in prop::collection::vec("[a-c]{0,40}", 1..200),
+        (seed, size, executors) in (any::<u64>(), 1u32..6, 1u32..4),
+        instances in prop::option::of(1u32..9),
+        level in level(),
+    ) {
+        let all = words.len() as u64;
+        let calls = Arc::new(AtomicU64::new(0));
+        let stream = collection(words.clone()).map(counted(&calls)).exchange_by_hash();
+        let stream = match instances {
+            Some(instances) => stream.parallelism(instances),
+            None => stream,
+        };
+        let kept = stream.persist(level);
+        // An output that wants no more of them ends nothing but itself, and keeps nothing.
+        simulate(&kept.clone().take(1).collect(), seed, size, executors).unwrap();
+        calls.store(0, Ordering::Relaxed);
+        let count = simulate(&kept.clone().count().first(), seed, size, executors).unwrap();
+        prop_assert_eq!((count, calls.load(Ordering::Relaxed) <= all), (Some(all), true));
+        let calls_before = calls.load(Ordering::Relaxed);
+        let stored = kept.stored();
+        prop_assert_eq!(stored.missing, 0);
+        prop_assert_eq!((stored.on_disk > 0, stored.in_memory > 0), (level == Level::Disk, level != Level::Disk));
+        // Twice in one job, with a set that persists in between and is not needed the second time.
+        let lengths = kept.clone().map(|word| (word.to_owned(), word.len() as u64)).persist(level);
+        let joined = lengths.clone().join(kept.clone().distinct().map(|word| (word.to_owned(), ())));
+        let expected: Vec<_> = words.iter().map(|word| (word.clone(), (word.len() as u64, ()))).collect();
+        for turn in 0..3 {
+            let found = simulate(&joined.clone().collect(), seed + turn, size, executors).unwrap();
+            prop_assert_eq!(sorted(found), sorted(expected.clone()));
+            if turn == 1 {
+                lengths.unpersist();
+            }
+        }
+        prop_assert_eq!(calls.load(Ordering::Relaxed), calls_before);
+        // Another division is computed again, and so is what persists no more.
+        let again = simulate(&kept.clone().collect(), seed, size + 1, executors).unwrap();
+        prop_assert_eq!(sorted(again), sorted(words.clone()));
+        kept.unpersist();
+        let again = simulate(&kept.clone().collect(), seed, size, executors).unwrap();
+        prop_assert_eq!(sorted(again), sorted(words));
+        prop_assert_eq!(kept.stored().in_memory + kept.stored().on_disk, 0);
+    }
+}
+
+#[test]
+fn a_set_that_persists_has_the_instances_it_was_computed_by() {
+    let kept = generate(10, |n| n).parallelism(3).persist(Level::Memory);
+    let error = simulate(&kept.clone().parallelism(2).collect(), 1, 3, 1).unwrap_err();
+    assert!(
+        matches!(error, Error::NotCachedHere { cached: 3, .. }),
+        "{error}"
+    );
+    assert_eq!(
+        simulate(&kept.collect(), 1, 3, 1).unwrap(),
+        (0..10).collect::<Vec<_>>()
+    );
+}
+
+/// Rows of 264 bytes, and how often they were made.
+const ROWS: u64 = 24_000;
+
+fn wide(calls: &Arc<AtomicU64>, level: Level) -> TSet<Persisted<(u64, [u8; 256])>, Pass> {
+    let calls = calls.clone();
+    let row = move |n| {
+        calls.fetch_add(1, Ordering::Relaxed);
+        (n, [n as u8; 256])
+    };
+    generate(ROWS, |n| n).map(row).persist(level)
+}
+
+#[test]
+fn what_persists_gives_way_to_what_needs_the_memory() {
+    // Two sets of 6.3 MB, in memory for one of them.
+    for level in [Level::Memory, Level::MemoryAndDisk] {
+        let config = Config {
+            executors: Some(2),
+            memory_bytes: Some(12 << 20),
+            progress: false,
+            ..Config::default()
+        };
+        let calls: [Arc<AtomicU64>; 2] = Default::default();
+        let sets = [&calls[0], &calls[1]].map(|calls| wide(calls, level));
+        updraft::run(config, |env| {
+            for turn in 0..6 {
+                let set = &sets[turn % 2];
+                let sums = set
+                    .clone()
+                    .aggregate(|of| (of.count(), of.sum(|(n, row)| n + u64::from(row[255]))));
+                let sum = (0..ROWS).map(|n| n + n % 256).sum();
+                assert_eq!(
+                    env.run(&sums.first())?,
+                    Some((ROWS, sum)),
+                    "{level:?} {turn}"
+                );
+                let stored = [sets[0].stored(), sets[1].stored()];
+                let kept: u64 = stored.iter().map(|stored| stored.memory_bytes).sum();
+                assert!(env.ledger().used() <= 12 << 20 && kept <= 10 << 20);
+                assert!(
+                    stored
+                        .iter()
+                        .all(|stored| stored.on_disk == 0 || level == Level::MemoryAndDisk)
+                );
+                assert!(turn == 0 || stored.iter().any(|stored| stored.in_memory < 2));
+            }
+            // An operator that needs memory gets it.
+            let ledger = env.ledger();
+            let needed = ledger.free();
+            assert!(needed > ledger.limit() - ledger.used());
+            drop(ledger.reserve("a test", needed)?);
+            assert_eq!(sets[0].stored().in_memory + sets[1].stored().in_memory, 0);
+            let sorted = sets[0]
+                .clone()
+                .sort_by(|(n, _)| u64::MAX - n)
+                .map(|(n, _)| n);
+            assert!(env.run(&sorted.collect())?.into_iter().eq((0..ROWS).rev()));
+            Ok(())
+        })
+        .unwrap();
+        for calls in calls {
+            let calls = calls.load(Ordering::Relaxed);
+            match level {
+                // All of a set was dropped once at least.
+                Level::Memory => assert!(calls > ROWS, "{calls}"),
+                _ => assert_eq!(calls, ROWS),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_costs_what_persists_no_more_than_another_computation() {
+    let calls = Arc::new(AtomicU64::new(0));
+    let kept = generate(1_000, |n| n)
+        .map({
+            let calls = calls.clone();
+            move |n| {
+                calls.fetch_add(1, Ordering::Relaxed);
+                n
+            }
+        })
+        .persist(Level::MemoryAndDisk);
+    let config = Config {
+        executors: Some(1),
+        progress: false,
+        spill: dataflow::spill::Config {
+            directories: vec!["/no/such/folder".into()],
+            ..Default::default()
+        },
+        ..Config::default()
+    };
+    updraft::run(config, |env| {
+        assert_eq!(env.run(&kept.clone().count().first())?, Some(1_000));
+        drop(env.ledger().reserve("a test", env.ledger().free())?);
+        assert_eq!(kept.stored().missing, 1);
+        assert_eq!(env.run(&kept.clone().count().first())?, Some(1_000));
+        assert_eq!(calls.load(Ordering::Relaxed), 2_000);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_partition_that_is_damaged_on_disk_is_an_error_once_and_computed_again_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = generate(5_000, |n| n).persist(Level::Disk);
+    let config = Config {
+        progress: false,
+        spill: dataflow::spill::Config {
+            directories: vec![folder.path().to_owned()],
+            ..Default::default()
+        },
+        ..executors(1)
+    };
+    let count = || updraft::run(config.clone(), |env| env.run(&kept.clone().count().first()));
+    assert_eq!(count().unwrap(), Some(5_000));
+    // The file has no name, but it is open.
+    let ours = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let ours = ours
+        .map(|entry| entry.path())
+        .find(|open| std::fs::read_link(open).is_ok_and(|file| file.starts_with(folder.path())));
+    let file = std::fs::File::options()
+        .write(true)
+        .open(ours.unwrap())
+        .unwrap();
+    file.write_all_at(b"!", 1_000).unwrap();
+    let error = count().unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            updraft::Error::Dataflow(Error::SpillDamaged {
+                holder: "persist",
+                ..
+            })
+        ),
+        "{error}"
+    );
+    assert_eq!(count().unwrap(), Some(5_000));
+    assert_eq!(kept.stored().on_disk, 1);
 }
 
 fn executors(executors: u32) -> Config {

@@ -375,6 +375,11 @@ impl<T: Record> Page<T> {
         }
     }
 
+    /// The archive.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Bytes that it takes, whether or not they are used.
     pub(crate) fn capacity(&self) -> usize {
         self.bytes.capacity()

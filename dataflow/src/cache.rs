@@ -6,24 +6,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use transport::{Buffer, Rank, Reservation};
+use transport::{Buffer, Rank};
 
 use crate::{
     Error, Record,
-    batch::{Builder, Memory, Page, Shape},
     graph::{Job, Placement},
     operator::narrow::Pass,
+    pages::{At, PageWriter, Pages},
     stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
     tset::{Source, TSet},
 };
-
-/// Bytes of the first page of a partition; each has twice as many as the one before, up to the most.
-const PAGE_BYTES_MIN: usize = 4 << 10;
-const PAGE_BYTES_MAX: usize = 1 << 20;
-/// The most for one large record.
-const RECORD_BYTES_MAX: usize = 1 << 30;
-/// Records pushed in one turn, between which messages are looked for.
-const PUSHED_A_TURN: usize = 1024;
 
 impl<S, N> TSet<S, N>
 where
@@ -124,28 +116,26 @@ impl<T> fmt::Debug for Cached<T> {
 /// The records of one instance.
 pub struct Partition<T> {
     rank: Rank,
-    pages: Vec<Page<T>>,
-    _reservation: Reservation,
+    pages: Pages<T>,
 }
 
 impl<T: Record> Partition<T> {
     /// How many there are.
     pub fn records(&self) -> u64 {
-        self.pages.iter().map(|page| page.len() as u64).sum()
+        self.pages.len()
     }
 
     /// Their views, in the order in which they came.
     pub fn views(&self) -> impl Iterator<Item = T::View<'_>> {
-        self.pages
-            .iter()
-            .flat_map(|page| (0..page.len()).map(|index| page.view(index)))
+        let pages = self.pages.iter();
+        pages.flat_map(|page| page.views(0))
     }
 }
 
 impl<T> fmt::Debug for Partition<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Partition")
-            .field("pages", &self.pages.len())
+            .field("pages", &self.pages)
             .finish_non_exhaustive()
     }
 }
@@ -153,11 +143,7 @@ impl<T> fmt::Debug for Partition<T> {
 /// The end of a stage whose records stay.
 struct Keep<T> {
     place: Place,
-    pages: Vec<Page<T>>,
-    builder: Builder<T>,
-    shape: Shape,
-    page_bytes: usize,
-    reservation: Option<Reservation>,
+    writer: Option<PageWriter<T>>,
     error: Option<Error>,
     parts: Arc<Mutex<Parts<T>>>,
 }
@@ -165,65 +151,20 @@ struct Keep<T> {
 impl<T: Record> Keep<T> {
     fn new(place: &Place, parts: Arc<Mutex<Parts<T>>>) -> Result<Self, Error> {
         Ok(Self {
-            pages: Vec::new(),
-            builder: Builder::new(Memory::own(0), Shape::UNKNOWN),
-            shape: Shape::UNKNOWN,
-            page_bytes: PAGE_BYTES_MIN,
-            reservation: Some(place.ledger.reserve("cache", 0)?),
+            writer: Some(PageWriter::new(place, "cache", false)?),
             error: None,
             parts,
             place: place.clone(),
         })
-    }
-
-    /// Writes a record that the page in the making has no room for.
-    #[cold]
-    fn push_slowly(&mut self, view: T::View<'_>) -> Result<(), Error> {
-        let mut bytes = self.page_bytes;
-        self.page_bytes = (2 * bytes).min(PAGE_BYTES_MAX);
-        loop {
-            self.turn_over(bytes)?;
-            if self.builder.push(&view).is_ok() {
-                return Ok(());
-            }
-            if bytes >= RECORD_BYTES_MAX {
-                return Err(Error::RecordTooLarge {
-                    record: std::any::type_name::<T>(),
-                    limit: bytes,
-                });
-            }
-            bytes *= 2;
-            self.shape = Shape::LARGE;
-        }
-    }
-
-    /// Ends the page in the making, and begins another.
-    fn turn_over(&mut self, bytes: usize) -> Result<(), Error> {
-        if let Some(reservation) = &mut self.reservation {
-            reservation.grow(bytes as u64)?;
-        }
-        let next = Builder::new(Memory::own(bytes), self.shape);
-        let full = std::mem::replace(&mut self.builder, next);
-        self.keep_page(full);
-        Ok(())
-    }
-
-    fn keep_page(&mut self, builder: Builder<T>) {
-        if !builder.is_empty() {
-            self.shape = builder.shape();
-            self.pages.push(builder.into_page());
-        } else if let Some(reservation) = &mut self.reservation {
-            reservation.shrink_to(reservation.bytes() - builder.capacity() as u64);
-        }
     }
 }
 
 impl<T: Record> Push<T> for Keep<T> {
     #[inline]
     fn push(&mut self, view: T::View<'_>) {
-        if self.builder.push(&view).is_err()
+        if let Some(writer) = &mut self.writer
             && self.error.is_none()
-            && let Err(error) = self.push_slowly(view)
+            && let Err(error) = writer.push(view)
         {
             self.error = Some(error);
         }
@@ -244,20 +185,16 @@ impl<T: Record> Output<T> for Keep<T> {
 
     fn finish(&mut self) -> Result<bool, Error> {
         self.poll()?;
-        let nothing = Builder::new(Memory::own(0), self.shape);
-        let last = std::mem::replace(&mut self.builder, nothing);
-        self.keep_page(last);
         Ok(true)
     }
 
     fn commit(&mut self) -> Result<(), Error> {
-        let Some(reservation) = self.reservation.take() else {
+        let Some(writer) = self.writer.take() else {
             return Ok(());
         };
         let partition = Partition {
             rank: self.place.rank,
-            pages: std::mem::take(&mut self.pages),
-            _reservation: reservation,
+            pages: writer.finish(),
         };
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         parts.instances = self.place.instances;
@@ -282,8 +219,7 @@ impl<T: Record> Source for Cached<T> {
         })?;
         Ok(Replay {
             partition: partition.clone(),
-            page: 0,
-            record: 0,
+            at: At::default(),
             place: place.clone(),
         })
     }
@@ -294,8 +230,7 @@ impl<T: Record> Source for Cached<T> {
 pub struct Replay<T> {
     partition: Arc<Partition<T>>,
     /// The record that is next.
-    page: usize,
-    record: usize,
+    at: At,
     place: Place,
 }
 
@@ -312,28 +247,13 @@ impl<T: Record> Input for Replay<T> {
     fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
-        let Some(page) = self.partition.pages.get(self.page) else {
-            return Ok(Progress::Done);
-        };
-        let start = self.record;
-        let end = page.len().min(start + PUSHED_A_TURN);
-        while self.record < end && !down.is_full() {
-            down.push(page.view(self.record));
-            self.record += 1;
-        }
-        self.place.counters.read((self.record - start) as u64, 0);
-        if self.record == page.len() {
-            (self.page, self.record) = (self.page + 1, 0);
-        }
-        Ok(Progress::Made)
+        Ok(self
+            .partition
+            .pages
+            .push_on(&mut self.at, down, &self.place))
     }
 
     fn last(&self) -> String {
-        let before = self.partition.pages[..self.page].iter();
-        let number = before.map(Page::len).sum::<usize>() + self.record;
-        format!(
-            "record {} of its partition of the cache",
-            number.wrapping_sub(1)
-        )
+        self.partition.pages.name(&self.at, "the cache")
     }
 }

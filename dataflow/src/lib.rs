@@ -30,6 +30,7 @@ mod accumulator;
 mod batch;
 mod bytes;
 mod cache;
+mod demand;
 mod error;
 mod exchange;
 #[cfg(fuzzing)]
@@ -37,6 +38,8 @@ pub mod fuzzing;
 mod graph;
 mod inline;
 mod operator;
+mod pages;
+mod persist;
 mod record;
 mod run;
 pub mod schedule;
@@ -77,6 +80,7 @@ pub use operator::{
     watermarks::Watermarks,
     window::{All, AllOf, ByWindow, Give, OnTime, Window, Windowed, Windows, WithLate},
 };
+pub use persist::{Level, Persisted, Recall, Stored};
 pub use record::{Encode, Encoder, Fields, Key, Ordered, OutOfLine, Record, Slice, Unfit};
 pub use rkyv;
 pub use run::{Run, Site, Totals, run_of, tell_failure};

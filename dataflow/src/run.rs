@@ -7,6 +7,7 @@ use transport::{Buffer, Fabric, Ledger, Rank, Waker};
 
 use crate::{
     Error, Stop,
+    demand::Demand,
     graph::{EdgeId, Extent, Graph, Schedule, TaskGraph, Vertex},
     one_line, spill,
     stage::{Counters, EVERY_SLOT, Handoff, Place, Progress, Slot, Task, Wiring},
@@ -177,6 +178,7 @@ pub struct Run {
     tasks: Vec<Instance>,
     /// Who reads each edge here, and who writes it.
     ends: Vec<Ends>,
+    site: Site,
     counting: Rc<Counting>,
     clock: Rc<Clock>,
     /// Whether what waits is flushed, and when that is to be done next if others are busy.
@@ -186,6 +188,8 @@ pub struct Run {
     is_ending: bool,
     /// Keeps other threads able to wake us.
     _waker: Option<Arc<Waker>>,
+    /// What is to be known before there are tasks.
+    demand: Option<Demand>,
     plan: String,
     plans: AllGather,
     /// What each rank did, told when its tasks are done.
@@ -222,6 +226,8 @@ const WINDOW_BYTES_MIN: u64 = 4 << 10;
 /// How long a record waits at most for others to travel with, while there is something else to do, in a graph whose
 /// sources are unbounded or that has event time.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
+/// What stands between a plan and what a rank has found of what is kept. No name of a task has it.
+const BEHIND_PLAN: u8 = 0;
 
 impl Run {
     /// Starts run `number` of a graph on this rank.
@@ -250,16 +256,96 @@ impl Run {
             totals: RefCell::default(),
             listener: site.counters.clone(),
         });
-        let place = place(&graph, &schedule, number, site, &counting)?;
+        let plan = graph.plan_on(&schedule);
+        let mut run = Self {
+            number,
+            rank,
+            fabric: site.fabric.clone(),
+            demand: Demand::new(&graph, &schedule, rank),
+            graph,
+            schedule,
+            tasks: Vec::new(),
+            ends: Vec::new(),
+            site: site.clone(),
+            counting,
+            clock: Rc::default(),
+            is_live: false,
+            flush_at: Duration::ZERO,
+            is_ending: false,
+            _waker: None,
+            plan,
+            plans: AllGather::new(tag::of_run(number, tag::PLAN), size),
+            totals: AllGather::new(tag::of_run(number, tag::TOTALS), size),
+            concluded: false,
+            committed: false,
+        };
+        if run.demand.is_none() {
+            run.make_tasks(&vec![true; run.graph.vertices.len()])?;
+            run.plans.contribute(run.plan.as_bytes());
+        } else {
+            run.look()?;
+        }
+        Ok(run)
+    }
+
+    /// Looks for what is kept, and tells the others when all that is here was looked at; whether it has.
+    fn look(&mut self) -> Result<bool, Error> {
+        let Some(demand) = &mut self.demand else {
+            return Ok(true);
+        };
+        if !demand.told
+            && let Some(found) = demand.poll()?
+        {
+            demand.told = true;
+            let told = [self.plan.as_bytes(), &[BEHIND_PLAN], &found].concat();
+            self.plans.contribute(&told);
+        }
+        Ok(demand.told)
+    }
+
+    /// Makes the tasks that are needed, once all ranks have told what is kept, and hands them what has come for them.
+    fn begin(&mut self) -> Result<Progress, Error> {
+        if !self.look()? {
+            return Ok(Progress::Made);
+        }
+        self.plans.poll(&mut self.fabric.borrow_mut())?;
+        let Some(told) = self.plans.result() else {
+            return Ok(Progress::None);
+        };
+        let behind = |told: &[u8]| told.get(self.plan.len() + 1..).map(<[u8]>::to_vec);
+        let told: Vec<Vec<u8>> = told.into_iter().filter_map(behind).collect();
+        let Some(demand) = self.demand.take() else {
+            return Ok(Progress::None);
+        };
+        let tag = tag::of_run(self.number, tag::PLAN);
+        let needed = demand.needed(&self.graph, &told, tag)?;
+        self.make_tasks(&needed)?;
+        for (from, message) in demand.early {
+            self.receive(from, message)?;
+        }
+        Ok(Progress::Made)
+    }
+
+    /// Makes the instances here of the tasks that are needed.
+    fn make_tasks(&mut self, needed: &[bool]) -> Result<(), Error> {
+        let (graph, schedule) = (self.graph.clone(), self.schedule.clone());
+        let place = place(
+            &graph,
+            &schedule,
+            needed,
+            self.number,
+            &self.site,
+            &self.counting,
+        )?;
         let mut ends: Vec<_> = graph.vertices.iter().map(|_| Ends::default()).collect();
         let mut tasks = Vec::new();
         for (vertex, Vertex { node, inputs, .. }) in graph.vertices.iter().enumerate().rev() {
-            if node.outlet.is_some() {
+            if node.outlet.is_some() || !needed[vertex] {
                 continue;
             }
             let instances = schedule.instances(&node.placement);
-            let wiring = Rc::new(wiring(&graph, vertex, &schedule));
-            for (slot, instance) in instances.on(rank).enumerate() {
+            let wiring = Rc::new(wiring(&graph, vertex, &schedule, needed));
+            for (slot, instance) in instances.on(self.rank).enumerate() {
                 for (port, &edge) in inputs.iter().enumerate() {
                     ends[edge].readers.push((tasks.len(), port));
                 }
@@ -283,29 +369,12 @@ impl Run {
                 });
             }
         }
-        let plan = graph.plan_on(&schedule);
-        let mut plans = AllGather::new(tag::of_run(number, tag::PLAN), size);
-        plans.contribute(plan.as_bytes());
-        Ok(Self {
-            number,
-            rank,
-            fabric: site.fabric.clone(),
-            graph,
-            schedule,
-            tasks,
-            ends,
-            counting,
-            clock: place.clock,
-            is_live: place.is_live,
-            flush_at: Duration::ZERO,
-            is_ending: false,
-            _waker: place.waker,
-            plan,
-            plans,
-            totals: AllGather::new(tag::of_run(number, tag::TOTALS), size),
-            concluded: false,
-            committed: false,
-        })
+        (self.tasks, self.ends) = (tasks, ends);
+        (self.clock, self.is_live, self._waker) = (place.clock, place.is_live, place.waker);
+        if self.is_ending {
+            self.end_sources();
+        }
+        Ok(())
     }
 
     /// The number of the run.
@@ -321,6 +390,12 @@ impl Run {
     pub fn receive(&mut self, from: Rank, message: Buffer) -> Result<(), Error> {
         let tag = message.tag();
         let (slot, kind, edge) = tag::parts(tag);
+        if let (Some(demand), tag::BATCH | tag::END | tag::STOP | tag::WATERMARK) =
+            (&mut self.demand, kind)
+        {
+            demand.early.push((from, message));
+            return Ok(());
+        }
         match kind {
             tag::BATCH | tag::END | tag::STOP | tag::WATERMARK
                 if usize::from(edge) >= self.ends.len() =>
@@ -427,12 +502,14 @@ impl Run {
     }
 
     fn compare_plans(&mut self, peer: Rank, plan: Buffer) -> Result<(), Error> {
-        if plan.as_slice() != self.plan.as_bytes() {
+        let end = plan.iter().position(|&byte| byte == BEHIND_PLAN);
+        let theirs = &plan[..end.unwrap_or(plan.len())];
+        if theirs != self.plan.as_bytes() {
             return Err(Error::PlansDiffer {
                 here: self.rank,
                 ours: self.plan.clone(),
                 peer,
-                theirs: String::from_utf8_lossy(&plan).into_owned(),
+                theirs: String::from_utf8_lossy(theirs).into_owned(),
             });
         }
         self.plans.receive(peer, plan);
@@ -502,6 +579,9 @@ impl Run {
     ///
     /// What the tasks say, or the loss of a rank.
     pub fn poll(&mut self) -> Result<Progress, Error> {
+        if self.demand.is_some() {
+            return self.begin();
+        }
         self.plans.poll(&mut self.fabric.borrow_mut())?;
         self.clock.begin_turn();
         self.look_for_stop()?;
@@ -638,6 +718,7 @@ fn check_size(graph: &Graph, schedule: &Schedule) -> Result<(), Error> {
 fn place(
     graph: &Graph,
     schedule: &Schedule,
+    needed: &[bool],
     run: u32,
     site: &Site,
     counters: &Rc<Counting>,
@@ -647,7 +728,7 @@ fn place(
         (fabric.rank(), fabric.size(), fabric.arena().capacity())
     };
     // Half of the arena for what we send, the other half for what comes from other nodes.
-    let channels = graph.channels(schedule);
+    let channels = graph.channels(schedule, needed);
     let share = capacity / 2 / channels;
     if share < WINDOW_BYTES_MIN {
         return Err(Error::ArenaTooSmall {
@@ -691,9 +772,12 @@ fn place(
 }
 
 /// What a task of the graph is connected with.
-fn wiring(graph: &Graph, number: usize, schedule: &Schedule) -> Wiring {
+fn wiring(graph: &Graph, number: usize, schedule: &Schedule, needed: &[bool]) -> Wiring {
     let vertex = &graph.vertices[number];
     let senders = |&edge: &usize| {
+        if !needed[edge] {
+            return 0;
+        }
         let senders = schedule.instances(&graph.vertices[edge].node.placement);
         senders.number()
     };
@@ -708,11 +792,15 @@ fn wiring(graph: &Graph, number: usize, schedule: &Schedule) -> Wiring {
         may_wait: graph.may_wait(number),
         edge: number as EdgeId,
         readers,
-        reading: graph.readers(number).count() as u32,
+        reading: graph
+            .readers(number)
+            .filter(|&(reader, _)| needed[reader])
+            .count() as u32,
         outlets: graph
             .outlets(number)
+            .filter(|&outlet| needed[outlet])
             .map(|outlet| {
-                let wiring = wiring(graph, outlet, schedule);
+                let wiring = wiring(graph, outlet, schedule, needed);
                 (graph.vertices[outlet].node.clone(), Rc::new(wiring))
             })
             .collect(),

@@ -127,6 +127,11 @@ pub trait Input {
     /// Ends a source that would go on: it pushes what has come already, and is done. To others it means nothing.
     fn stop(&mut self) {}
 
+    /// Whether it wants what its ports may still bring.
+    fn is_reading(&self) -> bool {
+        true
+    }
+
     /// Which record was pushed last, as people find it again.
     fn last(&self) -> String {
         "a record that was made here".to_owned()
@@ -452,7 +457,7 @@ where
     }
 
     fn is_reading(&self) -> bool {
-        self.input.is_some()
+        self.input.as_ref().is_some_and(Input::is_reading)
     }
 
     fn poll(&mut self) -> Result<Progress, Error> {

@@ -29,7 +29,7 @@ use crate::{
 /// leaves records where they are.
 #[must_use = "a set does nothing until it ends in a sink and its job is run"]
 pub struct TSet<S, N> {
-    source: Arc<S>,
+    pub(crate) source: Arc<S>,
     narrow: N,
     /// The tasks that the source receives from.
     inputs: Vec<Arc<Node>>,
@@ -291,6 +291,7 @@ where
             outlet: None,
             extent: Extent::AsInputs,
             gives_time: false,
+            kept: None,
             build: Box::new(move |place: &Place| {
                 Ok(Box::new(Collect::new(place, collected.clone())))
             }),
@@ -386,6 +387,7 @@ where
             outlet: None,
             extent: source.extent(),
             gives_time: narrow.gives_time(),
+            kept: None,
             build: Box::new(move |place: &Place| {
                 let (input, output) = (source.build(place)?, output(place)?);
                 Ok(Box::new(Stage::new(input, narrow.clone(), output, place)))

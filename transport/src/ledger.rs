@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -33,6 +33,29 @@ struct Account {
     limit: u64,
     used: AtomicU64,
     peak: AtomicU64,
+    /// What was last told by [`Ledger::now`].
+    clock: AtomicU64,
+    yielding: Mutex<Vec<Weak<dyn Yielding>>>,
+}
+
+/// What holds memory that it can do without, and gives it back when the ledger has no room for what is asked for.
+///
+/// It is asked in whatever thread needs the memory, maybe in the midst of its own work: it must not wait for a lock.
+pub trait Yielding: Send + Sync {
+    /// What it could give back now.
+    fn offer(&self) -> Option<Offer>;
+
+    /// Gives it back; false if it cannot, after all.
+    fn give_way(&self) -> bool;
+}
+
+/// Memory that can be had back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// How much.
+    pub bytes: u64,
+    /// When it was used last, by the clock of the [ledger](Ledger::now). What was used least recently is asked first.
+    pub used: u64,
 }
 
 impl Ledger {
@@ -42,6 +65,8 @@ impl Ledger {
             limit,
             used: AtomicU64::new(0),
             peak: AtomicU64::new(0),
+            clock: AtomicU64::new(0),
+            yielding: Mutex::default(),
         }))
     }
 
@@ -75,7 +100,92 @@ impl Ledger {
         self.0.limit
     }
 
+    /// Bytes that may still be entered: what is left, and what others would give back for it.
+    pub fn free(&self) -> u64 {
+        let left = self.limit().saturating_sub(self.used());
+        let offers = self.yielding().into_iter().filter_map(|one| one.offer());
+        left + offers.map(|offer| offer.bytes).sum::<u64>()
+    }
+
+    /// Has `yielding` be asked when there is no room, for as long as it is there.
+    ///
+    /// ```
+    /// use std::sync::{Arc, Mutex};
+    /// use transport::{Ledger, Offer, Reservation, Yielding};
+    ///
+    /// struct Spare(Mutex<Option<Reservation>>);
+    ///
+    /// impl Yielding for Spare {
+    ///     fn offer(&self) -> Option<Offer> {
+    ///         let spare = self.0.try_lock().ok()?;
+    ///         Some(Offer { bytes: spare.as_ref()?.bytes(), used: 0 })
+    ///     }
+    ///
+    ///     fn give_way(&self) -> bool {
+    ///         self.0.try_lock().is_ok_and(|mut spare| spare.take().is_some())
+    ///     }
+    /// }
+    ///
+    /// let ledger = Ledger::new(100);
+    /// let spare = Arc::new(Spare(Mutex::new(Some(ledger.reserve("spare", 60)?))));
+    /// let listed: Arc<dyn Yielding> = spare.clone();
+    /// ledger.register(&listed);
+    /// assert_eq!(ledger.free(), 100);
+    /// let needed = ledger.reserve("table", 50)?;
+    /// assert!(spare.0.lock().unwrap().is_none());
+    /// # Ok::<(), transport::Error>(())
+    /// ```
+    pub fn register(&self, yielding: &Arc<dyn Yielding>) {
+        let mut all = self.lock_yielding();
+        all.retain(|one| one.strong_count() > 0);
+        all.push(Arc::downgrade(yielding));
+    }
+
+    /// The next time of a clock that tells nothing but which of two things was later.
+    pub fn now(&self) -> u64 {
+        self.0.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn lock_yielding(&self) -> std::sync::MutexGuard<'_, Vec<Weak<dyn Yielding>>> {
+        self.0
+            .yielding
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn yielding(&self) -> Vec<Arc<dyn Yielding>> {
+        self.lock_yielding()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// Has memory given back for `bytes` that there is no room for; false if that would not be enough.
+    #[cold]
+    fn make_room(&self, bytes: u64) -> bool {
+        if bytes > self.free() {
+            return false;
+        }
+        let yielding = self.yielding();
+        let offers = yielding.iter();
+        let mut offers: Vec<_> = offers
+            .filter_map(|one| Some((one.offer()?.used, one)))
+            .collect();
+        offers.sort_by_key(|(used, _)| *used);
+        let left = || self.limit().saturating_sub(self.used());
+        offers.iter().any(|(_, oldest)| oldest.give_way()) || left() >= bytes
+    }
+
     fn enter(&self, holder: &'static str, bytes: u64) -> Result<(), Error> {
+        while let Err(refused) = self.try_enter(holder, bytes) {
+            if !self.make_room(bytes) {
+                return Err(refused);
+            }
+        }
+        Ok(())
+    }
+
+    fn try_enter(&self, holder: &'static str, bytes: u64) -> Result<(), Error> {
         let mut used = self.used();
         loop {
             let limit = self.0.limit;

@@ -47,7 +47,7 @@ pub use error::{Error, Loss, Unusable};
 pub use fabric::{Config, Counters, Event, Fabric, Flow, Peer, Transport, Waker, Why};
 pub use handover::{Handover, Stores};
 pub use interface::Interface;
-pub use ledger::{Ledger, Reservation};
+pub use ledger::{Ledger, Offer, Reservation, Yielding};
 pub use link::{Endpoint, EndpointExt, Path, rdma::RdmaConfig};
 pub use remote::{Completion, Exposed, Issued, Operation, Outcome, RegionHandle, RemoteRegion};
 pub use secret::{ANSWER_BYTES, Acceptor, Connector, FINISH_BYTES, HELLO_BYTES, Refusal, Secret};

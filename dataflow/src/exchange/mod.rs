@@ -409,6 +409,11 @@ impl<T> fmt::Debug for Outbox<T> {
 pub(crate) trait Route<T: Record> {
     /// The number of the lane, which is less than that of all.
     fn lane(&mut self, view: T::View<'_>, outbox: &Outbox<T>) -> usize;
+
+    /// Whether nobody wants what takes a lane.
+    fn is_closed(&self, outbox: &Outbox<T>) -> bool {
+        outbox.is_closed()
+    }
 }
 
 /// Sends each record down the lane that its route says.
@@ -456,7 +461,7 @@ impl<T: Record, R: Route<T>> Output<T> for Routed<T, R> {
     }
 
     fn is_closed(&self) -> bool {
-        self.outbox.is_closed()
+        self.route.is_closed(&self.outbox)
     }
 }
 

@@ -104,10 +104,20 @@ impl Direct {
     }
 }
 
+impl Direct {
+    fn lane_among(&self, lanes: usize) -> usize {
+        self.instance * lanes / self.instances
+    }
+}
+
 impl<T: Record> Route<T> for Direct {
     #[inline]
     fn lane(&mut self, _view: T::View<'_>, outbox: &Outbox<T>) -> usize {
-        self.instance * outbox.lanes.len() / self.instances
+        self.lane_among(outbox.lanes.len())
+    }
+
+    fn is_closed(&self, outbox: &Outbox<T>) -> bool {
+        outbox.lanes[self.lane_among(outbox.lanes.len())].open == 0
     }
 }
 

@@ -348,6 +348,7 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
             outlet: None,
             extent,
             gives_time: produce.is_some(),
+            kept: None,
             build: Box::new(move |place: &Place| {
                 let open = |(port, input): (usize, &Declaration<S>)| {
                     (input.name.clone(), (input.open)(place, port))
@@ -495,6 +496,7 @@ impl<T: Record> TaskOutput<T> {
                 port: self.port,
                 open: Box::new(move |place| Ok(Box::new(open(place)?))),
             }),
+            kept: None,
             build: Box::new(move |_| Err(bad(&task, "an output is no task"))),
             extent: Extent::AsInputs,
             gives_time: false,

@@ -38,6 +38,7 @@ use transport::Rank;
 pub use self::builder::{GraphBuilder, Outputs, Port, TaskBuilder, TaskOutput, TaskOutputs};
 use crate::{
     Accumulator, Error, Stop,
+    demand::Kept,
     schedule::{self, Scheduler, Worker, check_tasks, even},
     stage::{Place, Task},
 };
@@ -61,6 +62,8 @@ pub(crate) struct Node {
     pub(crate) extent: Extent,
     /// Whether event time begins in it.
     pub(crate) gives_time: bool,
+    /// What its readers keep of its output, if they do: then it is not needed in every run.
+    pub(crate) kept: Option<Arc<dyn Kept>>,
 }
 
 /// Whether a stream ends by itself.
@@ -380,6 +383,33 @@ impl Graph {
         })
     }
 
+    /// The tasks whose output is kept by their readers.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (usize, &Arc<dyn Kept>)> {
+        let vertices = self.vertices.iter().enumerate();
+        vertices.filter_map(|(number, vertex)| Some((number, vertex.node.kept.as_ref()?)))
+    }
+
+    /// Which tasks are needed, if of those whose output is kept only those are that `is_missing` says.
+    pub(crate) fn needed(&self, is_missing: impl Fn(usize) -> bool) -> Vec<bool> {
+        let mut needed: Vec<bool> = self
+            .vertices
+            .iter()
+            .map(|vertex| vertex.readers.is_none() && vertex.node.outlet.is_none())
+            .collect();
+        // Tasks come behind those they read.
+        for (number, vertex) in self.vertices.iter().enumerate().rev() {
+            if vertex.node.kept.is_some() && !is_missing(number) {
+                needed[number] = false;
+            }
+            if needed[number] {
+                for &input in &vertex.inputs {
+                    needed[input] = true;
+                }
+            }
+        }
+        needed
+    }
+
     /// Whether a task may leave an input unread until another has ended: if the two have nothing in common
     /// but this task.
     pub(crate) fn may_wait(&self, task: usize) -> bool {
@@ -447,7 +477,7 @@ impl Graph {
     }
 
     /// The channels that any rank sends or receives by, so that no more share its arena.
-    pub(crate) fn channels(&self, schedule: &Schedule) -> u64 {
+    pub(crate) fn channels(&self, schedule: &Schedule, needed: &[bool]) -> u64 {
         let of = |vertex: &Vertex| {
             let from = schedule.instances(&vertex.node.placement);
             let to = schedule.instances(vertex.readers.as_ref()?);
@@ -455,7 +485,9 @@ impl Graph {
             let into = u64::from(from.number()) * u64::from(to.on_one_rank());
             Some(out.max(into))
         };
-        self.vertices.iter().filter_map(of).sum::<u64>().max(1)
+        let vertices = self.vertices.iter().zip(needed);
+        let vertices = vertices.filter_map(|(vertex, needed)| needed.then_some(vertex));
+        vertices.filter_map(of).sum::<u64>().max(1)
     }
 
     /// The tasks and edges of the graph in order.
@@ -778,6 +810,7 @@ mod tests {
             inputs: inputs.iter().map(|&input| input.clone()).collect(),
             placement: Placement::Everywhere,
             outlet: None,
+            kept: None,
             build: Box::new(|_| unreachable!("nobody builds it")),
             extent: Extent::AsInputs,
             gives_time: false,

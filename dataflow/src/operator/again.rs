@@ -1,6 +1,6 @@
 //! Records on disk, in the order in which they came, that are read again and again.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use transport::Reservation;
 
@@ -17,7 +17,7 @@ pub(crate) struct Again<T> {
     holder: &'static str,
     writer: Writer<T>,
     is_writing: bool,
-    run: Option<Rc<Run>>,
+    run: Option<Arc<Run>>,
     reader: Option<Reader<T>>,
     /// For reading a block.
     for_reading: Reservation,
@@ -53,7 +53,7 @@ impl<T: Record> Again<T> {
             let directories = &self.place.spill.directories;
             let directory = &directories[self.place.rank as usize % directories.len()];
             self.writer
-                .start(Rc::new(File::new(directory, self.holder)?));
+                .start(Arc::new(File::new(directory, self.holder)?));
             self.is_writing = true;
         }
         self.writer.push(&view, 0)

@@ -15,7 +15,7 @@ pub(crate) mod narrow;
 pub(crate) mod partition;
 mod passing;
 pub(crate) mod reduce;
-mod room;
+pub(crate) mod room;
 pub(crate) mod running;
 pub(crate) mod sort;
 pub(crate) mod statistics;

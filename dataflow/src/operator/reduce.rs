@@ -415,7 +415,7 @@ struct Combine<K: Key, I: Record, A: Accumulate<I>> {
 impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
     fn new(accumulate: A, place: &Place, outbox: Outbox<(K, A::State)>) -> Result<Self, Error> {
         // Two tables a rank, this one and that of the keys that belong here, share what arenas leave.
-        let left = place.ledger.limit().saturating_sub(place.ledger.used());
+        let left = place.ledger.free();
         let bytes_max = (left / (4 * u64::from(place.executors))).min(COMBINE_BYTES_MAX);
         let table = Table::new(accumulate, place, "combining by key before an exchange")?;
         Ok(Self {

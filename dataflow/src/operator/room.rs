@@ -21,7 +21,7 @@ impl Room {
     /// Nothing yet, and three quarters of what the ledger has for each executor at most.
     pub(crate) fn new(place: &Place, holder: &'static str) -> Result<Self, Error> {
         let ledger = place.ledger.clone();
-        let free = ledger.limit().saturating_sub(ledger.used());
+        let free = ledger.free();
         Ok(Self {
             reservation: ledger.reserve(holder, 0)?,
             ledger,
@@ -32,7 +32,7 @@ impl Room {
 
     /// Takes so many bytes, if there is room for them.
     pub(crate) fn take(&mut self, bytes: u64) -> bool {
-        let free = self.ledger.limit().saturating_sub(self.ledger.used());
+        let free = self.ledger.free();
         self.bytes() + bytes <= self.most
             && free >= bytes + self.left
             && self.reservation.grow(bytes).is_ok()
@@ -56,6 +56,11 @@ impl Room {
     pub(crate) fn give_back(&mut self, bytes: u64) {
         let left = self.reservation.bytes().saturating_sub(bytes);
         self.reservation.shrink_to(left);
+    }
+
+    /// What was granted, for as long as it is needed.
+    pub(crate) fn into_reservation(self) -> Reservation {
+        self.reservation
     }
 
     /// Bytes that it has.

@@ -1,11 +1,11 @@
 //! A file without a name that blocks are appended to and read from.
 
 use std::{
-    cell::Cell,
     fs,
     io::{self, ErrorKind},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use crc32fast::Hasher;
@@ -19,8 +19,8 @@ pub(crate) struct File {
     directory: PathBuf,
     /// Which operator writes it.
     holder: &'static str,
-    /// Bytes written.
-    len: Cell<u64>,
+    /// Bytes written, or about to be.
+    len: AtomicU64,
 }
 
 /// Where a block is, and what it has to be.
@@ -55,7 +55,7 @@ impl File {
             file: tempfile::tempfile_in(directory).map_err(failed)?,
             directory: directory.to_owned(),
             holder,
-            len: Cell::new(0),
+            len: AtomicU64::new(0),
         })
     }
 
@@ -65,11 +65,11 @@ impl File {
     ///
     /// [`Error::Spill`]; what was written of the block is not part of the file.
     pub(crate) fn append(&self, block: &[u8]) -> Result<Extent, Error> {
-        let offset = self.len.get();
+        // Nothing else follows from it, hence Relaxed.
+        let offset = self.len.fetch_add(block.len() as u64, Ordering::Relaxed);
         self.file
             .write_all_at(block, offset)
             .map_err(|source| self.failed("write a block", source))?;
-        self.len.set(offset + block.len() as u64);
         Ok(Extent {
             offset,
             bytes: block.len() as u32,
@@ -130,7 +130,7 @@ impl File {
             file,
             directory: "/over".into(),
             holder: "a test",
-            len: Cell::new(0),
+            len: AtomicU64::new(0),
         }
     }
 

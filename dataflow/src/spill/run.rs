@@ -1,6 +1,6 @@
 //! Records in blocks: written behind each other, and read back a block at a time.
 
-use std::{cmp::Ordering, rc::Rc};
+use std::{cmp::Ordering, sync::Arc};
 
 use transport::{Ledger, Reservation};
 
@@ -29,16 +29,22 @@ struct Block {
     first: u64,
 }
 
+impl Block {
+    fn is_compressed(&self) -> bool {
+        self.extent.bytes() != self.page_bytes as usize
+    }
+}
+
 /// Records on disk, in the order in which they were written.
 #[derive(Debug)]
 pub(crate) struct Run {
-    file: Rc<File>,
+    file: Arc<File>,
     blocks: Vec<Block>,
     /// Bytes of the largest page, and of the largest block that is compressed.
     page_bytes: usize,
     compressed_bytes: usize,
     /// What the list of blocks takes.
-    _reservation: Reservation,
+    reservation: Reservation,
 }
 
 /// A place between two records of a run: a block, and a record in it.
@@ -86,6 +92,48 @@ impl Cut {
 }
 
 impl Run {
+    fn new(file: Arc<File>, blocks: Vec<Block>, reservation: Reservation) -> Self {
+        let page_bytes = blocks.iter().map(|block| block.page_bytes as usize);
+        let compressed = blocks.iter().filter(|block| block.is_compressed());
+        let compressed_bytes = compressed.map(|block| block.extent.bytes());
+        Self {
+            file,
+            page_bytes: page_bytes.max().unwrap_or(0),
+            compressed_bytes: compressed_bytes.max().unwrap_or(0),
+            blocks,
+            reservation,
+        }
+    }
+
+    /// Bytes of memory that the list of so many blocks takes.
+    pub(crate) fn list_bytes(blocks: usize) -> u64 {
+        (blocks * size_of::<Block>()) as u64
+    }
+
+    /// Writes pages that are in memory, and gives that back, but for the list of blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spill`].
+    pub(crate) fn of_pages<T: Record>(
+        file: File,
+        pages: Vec<Page<T>>,
+        compression: Compression,
+        mut reservation: Reservation,
+    ) -> Result<Self, Error> {
+        let mut packer = Packer::new(compression);
+        let mut blocks = Vec::with_capacity(pages.len());
+        let mut given_back = 0;
+        for page in pages {
+            // What compressing takes has to fit in the memory of the pages that are gone.
+            let room = given_back;
+            blocks.push(packer.append(&file, page.bytes(), page.len() as u32, 0, room)?);
+            given_back += page.capacity();
+        }
+        reservation.shrink_to(Self::list_bytes(blocks.len()));
+        Ok(Self::new(Arc::new(file), blocks, reservation))
+    }
+
     /// Records of a block.
     pub(crate) fn records(&self, block: usize) -> usize {
         self.blocks[block].records as usize
@@ -126,7 +174,7 @@ impl Run {
     ///
     /// As [`Reader::advance`].
     pub(crate) fn cut<T: Record>(
-        self: &Rc<Self>,
+        self: &Arc<Self>,
         prefix: u64,
         prefix_of: impl Fn(T::View<'_>) -> u64,
         is_before: impl Fn(T::View<'_>) -> bool,
@@ -200,14 +248,11 @@ pub(crate) struct Writer<T> {
     block_bytes: usize,
     builder: Builder<T>,
     shape: Shape,
-    compressed: Vec<u8>,
+    packer: Packer,
     /// The run that is being written.
-    file: Option<Rc<File>>,
+    file: Option<Arc<File>>,
     blocks: Vec<Block>,
-    choice: Choice,
     first: u64,
-    page_bytes: usize,
-    compressed_bytes: usize,
     /// For the memory of a block.
     reservation: Reservation,
     /// For the list of blocks.
@@ -244,13 +289,10 @@ impl<T: Record> Writer<T> {
             block_bytes,
             builder: Builder::new(Memory::own(0), Shape::UNKNOWN),
             shape: Shape::UNKNOWN,
-            compressed: Vec::new(),
+            packer: Packer::new(compression),
             file: None,
             blocks: Vec::new(),
-            choice: Choice::No,
             first: 0,
-            page_bytes: 0,
-            compressed_bytes: 0,
         })
     }
 
@@ -266,19 +308,17 @@ impl<T: Record> Writer<T> {
     }
 
     /// Starts a run at the end of a file.
-    pub(crate) fn start(&mut self, file: Rc<File>) {
+    pub(crate) fn start(&mut self, file: Arc<File>) {
         self.file = Some(file);
         self.blocks.clear();
-        (self.page_bytes, self.compressed_bytes) = (0, 0);
-        self.choice = match self.compression {
-            Compression::Never => Choice::No,
-            Compression::Always => Choice::Yes,
-            Compression::WhenSmall => Choice::Open {
-                blocks: 0,
-                before: 0,
-                after: 0,
-            },
-        };
+        self.packer.choice = Choice::of(self.compression);
+    }
+
+    /// Goes on with a run that was ended.
+    pub(crate) fn resume(&mut self, run: Run) {
+        self.start(run.file);
+        self.blocks = run.blocks;
+        self.list = run.reservation;
     }
 
     /// Writes a record. `number` is kept of the first one of each block, to find it again.
@@ -341,33 +381,9 @@ impl<T: Record> Writer<T> {
         let Memory::Own(page) = builder.seal() else {
             unreachable!("blocks are built in memory of our own")
         };
-        let compressed = match &mut self.choice {
-            Choice::No => None,
-            choice => {
-                let size = lz4_flex::block::get_maximum_output_size(page.len());
-                if self.compressed.len() < size {
-                    self.compressed.resize(size, 0);
-                }
-                // It has room for the worst, so this does not fail; if it did, nothing would be lost.
-                let bytes = lz4_flex::block::compress_into(&page, &mut self.compressed);
-                let bytes = bytes.unwrap_or(page.len());
-                choice.learn(page.len(), bytes);
-                Some(bytes).filter(|&bytes| bytes < page.len())
-            }
-        };
-        let extent = match compressed {
-            Some(bytes) => file.append(&self.compressed[..bytes])?,
-            None => file.append(&page)?,
-        };
         self.list.grow(size_of::<Block>() as u64)?;
-        self.blocks.push(Block {
-            extent,
-            page_bytes: page.len() as u32,
-            records,
-            first: self.first,
-        });
-        self.page_bytes = self.page_bytes.max(page.len());
-        self.compressed_bytes = self.compressed_bytes.max(compressed.unwrap_or(0));
+        let block = (self.packer).append(file, &page, records, self.first, usize::MAX)?;
+        self.blocks.push(block);
         if page.capacity() == self.block_bytes {
             let mut memory = page;
             memory.resize(self.block_bytes);
@@ -381,23 +397,82 @@ impl<T: Record> Writer<T> {
     /// # Errors
     ///
     /// As [`push`](Self::push).
-    pub(crate) fn finish(&mut self) -> Result<Rc<Run>, Error> {
+    pub(crate) fn finish(&mut self) -> Result<Arc<Run>, Error> {
         self.write_block()?;
         let Some(file) = self.file.take() else {
             unreachable!("a run that ends was started")
         };
         let list = self.ledger.reserve(self.holder, 0)?;
-        Ok(Rc::new(Run {
-            file,
-            blocks: std::mem::take(&mut self.blocks),
-            page_bytes: self.page_bytes,
-            compressed_bytes: self.compressed_bytes,
-            _reservation: std::mem::replace(&mut self.list, list),
-        }))
+        let list = std::mem::replace(&mut self.list, list);
+        let blocks = std::mem::take(&mut self.blocks);
+        Ok(Arc::new(Run::new(file, blocks, list)))
+    }
+}
+
+/// Writes pages as blocks.
+struct Packer {
+    choice: Choice,
+    compressed: Vec<u8>,
+}
+
+impl Packer {
+    fn new(compression: Compression) -> Self {
+        Self {
+            choice: Choice::of(compression),
+            compressed: Vec::new(),
+        }
+    }
+
+    /// Writes a page behind what is in a file, compressed if that pays and takes no more than `room` bytes of memory.
+    fn append(
+        &mut self,
+        file: &File,
+        page: &[u8],
+        records: u32,
+        first: u64,
+        room: usize,
+    ) -> Result<Block, Error> {
+        let size = lz4_flex::block::get_maximum_output_size(page.len());
+        let compressed = match &mut self.choice {
+            Choice::No => None,
+            _ if size > room => None,
+            choice => {
+                if self.compressed.len() < size {
+                    self.compressed.resize(size, 0);
+                }
+                // It has room for the worst, so this does not fail; if it did, nothing would be lost.
+                let bytes = lz4_flex::block::compress_into(page, &mut self.compressed);
+                let bytes = bytes.unwrap_or(page.len());
+                choice.learn(page.len(), bytes);
+                Some(bytes).filter(|&bytes| bytes < page.len())
+            }
+        };
+        let extent = match compressed {
+            Some(bytes) => file.append(&self.compressed[..bytes])?,
+            None => file.append(page)?,
+        };
+        Ok(Block {
+            extent,
+            page_bytes: page.len() as u32,
+            records,
+            first,
+        })
     }
 }
 
 impl Choice {
+    fn of(compression: Compression) -> Self {
+        match compression {
+            Compression::Never => Self::No,
+            Compression::Always => Self::Yes,
+            Compression::WhenSmall => Self::Open {
+                blocks: 0,
+                before: 0,
+                after: 0,
+            },
+        }
+    }
+
     /// Takes note of what became of a block, and decides when it has seen enough.
     fn learn(&mut self, before: usize, after: usize) {
         let Self::Open {
@@ -423,7 +498,7 @@ impl Choice {
 
 /// Reads a stretch of a run, one block at a time.
 pub(crate) struct Reader<T> {
-    run: Rc<Run>,
+    run: Arc<Run>,
     /// The block that is open, and the record in it that is next.
     at: Cut,
     end: Cut,
@@ -439,7 +514,7 @@ impl<T: Record> Reader<T> {
     /// # Errors
     ///
     /// As [`advance`](Self::advance).
-    pub(crate) fn new(run: &Rc<Run>, start: Cut, end: Cut) -> Result<Self, Error> {
+    pub(crate) fn new(run: &Arc<Run>, start: Cut, end: Cut) -> Result<Self, Error> {
         let mut reader = Self {
             at: start,
             end,
@@ -452,7 +527,7 @@ impl<T: Record> Reader<T> {
     }
 
     /// A reader of nothing.
-    fn empty(run: &Rc<Run>) -> Self {
+    fn empty(run: &Arc<Run>) -> Self {
         Self {
             run: run.clone(),
             at: run.end(),
@@ -548,18 +623,18 @@ mod tests {
         Compression::Always,
     ];
 
-    fn file() -> Rc<File> {
-        Rc::new(File::new(&std::env::temp_dir(), "a test").unwrap())
+    fn file() -> Arc<File> {
+        Arc::new(File::new(&std::env::temp_dir(), "a test").unwrap())
     }
 
     fn write<T: Record>(
         ledger: &Ledger,
-        file: &Rc<File>,
+        file: &Arc<File>,
         records: &[T],
         block_bytes: usize,
         compression: Compression,
         number: impl Fn(&T) -> u64,
-    ) -> Rc<Run> {
+    ) -> Arc<Run> {
         let mut writer = Writer::new(ledger, "a test", block_bytes, compression).unwrap();
         writer.start(file.clone());
         for record in records {
@@ -568,7 +643,7 @@ mod tests {
         writer.finish().unwrap()
     }
 
-    fn read<T: Record>(run: &Rc<Run>, start: Cut, end: Cut) -> Result<Vec<T>, Error> {
+    fn read<T: Record>(run: &Arc<Run>, start: Cut, end: Cut) -> Result<Vec<T>, Error> {
         let mut reader = Reader::<T>::new(run, start, end)?;
         let mut records = Vec::new();
         while let Some(view) = reader.view() {

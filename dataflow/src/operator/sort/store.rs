@@ -1,6 +1,6 @@
 //! The records of one rank, sorted: in memory, and on disk.
 
-use std::{cmp::Ordering, ops::Range, rc::Rc};
+use std::{cmp::Ordering, ops::Range, sync::Arc};
 
 use transport::Reservation;
 
@@ -72,7 +72,7 @@ impl Sizes {
     /// The smallest are such that a block for each of `readers` can be read at a time. A chunk is one of `chunks` parts,
     /// a block one of `blocks`.
     fn with(place: &Place, readers: u64, chunks: u64, blocks: u64, left: u64) -> Self {
-        let free = place.ledger.limit().saturating_sub(place.ledger.used());
+        let free = place.ledger.free();
         // A quarter is left to others, and to what they send.
         let share =
             (free / 4 * 3 / u64::from(place.executors)).max(8 * (readers + 2) * BLOCK_BYTES.start);
@@ -165,9 +165,9 @@ pub(crate) struct Store<T: Record, O: OrderBy<T>> {
     /// What is held, on its way to disk.
     spilling: Option<Sources<T, O>>,
     /// A file in each directory, and in which of them the next run goes.
-    files: Vec<Option<Rc<spill::File>>>,
+    files: Vec<Option<Arc<spill::File>>>,
     next_file: usize,
-    runs: Vec<Rc<Run>>,
+    runs: Vec<Arc<Run>>,
     /// Runs in the files from before the latest ones.
     unmerged: usize,
     samples: Option<Samples<O::Key>>,
@@ -320,7 +320,7 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
     /// Whether more memory is within our share, and leaves the ledger what sending needs.
     fn has_room(&self, bytes: u64) -> bool {
         let ledger = &self.place.ledger;
-        let left = ledger.limit().saturating_sub(ledger.used());
+        let left = ledger.free();
         let large = self.largest_page as u64 * (2 + u64::from(self.place.size));
         self.for_chunk.bytes() + self.for_held.bytes() + bytes <= self.sizes.share
             && left >= bytes + self.sizes.left + large
@@ -535,14 +535,14 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
     }
 
     /// The file that the next run goes to.
-    fn next_file(&mut self) -> Result<Rc<spill::File>, Error> {
+    fn next_file(&mut self) -> Result<Arc<spill::File>, Error> {
         let index = self.next_file % self.files.len();
         self.next_file += 1;
         if let Some(file) = &self.files[index] {
             return Ok(file.clone());
         }
         let directory = &self.place.spill.directories[index];
-        let file = Rc::new(spill::File::new(directory, self.holder)?);
+        let file = Arc::new(spill::File::new(directory, self.holder)?);
         self.files[index] = Some(file.clone());
         Ok(file)
     }
@@ -591,7 +591,7 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
     /// [`transport::Error::LedgerLimit`] when there is no room to read a block of each run.
     pub(crate) fn prepare(&mut self, parts: usize) -> Result<Step<T, O>, Error> {
         self.let_go();
-        let reader_bytes = |run: &Rc<Run>| (run.reader_bytes() * parts) as u64;
+        let reader_bytes = |run: &Arc<Run>| (run.reader_bytes() * parts) as u64;
         let all = self.runs.iter().map(reader_bytes).sum::<u64>();
         if !self.held.runs.is_empty() {
             if self.make_room(all) {
@@ -758,7 +758,7 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
     }
 
     /// The same in a run.
-    fn cut_run(&self, run: &Rc<Run>, splitter: &Splitter<O::Key>) -> Result<Cut, Error> {
+    fn cut_run(&self, run: &Arc<Run>, splitter: &Splitter<O::Key>) -> Result<Cut, Error> {
         let cut = |is_before: fn(Ordering) -> bool| {
             run.cut::<T>(
                 splitter.prefix,
