@@ -247,10 +247,11 @@ impl<T: Record> Input for Replay<T> {
     fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
-        Ok(self
-            .partition
-            .pages
-            .push_on(&mut self.at, down, &self.place))
+        let Some(pushed) = self.partition.pages.push_on(&mut self.at, down) else {
+            return Ok(Progress::Done);
+        };
+        self.place.counters.read(pushed, 0);
+        Ok(Progress::Made)
     }
 
     fn last(&self) -> String {

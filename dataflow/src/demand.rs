@@ -38,14 +38,15 @@ pub(crate) trait Look {
 
 /// What is to be known before the tasks of a run can be made.
 pub(crate) struct Demand {
-    looks: Vec<Looking>,
+    pub(crate) looks: Vec<Looking>,
     /// Whether what was found here was told.
     pub(crate) told: bool,
     /// What has come for tasks that are not made yet.
     pub(crate) early: Vec<(Rank, Buffer)>,
 }
 
-struct Looking {
+/// A look, and what it has found.
+pub(crate) struct Looking {
     look: Box<dyn Look>,
     found: Option<Vec<u64>>,
 }

@@ -103,6 +103,28 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// A folder has the checkpoint of another stage.
+    #[error("{} has the checkpoint of \"{theirs}\", not of \"{ours}\"", folder.display())]
+    CheckpointOfOther {
+        /// The folder.
+        folder: PathBuf,
+        /// What the checkpoint was made of: the tasks, and the type of the records.
+        theirs: String,
+        /// What it should be of.
+        ours: String,
+    },
+
+    /// A checkpoint could not be read or written.
+    #[error("cannot {action} the checkpoint {}", path.display())]
+    Checkpoint {
+        /// What was attempted.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+
     /// A peer sent bytes that are not a batch of the records expected.
     #[error("rank {peer} sent a malformed batch")]
     Malformed {

@@ -30,6 +30,7 @@ mod accumulator;
 mod batch;
 mod bytes;
 mod cache;
+mod checkpoint;
 mod demand;
 mod error;
 mod exchange;
@@ -53,6 +54,7 @@ mod tset;
 
 pub use accumulator::Accumulator;
 pub use cache::{Cached, Partition, Replay};
+pub use checkpoint::{Checkpointed, Restored};
 pub use error::{Error, one_line};
 pub use exchange::Receiver;
 pub use graph::{

@@ -8,7 +8,7 @@ use crate::{
     Error, Record,
     batch::{Builder, Memory, Page, Shape},
     operator::room::Room,
-    stage::{Place, Progress, Sink},
+    stage::{Place, Sink},
 };
 
 /// Bytes of the first page; each has twice as many as the one before, up to the most.
@@ -52,22 +52,20 @@ impl<T: Record> Pages<T> {
         (self.pages, self.reservation)
     }
 
-    /// Pushes some more, as long as they are wanted.
-    pub(crate) fn push_on<D: Sink<T>>(&self, at: &mut At, down: &mut D, place: &Place) -> Progress {
-        let Some(page) = self.pages.get(at.page) else {
-            return Progress::Done;
-        };
+    /// Pushes some more, as long as they are wanted, and says how many; none when there are no more.
+    pub(crate) fn push_on<D: Sink<T>>(&self, at: &mut At, down: &mut D) -> Option<u64> {
+        let page = self.pages.get(at.page)?;
         let start = at.record;
         let end = page.len().min(start + PUSHED_A_TURN);
         while at.record < end && !down.is_full() {
             down.push(page.view(at.record));
             at.record += 1;
         }
-        place.counters.read((at.record - start) as u64, 0);
+        let pushed = at.record - start;
         if at.record == page.len() {
             (at.page, at.record) = (at.page + 1, 0);
         }
-        Progress::Made
+        Some(pushed as u64)
     }
 
     /// The record before a place, as people find it again.

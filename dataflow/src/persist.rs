@@ -356,6 +356,13 @@ impl<T: Record> Source for Persisted<T> {
                 })?,
                 read: 0,
             },
+            None if made_by == 0 => {
+                return Err(Error::NotCachedHere {
+                    instance: place.instance,
+                    instances: place.instances,
+                    cached: 0,
+                });
+            }
             None => Way::Computed {
                 receiver: Receiver::new(place, 0),
                 keeper: Keeper::new(&self.store, &slot, place)?,
@@ -411,7 +418,13 @@ impl<T: Record> Input for Recall<T> {
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         match &mut self.way {
-            Way::Memory(pages, at) => Ok(pages.push_on(at, down, &self.place)),
+            Way::Memory(pages, at) => {
+                let Some(pushed) = pages.push_on(at, down) else {
+                    return Ok(Progress::Done);
+                };
+                self.place.counters.read(pushed, 0);
+                Ok(Progress::Made)
+            }
             Way::Disk { reader, read, .. } => {
                 let before = *read;
                 let progress = read_on(reader, read, down).inspect_err(|_| {
@@ -454,7 +467,7 @@ impl<T: Record> Input for Recall<T> {
 }
 
 /// Pushes some more of what is on disk.
-fn read_on<T: Record, D: Sink<T>>(
+pub(crate) fn read_on<T: Record, D: Sink<T>>(
     reader: &mut Reader<T>,
     read: &mut u64,
     down: &mut D,
@@ -481,13 +494,22 @@ impl<T: Record> fmt::Debug for Recall<T> {
     }
 }
 
-/// Hands records to who keeps them and to who reads them.
-struct Both<'a, T: Record, D> {
-    keeper: Option<&'a mut Keeper<T>>,
-    down: &'a mut D,
+/// Keeps the records of a partition as they come.
+pub(crate) trait Keep<T: Record> {
+    /// Keeps one.
+    fn push(&mut self, view: T::View<'_>);
+
+    /// Whether that cannot go on.
+    fn has_failed(&self) -> bool;
 }
 
-impl<T: Record, D: Sink<T>> Push<T> for Both<'_, T, D> {
+/// Hands records to who keeps them and to who reads them.
+pub(crate) struct Both<'a, K, D> {
+    pub(crate) keeper: Option<&'a mut K>,
+    pub(crate) down: &'a mut D,
+}
+
+impl<T: Record, K: Keep<T>, D: Sink<T>> Push<T> for Both<'_, K, D> {
     #[inline]
     fn push(&mut self, view: T::View<'_>) {
         if let Some(keeper) = &mut self.keeper {
@@ -497,14 +519,14 @@ impl<T: Record, D: Sink<T>> Push<T> for Both<'_, T, D> {
     }
 }
 
-impl<T: Record, D: Sink<T>> Sink<T> for Both<'_, T, D> {
+impl<T: Record, K: Keep<T>, D: Sink<T>> Sink<T> for Both<'_, K, D> {
     #[inline]
     fn is_full(&self) -> bool {
         self.down.is_full()
             || self
                 .keeper
                 .as_ref()
-                .is_some_and(|keeper| keeper.error.is_some())
+                .is_some_and(|keeper| keeper.has_failed())
     }
 }
 
@@ -565,18 +587,6 @@ impl<T: Record> Keeper<T> {
             None => writer.start(Arc::new(spill::File::new(&self.directory, HOLDER)?)),
         }
         Ok(writer)
-    }
-
-    #[inline]
-    fn push(&mut self, view: T::View<'_>) {
-        let pushed = match &mut self.medium {
-            Some(Medium::Memory(writer)) => writer.push(T::shorten(view)),
-            Some(Medium::Disk(writer)) => writer.push(&T::shorten(view), 0).map(|()| true),
-            None => return,
-        };
-        if !matches!(pushed, Ok(true)) {
-            self.push_elsewhere(view, pushed.err());
-        }
     }
 
     /// There is no room for a record where others are.
@@ -641,6 +651,24 @@ impl<T: Record> Keeper<T> {
         });
         self.ledger.register(&evictable);
         evictable
+    }
+}
+
+impl<T: Record> Keep<T> for Keeper<T> {
+    #[inline]
+    fn push(&mut self, view: T::View<'_>) {
+        let pushed = match &mut self.medium {
+            Some(Medium::Memory(writer)) => writer.push(T::shorten(view)),
+            Some(Medium::Disk(writer)) => writer.push(&T::shorten(view), 0).map(|()| true),
+            None => return,
+        };
+        if !matches!(pushed, Ok(true)) {
+            self.push_elsewhere(view, pushed.err());
+        }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.error.is_some()
     }
 }
 

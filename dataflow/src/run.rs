@@ -7,7 +7,7 @@ use transport::{Buffer, Fabric, Ledger, Rank, Waker};
 
 use crate::{
     Error, Stop,
-    demand::Demand,
+    demand::{Demand, Looking},
     graph::{EdgeId, Extent, Graph, Schedule, TaskGraph, Vertex},
     one_line, spill,
     stage::{Counters, EVERY_SLOT, Handoff, Place, Progress, Slot, Task, Wiring},
@@ -190,6 +190,8 @@ pub struct Run {
     _waker: Option<Arc<Waker>>,
     /// What is to be known before there are tasks.
     demand: Option<Demand>,
+    /// What was found then, which has to stay.
+    found: Vec<Looking>,
     plan: String,
     plans: AllGather,
     /// What each rank did, told when its tasks are done.
@@ -226,7 +228,8 @@ const WINDOW_BYTES_MIN: u64 = 4 << 10;
 /// How long a record waits at most for others to travel with, while there is something else to do, in a graph whose
 /// sources are unbounded or that has event time.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
-/// What stands between a plan and what a rank has found of what is kept. No name of a task has it.
+
+/// What stands between a plan and what a rank has found of what is kept.
 const BEHIND_PLAN: u8 = 0;
 
 impl Run {
@@ -262,6 +265,7 @@ impl Run {
             rank,
             fabric: site.fabric.clone(),
             demand: Demand::new(&graph, &schedule, rank),
+            found: Vec::new(),
             graph,
             schedule,
             tasks: Vec::new(),
@@ -323,6 +327,7 @@ impl Run {
         for (from, message) in demand.early {
             self.receive(from, message)?;
         }
+        self.found = demand.looks;
         Ok(Progress::Made)
     }
 
@@ -502,14 +507,14 @@ impl Run {
     }
 
     fn compare_plans(&mut self, peer: Rank, plan: Buffer) -> Result<(), Error> {
-        let end = plan.iter().position(|&byte| byte == BEHIND_PLAN);
-        let theirs = &plan[..end.unwrap_or(plan.len())];
-        if theirs != self.plan.as_bytes() {
+        let rest = plan.strip_prefix(self.plan.as_bytes());
+        if !rest.is_some_and(|rest| matches!(rest.first(), None | Some(&BEHIND_PLAN))) {
+            let theirs = plan.split(|&byte| byte == BEHIND_PLAN).next();
             return Err(Error::PlansDiffer {
                 here: self.rank,
                 ours: self.plan.clone(),
                 peer,
-                theirs: String::from_utf8_lossy(theirs).into_owned(),
+                theirs: String::from_utf8_lossy(theirs.unwrap_or_default()).into_owned(),
             });
         }
         self.plans.receive(peer, plan);

@@ -84,6 +84,7 @@ impl Error {
                 | Flow::Input { .. }
                 | Flow::NotText { .. }
                 | Flow::NotRecords { .. } => 8,
+                Flow::Checkpoint { .. } | Flow::CheckpointOfOther { .. } => 9,
                 Flow::Output { .. } | Flow::OutputExists { .. } | Flow::Spill { .. } => 9,
                 Flow::Remote { .. } => 6,
                 Flow::ArenaTooSmall { .. } => 10,

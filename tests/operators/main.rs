@@ -1,6 +1,7 @@
 //! What operators promise: what a plain reference gives, on one thread, in threads, and over simulated networks,
 //! with any number of ranks and instances, and however small the arenas.
 
+mod checkpoints;
 mod cluster;
 #[path = "../support/disk.rs"]
 mod disk;

@@ -117,7 +117,8 @@ impl<T: Record> Route<T> for Direct {
     }
 
     fn is_closed(&self, outbox: &Outbox<T>) -> bool {
-        outbox.lanes[self.lane_among(outbox.lanes.len())].open == 0
+        let lane = outbox.lanes.get(self.lane_among(outbox.lanes.len()));
+        lane.is_none_or(|lane| lane.open == 0)
     }
 }
 

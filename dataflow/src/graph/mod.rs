@@ -323,7 +323,7 @@ pub(crate) struct Graph {
 impl Graph {
     /// All that `sinks` need. A task whose readers differ in number is there once for each number, since its
     /// output is shared out among them.
-    fn of(sinks: &[Arc<Node>]) -> Self {
+    pub(crate) fn of(sinks: &[Arc<Node>]) -> Self {
         type Seen = (*const Node, Option<Placement>);
         let key = |node: &Arc<Node>, readers| -> Seen { (Arc::as_ptr(node), readers) };
         let mut graph = Self::default();

@@ -26,9 +26,9 @@ pub(crate) struct File {
 /// Where a block is, and what it has to be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Extent {
-    offset: u64,
-    bytes: u32,
-    checksum: u32,
+    pub(super) offset: u64,
+    pub(super) bytes: u32,
+    pub(super) checksum: u32,
 }
 
 impl Extent {
@@ -57,6 +57,58 @@ impl File {
             holder,
             len: AtomicU64::new(0),
         })
+    }
+
+    /// A file with a name, which stays: made anew, or as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spill`].
+    pub(crate) fn named(path: &Path, holder: &'static str, is_new: bool) -> Result<Self, Error> {
+        let directory = path.parent().unwrap_or(path).to_owned();
+        let mut options = fs::File::options();
+        options
+            .read(true)
+            .write(is_new)
+            .create(is_new)
+            .truncate(is_new);
+        let opened = options.open(path).and_then(|file| {
+            let len = file.metadata()?.len();
+            Ok((file, len))
+        });
+        let (file, len) = opened.map_err(|source| Error::Spill {
+            action: if is_new { "make a file" } else { "open a file" },
+            holder,
+            directory: directory.clone(),
+            source,
+        })?;
+        Ok(Self {
+            file,
+            directory,
+            holder,
+            len: AtomicU64::new(len),
+        })
+    }
+
+    /// Bytes of it.
+    pub(crate) fn len(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Waits until all that was written is on the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spill`].
+    pub(crate) fn sync(&self) -> Result<(), Error> {
+        self.file
+            .sync_all()
+            .map_err(|source| self.failed("write", source))
+    }
+
+    /// Reads bytes of which nothing is known.
+    pub(crate) fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset)
     }
 
     /// Writes a block behind those before.

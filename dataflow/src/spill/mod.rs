@@ -17,7 +17,7 @@ use std::{env, path::PathBuf};
 
 pub(crate) use self::{
     file::File,
-    run::{Cut, Reader, Run, Writer},
+    run::{Cut, INDEX_BYTES, Reader, Run, Writer},
     tree::LoserTree,
 };
 

@@ -18,6 +18,9 @@ use crate::{
 /// Blocks of a run that are compressed to see whether it pays.
 const TRIED_BLOCKS: usize = 4;
 
+/// Bytes of a block in an index.
+pub(crate) const INDEX_BYTES: usize = 24;
+
 /// One block of a run.
 #[derive(Debug, Clone, Copy)]
 struct Block {
@@ -103,6 +106,81 @@ impl Run {
             blocks,
             reservation,
         }
+    }
+
+    /// The list of blocks as bytes, for a file that stays.
+    pub(crate) fn index(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.blocks.len() * INDEX_BYTES);
+        for block in &self.blocks {
+            bytes.extend(block.extent.offset.to_le_bytes());
+            bytes.extend(block.extent.bytes.to_le_bytes());
+            bytes.extend(block.extent.checksum.to_le_bytes());
+            bytes.extend(block.page_bytes.to_le_bytes());
+            bytes.extend(block.records.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The run that was written to the first `body` bytes of a file, by its [index](Self::index): none if its blocks do not fill
+    /// them, one behind the other. What is in the blocks is still to be [checked](Self::check).
+    pub(crate) fn indexed(
+        file: Arc<File>,
+        index: &[u8],
+        body: u64,
+        reservation: Reservation,
+    ) -> Option<Self> {
+        let (entries, []) = index.as_chunks::<INDEX_BYTES>() else {
+            return None;
+        };
+        let mut blocks = Vec::with_capacity(entries.len());
+        let mut end = 0u64;
+        for entry in entries {
+            let word = |at: usize| {
+                let bytes = entry[at..at + 4].try_into().unwrap_or_default();
+                u32::from_le_bytes(bytes)
+            };
+            let offset = u64::from(word(0)) | u64::from(word(4)) << 32;
+            let extent = Extent {
+                offset,
+                bytes: word(8),
+                checksum: word(12),
+            };
+            let block = Block {
+                extent,
+                page_bytes: word(16),
+                records: word(20),
+                first: 0,
+            };
+            let fits = offset == end && extent.bytes <= block.page_bytes;
+            if !fits || block.page_bytes > i32::MAX as u32 {
+                return None;
+            }
+            end = offset.checked_add(extent.bytes.into())?;
+            blocks.push(block);
+        }
+        (end == body).then(|| Self::new(file, blocks, reservation))
+    }
+
+    /// How many blocks there are.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Reads a block, to see whether it is what was written; says how many bytes it has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spill`] or [`Error::SpillDamaged`].
+    pub(crate) fn check(&self, block: usize, memory: &mut Vec<u8>) -> Result<usize, Error> {
+        let extent = self.blocks[block].extent;
+        memory.resize(extent.bytes(), 0);
+        self.file.read(&extent, memory)?;
+        Ok(extent.bytes())
+    }
+
+    /// The file that it is in.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Bytes of memory that the list of so many blocks takes.
