@@ -545,6 +545,7 @@ impl Driven {
             ledger: ledger.clone(),
             counters: Rc::new(Nobody),
             spill: Rc::default(),
+            helpers: Rc::new(()),
         };
         let run = Run::new(&job.task_graph(), 0, &site).unwrap();
         Self { fabric, run }

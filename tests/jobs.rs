@@ -278,7 +278,10 @@ fn an_input_that_is_not_text_is_named_with_the_place() {
     let text = folder.0.join("text");
     fs::write(&text, b"fine\nbad \xff\n").unwrap();
     let line = fail(alone("wordcount", &[text.to_str().unwrap()]), 8);
-    assert!(line.ends_with("text is not UTF-8 at byte 9\n"), "{line}");
+    assert!(
+        line.ends_with("text is not UTF-8 at byte 9, in line 2\n"),
+        "{line}"
+    );
 }
 
 #[test]

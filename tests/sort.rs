@@ -73,6 +73,7 @@ impl Cluster {
                 ledger: ledger.clone(),
                 counters: spilled.clone(),
                 spill: Rc::new(self.spill.clone()),
+                helpers: Rc::new(()),
             };
             ranks.push((Run::new(&job.task_graph(), 0, &site)?, fabric));
         }

@@ -37,12 +37,14 @@ pub enum Error {
     },
 
     /// An input file is not text.
-    #[error("{} is not UTF-8 at byte {offset}", path.display())]
+    #[error("{} is not UTF-8 at byte {offset}{}", path.display(), in_line(*.line))]
     NotText {
         /// The file.
         path: PathBuf,
         /// Where the first bad byte is, from the start of the file.
         offset: u64,
+        /// The number of its line, from 1, unless it is too far on to be counted.
+        line: Option<u64>,
     },
 
     /// An input file is not made of records of one size.
@@ -262,6 +264,15 @@ pub enum Error {
         theirs: String,
     },
 
+    /// Somebody ended the run.
+    #[error("{by} cancelled the run: {reason}")]
+    Cancelled {
+        /// Who did.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+
     /// Another rank failed.
     #[error("rank {rank} failed: {message}")]
     Remote {
@@ -274,6 +285,10 @@ pub enum Error {
     /// The messages between ranks failed.
     #[error(transparent)]
     Transport(#[from] transport::Error),
+}
+
+fn in_line(line: Option<u64>) -> String {
+    line.map_or_else(String::new, |line| format!(", in line {line}"))
 }
 
 /// An error with its causes, in one line: for the edges, where errors become text for people.

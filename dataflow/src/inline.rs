@@ -143,6 +143,7 @@ impl Simulated {
             ledger,
             counters: Rc::new(Nobody),
             spill: Rc::default(),
+            helpers: Rc::new(()),
         };
         let run = Run::new(graph, 0, &site)?;
         Ok(Self {

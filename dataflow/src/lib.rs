@@ -65,6 +65,8 @@ pub use operator::{
     aggregate::{
         Aggregate, Before, Conclude, Count, Extreme, Fold, Made, Make, Mean, Merged, Of, Sum, Whole,
     },
+    blocking::Helpers,
+    boxed::{Boxed, BoxedInput},
     cross::{Cross, Crossed},
     fallible::{TryFlatMap, TryMap},
     group::{By, Cogroup, Cogrouped, Group, Grouped, Order, Unordered},
@@ -81,6 +83,7 @@ pub use operator::{
     variable::{FilterWith, FlatMapWith, MapWith, Variable, With},
     watermarks::Watermarks,
     window::{All, AllOf, ByWindow, Give, OnTime, Window, Windowed, Windows, WithLate},
+    zip::{Indexed, Indexing},
 };
 pub use persist::{Level, Persisted, Recall, Stored};
 pub use record::{Encode, Encoder, Fields, Key, Ordered, OutOfLine, Record, Slice, Unfit};

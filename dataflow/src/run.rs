@@ -1,6 +1,14 @@
 //! One rank's part in one run of a graph.
 
-use std::{cell::RefCell, fmt, ops::AddAssign, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, VecDeque},
+    fmt,
+    ops::AddAssign,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use collectives::AllGather;
 use transport::{Buffer, Fabric, Ledger, Rank, Waker};
@@ -9,7 +17,9 @@ use crate::{
     Error, Stop,
     demand::{Demand, Looking},
     graph::{EdgeId, Extent, Graph, Schedule, TaskGraph, Vertex},
-    one_line, spill,
+    one_line,
+    operator::blocking::Helpers,
+    spill,
     stage::{Counters, EVERY_SLOT, Handoff, Place, Progress, Slot, Task, Wiring},
     time::{Clock, Watermark},
 };
@@ -29,6 +39,11 @@ pub(crate) mod tag {
     pub(crate) const WATERMARK: u8 = 7;
     /// Sources that would go on are to end, on all ranks.
     pub(crate) const ENOUGH: u8 = 8;
+    /// Somebody ends the run: who, and why.
+    pub(crate) const CANCEL: u8 = 9;
+    /// The run stands still, as far as the sender is concerned, and goes on.
+    pub(crate) const PAUSE: u8 = 10;
+    pub(crate) const RESUME: u8 = 11;
 
     pub(crate) fn new(run: u32, slot: Slot, kind: u8, edge: EdgeId) -> u64 {
         u64::from(run) << 32 | u64::from(slot) << 24 | u64::from(kind) << 16 | u64::from(edge)
@@ -163,6 +178,8 @@ pub struct Site {
     pub counters: Rc<dyn Counters>,
     /// Where records are kept that memory has no room for.
     pub spill: Rc<spill::Config>,
+    /// Who does what would keep this rank too long; nobody else, if it is `Rc::new(())`.
+    pub helpers: Rc<dyn Helpers>,
 }
 
 /// One rank's part in one run of a graph, driven by its owner: it is given the messages of the run and
@@ -199,6 +216,17 @@ pub struct Run {
     /// Whether this rank has told its totals, and whether its outputs are final.
     concluded: bool,
     committed: bool,
+    standstill: Standstill,
+}
+
+/// Who wants a run to stand still.
+#[derive(Default)]
+struct Standstill {
+    /// Whether this rank does.
+    here: bool,
+    others: BTreeSet<Rank>,
+    /// What is still to be told.
+    untold: VecDeque<(Rank, u8)>,
 }
 
 struct Instance {
@@ -282,6 +310,7 @@ impl Run {
             totals: AllGather::new(tag::of_run(number, tag::TOTALS), size),
             concluded: false,
             committed: false,
+            standstill: Standstill::default(),
         };
         if run.demand.is_none() {
             run.make_tasks(&vec![true; run.graph.vertices.len()])?;
@@ -429,6 +458,19 @@ impl Run {
             tag::PLAN => self.compare_plans(from, message),
             tag::TOTALS => {
                 self.totals.receive(from, message);
+                Ok(())
+            }
+            tag::CANCEL => {
+                let text = String::from_utf8_lossy(&message);
+                let (by, reason) = text.split_once('\0').unwrap_or((&text, ""));
+                Err(cancelled(by, reason))
+            }
+            tag::PAUSE => {
+                self.standstill.others.insert(from);
+                Ok(())
+            }
+            tag::RESUME => {
+                self.standstill.others.remove(&from);
                 Ok(())
             }
             tag::FAILED => Err(Error::Remote {
@@ -584,6 +626,9 @@ impl Run {
     ///
     /// What the tasks say, or the loss of a rank.
     pub fn poll(&mut self) -> Result<Progress, Error> {
+        if self.stands_still()? {
+            return Ok(Progress::None);
+        }
         if self.demand.is_some() {
             return self.begin();
         }
@@ -662,9 +707,54 @@ impl Run {
         parts.into_iter().filter_map(Totals::from_bytes).collect()
     }
 
+    /// Has the run stand still, on all ranks, until this rank and all others that wanted so want it to go on. Messages that
+    /// are on their way are taken in meanwhile; functions of the program are not called.
+    pub fn pause(&mut self, is_paused: bool) {
+        if std::mem::replace(&mut self.standstill.here, is_paused) != is_paused {
+            let kind = if is_paused { tag::PAUSE } else { tag::RESUME };
+            let size = self.fabric.borrow().size();
+            let others = (0..size).filter(|&rank| rank != self.rank);
+            let untold = others.map(|rank| (rank, kind));
+            self.standstill.untold.extend(untold);
+        }
+    }
+
+    /// Whether the run stands still; tells others what is to be told of that.
+    fn stands_still(&mut self) -> Result<bool, Error> {
+        let mut fabric = self.fabric.borrow_mut();
+        while let Some(&(rank, kind)) = self.standstill.untold.front() {
+            if !fabric.send_copy(rank, tag::of_run(self.number, kind), &[])? {
+                break;
+            }
+            self.standstill.untold.pop_front();
+        }
+        Ok(self.standstill.here || !self.standstill.others.is_empty())
+    }
+
+    /// Ends the run, on all ranks: each fails with the error that this gives.
+    pub fn cancel(&mut self, by: &str, reason: &str) -> Error {
+        let text = format!("{by}\0{reason}");
+        let mut fabric = self.fabric.borrow_mut();
+        for rank in (0..fabric.size())
+            .filter(|&rank| rank != self.rank)
+            .collect::<Vec<_>>()
+        {
+            // Who is gone needs not be told, and who has no room learns it from others, or by our end.
+            let _ = fabric.send_copy(rank, tag::of_run(self.number, tag::CANCEL), text.as_bytes());
+        }
+        cancelled(by, reason)
+    }
+
     /// Tells the other ranks that this one failed, as far as they can still be told.
     pub fn fail(&self, error: &Error) {
         tell_failure(&mut self.fabric.borrow_mut(), self.number, error);
+    }
+}
+
+fn cancelled(by: &str, reason: &str) -> Error {
+    Error::Cancelled {
+        by: by.to_owned(),
+        reason: reason.to_owned(),
     }
 }
 
@@ -773,6 +863,7 @@ fn place(
         clock: Rc::default(),
         is_live: graph.is_live(),
         waker,
+        helpers: site.helpers.clone(),
     })
 }
 

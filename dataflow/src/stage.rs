@@ -19,6 +19,7 @@ use crate::{
     Error, Record,
     exchange::batch_bytes,
     graph::{EdgeId, Node},
+    operator::blocking::Helpers,
     spill,
     time::{Clock, Watermark},
 };
@@ -174,6 +175,8 @@ pub struct Place {
     pub(crate) is_live: bool,
     /// Wakes this rank from other threads, if it can sleep and what is live may come from them.
     pub(crate) waker: Option<Arc<Waker>>,
+    /// Who does what would keep this rank too long.
+    pub helpers: Rc<dyn Helpers>,
 }
 
 /// What a task is connected with.
@@ -375,14 +378,14 @@ struct Chain<'a, N, O> {
     output: &'a mut O,
 }
 
-impl<T: Record, N: Narrow<T>, O: Output<N::Out>> Push<T> for Chain<'_, N, O> {
+impl<T: Record, N: Narrow<T>, O: Sink<N::Out>> Push<T> for Chain<'_, N, O> {
     #[inline]
     fn push(&mut self, view: T::View<'_>) {
         self.narrow.push(view, self.output);
     }
 }
 
-impl<T: Record, N: Narrow<T>, O: Output<N::Out>> Sink<T> for Chain<'_, N, O> {
+impl<T: Record, N: Narrow<T>, O: Sink<N::Out>> Sink<T> for Chain<'_, N, O> {
     #[inline]
     fn is_full(&self) -> bool {
         self.output.is_full() || self.narrow.has_failed()
@@ -394,21 +397,90 @@ where
     I: Input,
     N: Narrow<I::Out>,
 {
-    /// The failure of a function, with where and with what that was.
-    #[cold]
     fn failure(&mut self) -> Error {
-        let Failure { operator, cause } = self.narrow.failure().unwrap_or_else(|| Failure {
-            operator: "an operator".to_owned(),
-            cause: "it does not say why".into(),
-        });
-        Error::Function {
-            operator,
-            task: self.place.wiring.name.clone(),
-            instance: self.place.instance,
-            record: (self.input.as_ref())
-                .map_or_else(|| "the end of its records".to_owned(), I::last),
-            source: cause,
+        failure(&mut self.narrow, self.input.as_ref(), &self.place)
+    }
+}
+
+/// The failure of a function, with where and with what that was.
+#[cold]
+fn failure<I: Input, N: Narrow<I::Out>>(narrow: &mut N, input: Option<&I>, place: &Place) -> Error {
+    let Failure { operator, cause } = narrow.failure().unwrap_or_else(|| Failure {
+        operator: "an operator".to_owned(),
+        cause: "it does not say why".into(),
+    });
+    Error::Function {
+        operator,
+        task: place.wiring.name.clone(),
+        instance: place.instance,
+        record: input.map_or_else(|| END_OF_RECORDS.to_owned(), I::last),
+        source: cause,
+    }
+}
+
+/// Where a function is that was called after the last record.
+const END_OF_RECORDS: &str = "the end of its records";
+
+/// An input and narrow operators as one input.
+pub(crate) struct Fused<I, N> {
+    /// Gone after its last record.
+    input: Option<I>,
+    narrow: N,
+    place: Place,
+}
+
+impl<I: Input, N: Narrow<I::Out>> Fused<I, N> {
+    pub(crate) fn new(input: I, mut narrow: N, place: &Place) -> Self {
+        narrow.begin(place);
+        Self {
+            input: Some(input),
+            narrow,
+            place: place.clone(),
         }
+    }
+}
+
+impl<I: Input, N: Narrow<I::Out>> Input for Fused<I, N> {
+    type Out = N::Out;
+
+    fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
+        match &mut self.input {
+            Some(input) => input.receive(port, from, batch),
+            None => Ok(()),
+        }
+    }
+
+    fn ended(&mut self, port: usize, from: Rank) {
+        if let Some(input) = &mut self.input {
+            input.ended(port, from);
+        }
+    }
+
+    fn poll<D: Sink<N::Out>>(&mut self, down: &mut D) -> Result<Progress, Error> {
+        let Some(input) = &mut self.input else {
+            return Ok(Progress::Done);
+        };
+        let mut progress = input.poll(&mut Chain {
+            narrow: &mut self.narrow,
+            output: down,
+        })?;
+        if progress == Progress::Done && !self.narrow.has_failed() {
+            self.input = None;
+            self.narrow.end(down);
+            progress = Progress::Made;
+        }
+        if self.narrow.has_failed() {
+            return Err(failure(&mut self.narrow, self.input.as_ref(), &self.place));
+        }
+        Ok(progress)
+    }
+
+    fn is_reading(&self) -> bool {
+        self.input.as_ref().is_some_and(Input::is_reading)
+    }
+
+    fn last(&self) -> String {
+        (self.input.as_ref()).map_or_else(|| END_OF_RECORDS.to_owned(), I::last)
     }
 }
 

@@ -82,10 +82,15 @@ impl<S: Source> TSet<S, Pass> {
 
     /// The stream of what `source` makes of the outputs of other tasks, which are its ports in this order.
     pub(crate) fn after(inputs: Vec<Node>, source: S, name: impl Into<String>) -> Self {
+        Self::behind(inputs.into_iter().map(Arc::new).collect(), source, name)
+    }
+
+    /// The same where others may read the tasks too.
+    pub(crate) fn behind(inputs: Vec<Arc<Node>>, source: S, name: impl Into<String>) -> Self {
         Self {
             source: Arc::new(source),
             narrow: Pass,
-            inputs: inputs.into_iter().map(Arc::new).collect(),
+            inputs,
             placement: Placement::Everywhere,
             name: name.into(),
         }
@@ -180,6 +185,24 @@ where
     pub fn as_task(mut self, task: schedule::Task) -> Self {
         self.placement = Placement::Task(Arc::new(task));
         self
+    }
+
+    /// The same, with its source and the operators since then as one source of another kind, and a name with `suffix`.
+    pub(crate) fn fused<S2>(
+        self,
+        suffix: &str,
+        fuse: impl FnOnce(Arc<S>, N) -> S2,
+    ) -> TSet<S2, Pass>
+    where
+        S2: Source,
+    {
+        TSet {
+            source: Arc::new(fuse(self.source, self.narrow)),
+            narrow: Pass,
+            inputs: self.inputs,
+            placement: self.placement,
+            name: self.name + suffix,
+        }
     }
 
     pub(crate) fn then<M>(self, operator: M, name: &str) -> TSet<S, Then<N, M, N::Out>>

@@ -22,9 +22,11 @@ use transport::{Address, Fabric, Interface, Ledger, Rank, Secret, Waker};
 use crate::{
     Config, Error,
     config::Decided,
+    control::Controller,
     coordinator::{Client, Entry, Membership},
     counters::{Counts, Snapshot},
     executor::{self, Command, Done, Report, Seat, Work},
+    helpers::Pool,
     progress::Progress,
     repeat::Repeat,
     signals,
@@ -99,6 +101,7 @@ pub struct Env {
     progress: Progress,
     started: Instant,
     ledger: Ledger,
+    controller: Controller,
     failed: bool,
     /// Whether the coordinator knows of an error that is this worker's own.
     ending: Arc<AtomicBool>,
@@ -153,12 +156,14 @@ impl Env {
             progress: Progress::new(),
             started: Instant::now(),
             ledger,
+            controller: Controller::new(worker),
             failed: false,
             ending: Arc::default(),
             decided,
         };
+        let pool = Pool::new();
         for index in 0..env.decided.executors {
-            let seat = env.start_executor(index, &secret, &reporter)?;
+            let seat = env.start_executor(index, &secret, &pool, &reporter)?;
             env.seats.push(seat);
         }
         env.join(reporter)?;
@@ -169,6 +174,7 @@ impl Env {
         &self,
         index: u32,
         secret: &Secret,
+        pool: &Pool,
         reports: &Sender<Report>,
     ) -> Result<SeatHandle, Error> {
         let executors = self.decided.executors;
@@ -193,6 +199,8 @@ impl Env {
             ledger: self.ledger.clone(),
             spill: self.decided.spill.clone(),
             counts: counts.clone(),
+            controller: self.controller.clone(),
+            pool: pool.clone(),
             commands: obeyed,
             reports: reports.clone(),
         };
@@ -229,6 +237,7 @@ impl Env {
                 }) => {
                     let index = (rank - first) as usize;
                     addresses[index] = Some(address);
+                    self.controller.wakes(waker.clone());
                     self.seats[index].waker = Some(waker);
                 }
                 Ok(Report::Ended {
@@ -315,6 +324,27 @@ impl Env {
     /// ```
     pub fn totals(&self) -> &[Totals] {
         self.summary.by_rank()
+    }
+
+    /// What cancels and pauses runs of this job, from any thread of any worker.
+    ///
+    /// ```
+    /// use std::{thread, time::Duration};
+    /// use updraft::{dataflow::{Error, generate}, prelude::*};
+    ///
+    /// let result = updraft::run(Config { executors: Some(2), ..Config::default() }, |env| {
+    ///     let controller = env.controller();
+    ///     thread::spawn(move || {
+    ///         thread::sleep(Duration::from_millis(20));
+    ///         controller.cancel("it takes too long");
+    ///     });
+    ///     env.run(&generate(u64::MAX, |n| n).for_each(|_| ()))
+    /// });
+    /// let Err(updraft::Error::Dataflow(Error::Cancelled { by, reason })) = result else { panic!("{result:?}") };
+    /// assert_eq!((by.as_str(), reason.as_str()), ("worker 0", "it takes too long"));
+    /// ```
+    pub fn controller(&self) -> Controller {
+        self.controller.clone()
     }
 
     /// The lines of the files that `pattern` matches: see [`dataflow::lines`].

@@ -74,6 +74,7 @@ impl Error {
     /// | 8 | an input cannot be read |
     /// | 9 | an output, or what memory has no room for, cannot be written |
     /// | 10 | the memory limit is too small |
+    /// | 11 | somebody cancelled it |
     pub fn exit_code(&self) -> u8 {
         use collectives::Error as Groups;
         use dataflow::Error as Flow;
@@ -87,6 +88,7 @@ impl Error {
                 Flow::Checkpoint { .. } | Flow::CheckpointOfOther { .. } => 9,
                 Flow::Output { .. } | Flow::OutputExists { .. } | Flow::Spill { .. } => 9,
                 Flow::Remote { .. } => 6,
+                Flow::Cancelled { .. } => 11,
                 Flow::ArenaTooSmall { .. } => 10,
                 Flow::BadTask { .. } | Flow::Unplaceable { .. } => 7,
                 Flow::Transport(error) => link_code(error),

@@ -17,7 +17,14 @@ use collectives::Engine;
 use dataflow::{Progress, Run, Site, TaskGraph, Totals, run_of, spill};
 use transport::{Address, Arena, Buffer, Event, Fabric, Ledger, Rank, Waker};
 
-use crate::{Error, affinity, counters::Counts, links::Links, repeat::Repeat};
+use crate::{
+    Error, affinity,
+    control::Controller,
+    counters::Counts,
+    helpers::{Here, Pool},
+    links::Links,
+    repeat::Repeat,
+};
 
 /// The longest an executor sleeps without looking at the time.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
@@ -35,6 +42,8 @@ pub(crate) struct Seat {
     pub(crate) ledger: Ledger,
     pub(crate) spill: spill::Config,
     pub(crate) counts: Counts,
+    pub(crate) controller: Controller,
+    pub(crate) pool: Pool,
     pub(crate) commands: Receiver<Command>,
     pub(crate) reports: Sender<Report>,
 }
@@ -122,6 +131,7 @@ struct Repeated {
 struct Executor {
     rank: Rank,
     site: Site,
+    controller: Controller,
     commands: Receiver<Command>,
     reports: Sender<Report>,
     run: Option<Run>,
@@ -156,7 +166,12 @@ impl Executor {
                 },
             );
         }
+        let helpers = Here {
+            pool: seat.pool,
+            waker: fabric.waker()?,
+        };
         let site = Site {
+            helpers: Rc::new(helpers),
             fabric: Rc::new(RefCell::new(fabric)),
             executors: seat.executors,
             ledger: seat.ledger,
@@ -166,6 +181,7 @@ impl Executor {
         Ok(Self {
             rank,
             site,
+            controller: seat.controller,
             commands: seat.commands,
             reports: seat.reports,
             run: None,
@@ -303,6 +319,10 @@ impl Executor {
         if run.is_live() {
             run.tick(self.started.elapsed());
         }
+        if let Some((by, reason)) = self.controller.cancelled() {
+            return Err(run.cancel(&by, &reason).into());
+        }
+        run.pause(self.controller.is_paused());
         let progress = run.poll()?;
         self.worked = progress == Progress::Made;
         match progress {
@@ -424,8 +444,11 @@ impl Executor {
 
     /// Ends the run that failed, and tells everyone.
     fn fail(&mut self, error: Error) {
+        // A run that was cancelled was so on all ranks.
+        let is_told = matches!(error, Error::Dataflow(dataflow::Error::Cancelled { .. }));
         if let (Some(run), Error::Dataflow(cause)) = (&self.run, &error)
             && !error.is_consequence()
+            && !is_told
         {
             run.fail(cause);
         }

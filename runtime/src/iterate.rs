@@ -40,7 +40,7 @@ impl<T> fmt::Debug for Round<'_, T> {
 /// What a loop has come to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Iterated<S> {
-    /// The state after the last round.
+    /// The state after the last round, or what was made of it.
     pub state: S,
     /// What each round measured.
     pub history: Vec<f64>,
@@ -91,29 +91,79 @@ impl Env {
         T: Record,
         S: Clone + Send + 'static,
     {
+        self.iterate_then(records, state, until, step, |state, _| Ok(state))
+    }
+
+    /// As [`iterate`](Self::iterate), with a last step: when the rounds are over, `close` is called on all ranks with what has
+    /// become of their states, and makes something of them, by the group if it takes those of others. Its [`Round`] has the
+    /// number of rounds that were done. Gives what it returned on the first rank of this worker.
+    ///
+    /// ```
+    /// use updraft::{collectives::op::Sum, prelude::*};
+    ///
+    /// // How many numbers all ranks have seen, each of its own.
+    /// let seen = updraft::run(Config { executors: Some(2), ..Config::default() }, |env| {
+    ///     let numbers = env.collection((0..10u64).collect());
+    ///     let numbers = env.run(&numbers.cache())?;
+    ///     let twice = |rounds: &[f64]| rounds.len() == 2;
+    ///     let count = |seen: &mut u64, round: &Round<'_, u64>| {
+    ///         *seen += round.records().count() as u64;
+    ///         Ok(0.0)
+    ///     };
+    ///     env.iterate_then(&numbers, 0, twice, count, |seen, round| {
+    ///         let mut sum = [seen];
+    ///         round.world.all_reduce(&mut sum, Sum).wait()?;
+    ///         Ok(sum[0])
+    ///     })
+    /// })?;
+    /// assert_eq!(seen.state, 20);
+    /// # Ok::<(), updraft::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`bsp`](Self::bsp).
+    pub fn iterate_then<T, S, R>(
+        &mut self,
+        records: &Cached<T>,
+        state: S,
+        until: impl Fn(&[f64]) -> bool + Send + Sync + 'static,
+        step: impl Fn(&mut S, &Round<'_, T>) -> Result<f64, Error> + Send + Sync + 'static,
+        close: impl Fn(S, &Round<'_, T>) -> Result<R, Error> + Send + Sync + 'static,
+    ) -> Result<Iterated<R>, Error>
+    where
+        T: Record,
+        S: Clone + Send + 'static,
+        R: Send + 'static,
+    {
         // Ranks begin with clones of their own, so that a state needs not be shared among threads.
         let start = Mutex::new(state);
         let records = records.clone();
+        let controller = self.controller();
         let ended = self.bsp(move |world| {
             let partitions: Vec<_> = records.on(world.rank() as u32).cloned().collect();
-            let mut all = Iterated {
-                state: start.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-                history: Vec::new(),
-                times: Vec::new(),
+            let mut state = start.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let (mut history, mut times) = (Vec::new(), Vec::new());
+            let round = |number| Round {
+                number,
+                world,
+                partitions: &partitions,
             };
-            while !until(&all.history) {
+            while !until(&history) {
+                if let Some((by, reason)) = controller.cancelled() {
+                    return Err(dataflow::Error::Cancelled { by, reason }.into());
+                }
                 let began = Instant::now();
-                let round = Round {
-                    number: all.history.len(),
-                    world,
-                    partitions: &partitions,
-                };
-                let mut measured = [step(&mut all.state, &round)?];
+                let mut measured = [step(&mut state, &round(history.len()))?];
                 world.broadcast(0, &mut measured).wait()?;
-                all.history.extend(measured);
-                all.times.push(began.elapsed());
+                history.extend(measured);
+                times.push(began.elapsed());
             }
-            Ok(all)
+            Ok(Iterated {
+                state: close(state, &round(history.len()))?,
+                history,
+                times,
+            })
         })?;
         // A worker has at least one executor, and each has returned something.
         let first = ended.into_iter().next();

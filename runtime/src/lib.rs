@@ -49,6 +49,7 @@
 //! | begin, and learn the words | | `quick-start.md`, `concepts.md` |
 //! | write graphs | [`dataflow`], [`TSet`](dataflow::TSet) | `tsets.md`, `joins.md`, `runs.md` |
 //! | write tasks with several inputs and outputs, and say where they run | [`GraphBuilder`](dataflow::GraphBuilder), [`dataflow::schedule`] | `tasks.md` |
+//! | cancel or pause a run | [`Env::controller`] | `failure.md` |
 //! | repeat a step | [`Env::iterate`], [`Env::repeat`], [`Variable`](dataflow::Variable), [`Cached`](dataflow::Cached) | `loops.md` |
 //! | work on what has no end, by the times of events | [`channel`](dataflow::channel), [`Windows`](dataflow::Windows), [`Stop`](dataflow::Stop) | `streams.md` |
 //! | reduce, gather, exchange by hand | [`collectives`], [`collectives::harp`], [`Env::bsp`] | `groups.md` |
@@ -65,11 +66,13 @@ pub use transport;
 
 mod affinity;
 mod config;
+mod control;
 pub mod coordinator;
 mod counters;
 mod env;
 mod error;
 mod executor;
+mod helpers;
 mod iterate;
 mod links;
 mod memory;
@@ -79,6 +82,7 @@ mod signals;
 mod summary;
 
 pub use config::Config;
+pub use control::Controller;
 pub use env::{Env, bsp, run};
 pub use error::{Error, exit};
 pub use iterate::{Iterated, Round};
@@ -86,7 +90,7 @@ pub use iterate::{Iterated, Round};
 /// What a program that defines a job needs.
 pub mod prelude {
     pub use collectives::Group;
-    pub use dataflow::{Cached, Encode, Job, Key, Record, Slice, TSet, Variable, record};
+    pub use dataflow::{Cached, Encode, Job, Key, Level, Record, Slice, TSet, Variable, record};
 
     pub use crate::{Config, Env, Round};
 }

@@ -155,7 +155,7 @@ pub(crate) fn sorted<T: Ord>(mut records: Vec<T>) -> Vec<T> {
 /// One rank of a job, driven by the test.
 pub(crate) struct Driven {
     fabric: Rc<RefCell<Fabric>>,
-    run: Run,
+    pub(crate) run: Run,
     received: bool,
 }
 
@@ -175,6 +175,7 @@ impl Driven {
             ledger: ledger.clone(),
             counters,
             spill: Rc::new(spill.clone()),
+            helpers: Rc::new(()),
         };
         let run = Run::new(&job.task_graph(), 0, &site)?;
         Ok(Self {

@@ -98,10 +98,7 @@ fn a_failure_names_the_line() {
             memory_bytes: 1 << 30,
         };
         let facts = failure(cluster, &job);
-        assert_eq!(
-            facts.record,
-            format!("the line at byte 5 of {}", file.path().display())
-        );
+        assert_eq!(facts.record, format!("line 3 of {}", file.path().display()));
         assert_eq!(facts.cause, "invalid digit found in string");
     }
 }

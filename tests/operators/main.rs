@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod cluster;
+mod control;
 #[path = "../support/disk.rs"]
 mod disk;
 mod exchanges;

@@ -3,6 +3,8 @@
 mod again;
 pub(crate) mod aggregate;
 mod aside;
+pub(crate) mod blocking;
+pub(crate) mod boxed;
 pub(crate) mod cross;
 mod exchange;
 pub(crate) mod fallible;
@@ -23,3 +25,4 @@ pub(crate) mod union;
 pub(crate) mod variable;
 pub(crate) mod watermarks;
 pub(crate) mod window;
+pub(crate) mod zip;

@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use memchr::{memchr, memrchr};
+use memchr::{memchr, memchr_iter, memrchr};
 use transport::{Buffer, Rank, Reservation};
 
 use crate::{
@@ -267,6 +267,7 @@ impl LineReader {
                 return Err(Error::NotText {
                     path: open.part.path.clone(),
                     offset,
+                    line: line_at(&open.file, offset),
                 });
             }
         };
@@ -343,12 +344,36 @@ impl Input for LineReader {
 
     fn last(&self) -> String {
         match &self.open {
-            Some(Open { part, last, .. }) => {
-                format!("the line at byte {last} of {}", part.path.display())
-            }
+            Some(Open {
+                part, last, file, ..
+            }) => match line_at(file, *last) {
+                Some(line) => format!("line {line} of {}", part.path.display()),
+                None => format!("the line at byte {last} of {}", part.path.display()),
+            },
             None => "no line".to_owned(),
         }
     }
+}
+
+/// The most bytes of a file in which lines are counted.
+const COUNTED_BYTES_MAX: u64 = 4 << 30;
+
+/// The number, from 1, of the line that has the byte at `offset`: lines are counted when somebody asks for one, which is when
+/// something has failed. None if the file cannot be read, or it would take too long.
+#[cold]
+fn line_at(file: &File, offset: u64) -> Option<u64> {
+    if offset > COUNTED_BYTES_MAX {
+        return None;
+    }
+    let mut buffer = vec![0; READ_BYTES];
+    let (mut at, mut line) = (0, 1);
+    while at < offset {
+        let bytes = buffer.len().min((offset - at) as usize);
+        file.read_exact_at(&mut buffer[..bytes], at).ok()?;
+        line += memchr_iter(b'\n', &buffer[..bytes]).count() as u64;
+        at += bytes as u64;
+    }
+    Some(line)
 }
 
 #[cfg(test)]
@@ -413,7 +438,9 @@ mod tests {
         fs::write(&binary, b"fine\nbad \xff\n").unwrap();
         let error = simulate(&lines_of(vec![binary]).unwrap().collect(), 0, 1, 1).unwrap_err();
         assert!(
-            error.to_string().ends_with("binary is not UTF-8 at byte 9"),
+            error
+                .to_string()
+                .ends_with("binary is not UTF-8 at byte 9, in line 2"),
             "{error}"
         );
     }
