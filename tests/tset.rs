@@ -454,3 +454,48 @@ fn what_goes_wrong_between_two_runs_ends_the_job() {
         assert!(error.to_string().contains(said), "{error}");
     }
 }
+
+#[test]
+fn every_run_of_a_repeated_graph_gives_what_it_would_by_itself() {
+    for executors_in_all in 1..=3 {
+        let shift = Variable::new(0u64);
+        let seen = Accumulator::new();
+        let count = seen.clone();
+        let pairs = generate(500, |n| (n % 23, n))
+            .map_with(&shift, |(key, n), shift| (key, n ^ shift))
+            .exchange_by_key();
+        let sums = pairs.clone().reduce_by_key(|a, b| a.wrapping_add(b));
+        let joined = sums.clone().join(pairs.clone());
+        let job = (joined.map(|(key, (sum, n))| (key, sum, n)))
+            .sort_by(|row| row)
+            .map(move |row| {
+                count.add(1);
+                row
+            })
+            .collect()
+            .and(pairs.clone().map(|(_, n)| n).distinct().count().collect())
+            .and(
+                pairs
+                    .map(|(_, n)| n)
+                    .round_robin()
+                    .top_n(3, |n| n)
+                    .collect(),
+            )
+            .and(sums.union(generate(3, |n| (n, n))).collect().then(sorted))
+            .with_total(&seen);
+        let by_itself = |value: u64| {
+            shift.set(value);
+            inline(&job).unwrap()
+        };
+        let expected: Vec<_> = (0..8).map(by_itself).collect();
+        shift.set(0);
+        let found = updraft::run(executors(executors_in_all), move |env| {
+            env.repeat(&job, Vec::new(), move |found, result| {
+                found.push(result);
+                shift.set(found.len() as u64);
+                Ok(found.len() < 8)
+            })
+        });
+        assert!(found.unwrap() == expected, "{executors_in_all} executors");
+    }
+}

@@ -94,9 +94,14 @@ impl AllGather {
         self.parts.get(rank as usize)?.as_deref()
     }
 
+    /// Whether all contributions are there and ours is sent.
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0 && self.next as usize == self.parts.len()
+    }
+
     /// The contributions in the order of the ranks, once all are there and ours is sent.
     pub fn result(&self) -> Option<Vec<&[u8]>> {
-        let complete = self.missing == 0 && self.next as usize == self.parts.len();
-        complete.then(|| self.parts.iter().flatten().map(Buffer::as_slice).collect())
+        self.is_complete()
+            .then(|| self.parts.iter().flatten().map(Buffer::as_slice).collect())
     }
 }

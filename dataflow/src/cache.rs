@@ -254,6 +254,11 @@ impl<T: Record> Input for Replay<T> {
         Ok(Progress::Made)
     }
 
+    fn again(&mut self) -> bool {
+        self.at = At::default();
+        true
+    }
+
     fn last(&self) -> String {
         self.partition.pages.name(&self.at, "the cache")
     }

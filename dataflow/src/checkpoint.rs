@@ -26,7 +26,7 @@ use crate::{
     Error, Record,
     demand::{Kept, Look},
     exchange::{Direct, Outbox, Receiver, Routed},
-    graph::Graph,
+    graph::{Extent, Graph},
     operator::narrow::Pass,
     persist::{Both, Keep, read_on},
     spill::{File, INDEX_BYTES, Reader, Run, Writer},
@@ -426,6 +426,10 @@ impl Checking {
 impl<T: Record> Source for Checkpointed<T> {
     type Input = Restored<T>;
     type Out = T;
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
+    }
 
     fn build(&self, place: &Place) -> Result<Restored<T>, Error> {
         let made_by = place.wiring.senders.first().copied().unwrap_or(0);

@@ -42,6 +42,7 @@ mod operator;
 mod pages;
 mod persist;
 mod record;
+mod reports;
 mod run;
 pub mod schedule;
 mod sink;
@@ -88,7 +89,7 @@ pub use operator::{
 pub use persist::{Level, Persisted, Recall, Stored};
 pub use record::{Encode, Encoder, Fields, Key, Ordered, OutOfLine, Record, Slice, Unfit};
 pub use rkyv;
-pub use run::{Run, Site, Totals, run_of, tell_failure};
+pub use run::{Run, Site, Totals, run_after, run_of, tell_failure};
 pub use source::{
     Channel, Closed, Collection, Generate, Generator, Lines, Records, Sender, channel, collection,
     generate, generate_unbounded, lines, lines_of, records_of,

@@ -23,6 +23,7 @@ use crate::{
     Error, Record,
     demand::{Kept, Look},
     exchange::{Direct, Outbox, Receiver, Routed},
+    graph::Extent,
     operator::narrow::Pass,
     pages::{At, PageWriter, Pages},
     spill::{self, Reader, Run, Writer},
@@ -332,6 +333,10 @@ fn to_disk<T: Record>(
 impl<T: Record> Source for Persisted<T> {
     type Input = Recall<T>;
     type Out = T;
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
+    }
 
     fn build(&self, place: &Place) -> Result<Recall<T>, Error> {
         let made_by = place.wiring.senders.first().copied().unwrap_or(0);

@@ -19,6 +19,7 @@ use crate::{
     graph::{EdgeId, Extent, Graph, Schedule, TaskGraph, Vertex},
     one_line,
     operator::blocking::Helpers,
+    reports::Reports,
     spill,
     stage::{Counters, EVERY_SLOT, Handoff, Place, Progress, Slot, Task, Wiring},
     time::{Clock, Watermark},
@@ -44,6 +45,8 @@ pub(crate) mod tag {
     /// The run stands still, as far as the sender is concerned, and goes on.
     pub(crate) const PAUSE: u8 = 10;
     pub(crate) const RESUME: u8 = 11;
+    /// What counts also if it is of the run before of the same graph.
+    pub(crate) const EVER: [u8; 5] = [TOTALS, FAILED, CANCEL, PAUSE, RESUME];
 
     pub(crate) fn new(run: u32, slot: Slot, kind: u8, edge: EdgeId) -> u64 {
         u64::from(run) << 32 | u64::from(slot) << 24 | u64::from(kind) << 16 | u64::from(edge)
@@ -81,6 +84,14 @@ pub fn run_of(tag: u64) -> u32 {
     (tag >> 32) as u32
 }
 
+/// The number of the run that is so many after that of this number. The highest bits are left to messages that are no
+/// run's.
+pub fn run_after(number: u32, runs: u32) -> u32 {
+    number.wrapping_add(runs) & RUNS
+}
+
+const RUNS: u32 = u32::MAX >> 2;
+
 /// What a rank did in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
@@ -98,16 +109,8 @@ impl Totals {
     /// How many numbers they are.
     const NUMBERS: usize = 4;
 
-    fn to_bytes(self) -> [u8; 8 * Self::NUMBERS] {
-        let mut bytes = [0; 8 * Self::NUMBERS];
-        for (place, number) in
-            bytes
-                .chunks_exact_mut(8)
-                .zip([self.records, self.bytes, self.received, self.spilled])
-        {
-            place.copy_from_slice(&number.to_le_bytes());
-        }
-        bytes
+    fn to_numbers(self) -> [u64; Self::NUMBERS] {
+        [self.records, self.bytes, self.received, self.spilled]
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
@@ -184,6 +187,8 @@ pub struct Site {
 
 /// One rank's part in one run of a graph, driven by its owner: it is given the messages of the run and
 /// polled, and says when every rank has finished.
+///
+/// The same graph can be run [again](Self::again): what was made for it stays.
 pub struct Run {
     number: u32,
     rank: Rank,
@@ -212,11 +217,13 @@ pub struct Run {
     plan: String,
     plans: AllGather,
     /// What each rank did, told when its tasks are done.
-    totals: AllGather,
-    /// Whether this rank has told its totals, and whether its outputs are final.
+    reports: Reports,
+    /// Whether this rank has told what it did, and whether its outputs are final.
     concluded: bool,
     committed: bool,
     standstill: Standstill,
+    /// Whether this rank may be done before the others.
+    is_ahead: bool,
 }
 
 /// Who wants a run to stand still.
@@ -233,6 +240,9 @@ struct Instance {
     task: Box<dyn Task>,
     vertex: usize,
     slot: Slot,
+    place: Place,
+    /// Whether it has to be made anew.
+    is_gone: bool,
     /// Instances that have not ended, by port.
     open: Vec<u32>,
     /// Whether the senders were told that no more is wanted, if they had to be.
@@ -307,10 +317,11 @@ impl Run {
             _waker: None,
             plan,
             plans: AllGather::new(tag::of_run(number, tag::PLAN), size),
-            totals: AllGather::new(tag::of_run(number, tag::TOTALS), size),
+            reports: Reports::new(rank, size),
             concluded: false,
             committed: false,
             standstill: Standstill::default(),
+            is_ahead: false,
         };
         if run.demand.is_none() {
             run.make_tasks(&vec![true; run.graph.vertices.len()])?;
@@ -397,6 +408,8 @@ impl Run {
                     task: (node.build)(&place)?,
                     vertex,
                     slot: slot as Slot,
+                    place,
+                    is_gone: false,
                     open: wiring.senders.clone(),
                     told: false,
                     done: false,
@@ -411,9 +424,80 @@ impl Run {
         Ok(())
     }
 
+    /// Has [`poll`](Self::poll) say that it is done when this rank is, and not only when all are: for those who go on to
+    /// [another run](Self::again), and whose outputs are worth nothing before the [end](Self::is_over). Where that is not so,
+    /// or where something is summed up over all ranks, all are waited for nevertheless.
+    pub fn go_ahead(&mut self) {
+        let is_lasting = |instance: &Instance| instance.task.is_lasting();
+        self.is_ahead = self.demand.is_none()
+            && self.graph.outside.accumulators.is_empty()
+            && !self.tasks.iter().any(is_lasting);
+    }
+
+    /// Whether all ranks are done with this run.
+    pub fn is_over(&self) -> bool {
+        self.reports.is_complete()
+    }
+
+    /// Whether the next run may begin, once this rank is done with this one: no rank is more than one ahead of another.
+    pub fn may_go_on(&self) -> bool {
+        self.committed && self.reports.may_go_on()
+    }
+
+    /// Begins another run of the same graph, which has the [next number](run_after), when it
+    /// [may](Self::may_go_on). All ranks have to do so. Tasks begin where they began, for next to nothing if they can; others
+    /// are made anew.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn again(&mut self) -> Result<(), Error> {
+        self.number = run_after(self.number, 1);
+        self.reports.again();
+        (self.concluded, self.committed, self.is_ending) = (false, false, false);
+        if !self.found.is_empty() {
+            return self.demand_again();
+        }
+        for instance in &mut self.tasks {
+            // What is live knows of times that have passed.
+            instance.is_gone = self.is_live || !instance.task.again(self.number);
+            if instance.is_gone {
+                // Before others are made, with which it may share something.
+                instance.task = Box::new(Gone);
+            }
+        }
+        for instance in &mut self.tasks {
+            if instance.is_gone {
+                instance.place.run = self.number;
+                let node = &self.graph.vertices[instance.vertex].node;
+                instance.task = (node.build)(&instance.place)?;
+            }
+            (instance.open).clone_from(&instance.place.wiring.senders);
+            (instance.told, instance.done) = (false, false);
+        }
+        Ok(())
+    }
+
+    /// Begins another run of a graph of which something is kept: what is needed now may be something else.
+    fn demand_again(&mut self) -> Result<(), Error> {
+        (self.tasks, self.ends) = (Vec::new(), Vec::new());
+        self.found.clear();
+        self.demand = Demand::new(&self.graph, &self.schedule, self.rank);
+        let size = self.schedule.size();
+        self.plans = AllGather::new(tag::of_run(self.number, tag::PLAN), size);
+        self.look()?;
+        Ok(())
+    }
+
     /// The number of the run.
     pub fn number(&self) -> u32 {
         self.number
+    }
+
+    /// Whether a message of this tag is for this run, or for one before it of the same graph.
+    pub fn wants(&self, tag: u64) -> bool {
+        let run = run_of(tag);
+        run == self.number || (run_after(run, 1) == self.number && self.reports.is_again())
     }
 
     /// Takes in a message of this run.
@@ -424,6 +508,9 @@ impl Run {
     pub fn receive(&mut self, from: Rank, message: Buffer) -> Result<(), Error> {
         let tag = message.tag();
         let (slot, kind, edge) = tag::parts(tag);
+        if run_of(tag) != self.number && !tag::EVER.contains(&kind) {
+            return Ok(()); // Of the run before: it came to nothing there, or it would not be over here.
+        }
         if let (Some(demand), tag::BATCH | tag::END | tag::STOP | tag::WATERMARK) =
             (&mut self.demand, kind)
         {
@@ -457,7 +544,7 @@ impl Run {
             }
             tag::PLAN => self.compare_plans(from, message),
             tag::TOTALS => {
-                self.totals.receive(from, message);
+                self.reports.receive(from, message);
                 Ok(())
             }
             tag::CANCEL => {
@@ -569,7 +656,7 @@ impl Run {
     ///
     /// The loss, if the run still needs the peer.
     pub fn ended(&mut self, peer: Rank, error: transport::Error) -> Result<(), Error> {
-        if self.totals.has(peer) {
+        if self.reports.has(peer) {
             Ok(())
         } else {
             Err(error.into())
@@ -620,7 +707,8 @@ impl Run {
         Ok(progress)
     }
 
-    /// Goes on; [`Progress::Done`] when every rank has finished and the outputs are final.
+    /// Goes on; [`Progress::Done`] when every rank has finished, or this one that [goes ahead](Self::go_ahead), and the
+    /// outputs are final.
     ///
     /// # Errors
     ///
@@ -632,7 +720,12 @@ impl Run {
         if self.demand.is_some() {
             return self.begin();
         }
-        self.plans.poll(&mut self.fabric.borrow_mut())?;
+        if self.concluded {
+            return self.conclude();
+        }
+        if !self.plans.is_complete() {
+            self.plans.poll(&mut self.fabric.borrow_mut())?;
+        }
         self.clock.begin_turn();
         self.look_for_stop()?;
         let mut progress = Progress::None;
@@ -668,14 +761,20 @@ impl Run {
     fn conclude(&mut self) -> Result<Progress, Error> {
         if !self.concluded {
             self.concluded = true;
-            let mut bytes = self.counting.totals.borrow().to_bytes().to_vec();
-            for accumulator in &self.graph.outside.accumulators {
-                bytes.extend(accumulator.take_added().to_le_bytes());
-            }
-            self.totals.contribute(&bytes);
+            let added = self.graph.outside.accumulators.iter();
+            let added = added.map(|accumulator| accumulator.take_added());
+            let totals = self.counting.totals.borrow().to_numbers();
+            self.reports.tell(totals.into_iter().chain(added));
         }
-        self.totals.poll(&mut self.fabric.borrow_mut())?;
-        if self.totals.result().is_none() || self.plans.result().is_none() {
+        let told = {
+            let mut fabric = self.fabric.borrow_mut();
+            if !self.plans.is_complete() {
+                self.plans.poll(&mut fabric)?;
+            }
+            self.reports.poll(self.number, &mut fabric)?
+        };
+        let all = if self.is_ahead { told } else { self.is_over() };
+        if !all || !self.plans.is_complete() {
             return Ok(Progress::None);
         }
         if !std::mem::replace(&mut self.committed, true) {
@@ -692,19 +791,17 @@ impl Run {
         if !self.schedule.is_first_of_process(self.rank) {
             return;
         }
-        let parts = self.totals.result().unwrap_or_default();
         for (index, accumulator) in self.graph.outside.accumulators.iter().enumerate() {
-            let added = parts
-                .iter()
-                .filter_map(|part| number(part, Totals::NUMBERS + index));
+            let parts = self.reports.last();
+            let added = parts.filter_map(|part| number(part, Totals::NUMBERS + index));
             accumulator.set_total(added.sum());
         }
     }
 
-    /// What each rank did, once the run is done.
+    /// What each rank did in all runs of the graph so far, once the last of them [is over](Self::is_over).
     pub fn totals(&self) -> Vec<Totals> {
-        let parts = self.totals.result().unwrap_or_default();
-        parts.into_iter().filter_map(Totals::from_bytes).collect()
+        let parts = self.reports.last();
+        parts.filter_map(Totals::from_bytes).collect()
     }
 
     /// Has the run stand still, on all ranks, until this rank and all others that wanted so want it to go on. Messages that
@@ -755,6 +852,29 @@ fn cancelled(by: &str, reason: &str) -> Error {
     Error::Cancelled {
         by: by.to_owned(),
         reason: reason.to_owned(),
+    }
+}
+
+/// In the place of a task that is to be made anew.
+struct Gone;
+
+impl Task for Gone {
+    fn receive(&mut self, _port: usize, _from: Rank, _batch: Buffer) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn ended(&mut self, _port: usize, _from: Rank) {}
+
+    fn is_reading(&self) -> bool {
+        false
+    }
+
+    fn poll(&mut self) -> Result<Progress, Error> {
+        Ok(Progress::None)
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        Ok(())
     }
 }
 

@@ -78,6 +78,16 @@ pub trait Output<T: Record>: Sink<T> {
     fn is_closed(&self) -> bool {
         false
     }
+
+    /// Goes back to where it began, once all is out, for another run of this number; false if it has to be made anew.
+    fn again(&mut self, _run: u32) -> bool {
+        false
+    }
+
+    /// Whether [`commit`](Self::commit) leaves something that must not be there if any rank fails.
+    fn is_lasting(&self) -> bool {
+        false
+    }
 }
 
 /// What became of a turn.
@@ -131,6 +141,12 @@ pub trait Input {
     /// Whether it wants what its ports may still bring.
     fn is_reading(&self) -> bool {
         true
+    }
+
+    /// Gives up what it holds and goes back to where it began, once no more of it is wanted, so that another run can
+    /// have it; false if it has to be made anew.
+    fn again(&mut self) -> bool {
+        false
     }
 
     /// Which record was pushed last, as people find it again.
@@ -289,6 +305,16 @@ pub(crate) trait Task {
     fn poll(&mut self) -> Result<Progress, Error>;
 
     fn commit(&mut self) -> Result<(), Error>;
+
+    /// Goes back to where it began, when all is done, for another run of this number; false if it has to be made anew.
+    fn again(&mut self, _run: u32) -> bool {
+        false
+    }
+
+    /// Whether [`commit`](Self::commit) leaves something that must not be there if any rank fails.
+    fn is_lasting(&self) -> bool {
+        false
+    }
 }
 
 /// A narrow operator: what becomes of a record depends on nothing else.
@@ -341,7 +367,11 @@ pub(crate) struct Stage<I, N, O> {
     /// Given up with all that it holds when no more of it is wanted: batches that nobody reads would keep their
     /// sender waiting.
     input: Option<I>,
+    /// The input that was given up, if it can begin again.
+    spent: Option<I>,
     narrow: N,
+    /// What it was before the first record.
+    fresh: N,
     output: O,
     state: State,
     place: Place,
@@ -354,14 +384,25 @@ where
     O: Output<N::Out>,
 {
     pub(crate) fn new(input: I, mut narrow: N, output: O, place: &Place) -> Self {
+        let fresh = narrow.clone();
         narrow.begin(place);
         Self {
             input: Some(input),
+            spent: None,
+            fresh,
             narrow,
             output,
             state: State::Running,
             place: place.clone(),
         }
+    }
+
+    /// Gives the input up.
+    fn end_input(&mut self) {
+        self.spent = self
+            .input
+            .take()
+            .and_then(|mut input| input.again().then_some(input));
     }
 }
 
@@ -475,6 +516,23 @@ impl<I: Input, N: Narrow<I::Out>> Input for Fused<I, N> {
         Ok(progress)
     }
 
+    fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
+        if let Some(input) = &mut self.input {
+            input.advance(port, sender, watermark);
+        }
+    }
+
+    fn watermark(&mut self) -> Watermark {
+        let before = self.input.as_mut().map_or(Watermark::END, Input::watermark);
+        self.narrow.watermark(before, &self.place.clock)
+    }
+
+    fn stop(&mut self) {
+        if let Some(input) = &mut self.input {
+            input.stop();
+        }
+    }
+
     fn is_reading(&self) -> bool {
         self.input.as_ref().is_some_and(Input::is_reading)
     }
@@ -534,8 +592,8 @@ where
 
     fn poll(&mut self) -> Result<Progress, Error> {
         let moved = self.output.poll()?;
-        if self.output.is_closed() {
-            self.input = None;
+        if self.input.is_some() && self.output.is_closed() {
+            self.end_input();
         }
         match (&self.state, &mut self.input) {
             (State::Running, None) => {
@@ -557,7 +615,7 @@ where
                     return Err(self.failure());
                 }
                 match progress {
-                    Progress::Done => self.input = None,
+                    Progress::Done => self.end_input(),
                     Progress::None if !moved => return Ok(Progress::None),
                     Progress::Made | Progress::None => {}
                 }
@@ -580,5 +638,20 @@ where
 
     fn commit(&mut self) -> Result<(), Error> {
         self.output.commit()
+    }
+
+    fn again(&mut self, run: u32) -> bool {
+        if self.spent.is_none() || !self.output.again(run) {
+            return false;
+        }
+        self.input = self.spent.take();
+        self.narrow = self.fresh.clone();
+        self.narrow.begin(&self.place);
+        self.state = State::Running;
+        true
+    }
+
+    fn is_lasting(&self) -> bool {
+        self.output.is_lasting()
     }
 }

@@ -73,6 +73,11 @@ pub trait Source: Send + Sync + 'static {
     fn extent(&self) -> Extent {
         Extent::AsInputs
     }
+
+    /// Whether event time begins in it.
+    fn gives_time(&self) -> bool {
+        false
+    }
 }
 
 impl<S: Source> TSet<S, Pass> {
@@ -409,7 +414,7 @@ where
             placement,
             outlet: None,
             extent: source.extent(),
-            gives_time: narrow.gives_time(),
+            gives_time: source.gives_time() || narrow.gives_time(),
             kept: None,
             build: Box::new(move |place: &Place| {
                 let (input, output) = (source.build(place)?, output(place)?);

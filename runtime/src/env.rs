@@ -399,7 +399,7 @@ impl Env {
             graph: graph.clone(),
             repeat: repeat.clone(),
         })?;
-        self.runs = number.wrapping_add(done.runs);
+        self.runs = dataflow::run_after(number, done.runs);
         self.summary.add(done);
         Ok(())
     }

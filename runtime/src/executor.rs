@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     cell::RefCell,
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{
@@ -14,7 +15,7 @@ use std::{
 };
 
 use collectives::Engine;
-use dataflow::{Progress, Run, Site, TaskGraph, Totals, run_of, spill};
+use dataflow::{Progress, Run, Site, TaskGraph, Totals, run_after, spill};
 use transport::{Address, Arena, Buffer, Event, Fabric, Ledger, Rank, Waker};
 
 use crate::{
@@ -26,6 +27,8 @@ use crate::{
     repeat::Repeat,
 };
 
+/// How often an executor that works looks at the time and at the sockets.
+const LOOK_INTERVAL: Duration = Duration::from_micros(100);
 /// The longest an executor sleeps without looking at the time.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
 /// How long an executor that ends tries to send what is left.
@@ -119,13 +122,13 @@ fn tell(reports: &Sender<Report>, report: Report) {
 
 /// A graph that runs, maybe again and again.
 struct Repeated {
-    graph: TaskGraph,
-    /// The number of the first run.
-    first: u32,
     repeat: Option<Arc<Repeat>>,
-    /// Runs that this executor has ended, and what each rank did in them.
+    /// Runs that this executor is done with.
     runs: u32,
-    totals: Vec<Totals>,
+    /// Whether it is in none: all its are done.
+    is_between: bool,
+    /// Whether it has learned then how to go on.
+    is_decided: bool,
 }
 
 struct Executor {
@@ -141,9 +144,10 @@ struct Executor {
     engine: Option<Engine>,
     spin: bool,
     /// Messages of runs that this rank has not started.
-    early: Vec<(Rank, Buffer)>,
-    /// Whether the last turn was spent on the run, so that the sockets have not been looked at since.
+    early: VecDeque<(Rank, Buffer)>,
+    /// Whether the last turn was spent on the run, so that the sockets have not been looked at since, and when they were.
     worked: bool,
+    looked: Duration,
     /// How the first peer went that is gone. Runs that begin after that fail.
     gone: Option<transport::Error>,
     /// Whether it has been said why RDMA is not used. The first rank says it for all.
@@ -188,8 +192,9 @@ impl Executor {
             job: None,
             engine: None,
             spin,
-            early: Vec::new(),
+            early: VecDeque::new(),
             worked: false,
+            looked: Duration::ZERO,
             gone: None,
             said_why_not_rdma: false,
             started: Instant::now(),
@@ -222,37 +227,47 @@ impl Executor {
                 graph,
                 repeat,
             } => {
+                let is_repeated = repeat.is_some();
                 self.job = Some(Repeated {
-                    graph: graph.clone(),
-                    first: number,
                     repeat,
                     runs: 0,
-                    totals: Vec::new(),
+                    is_between: false,
+                    is_decided: false,
                 });
-                self.start(number, &graph)
+                self.start(number, &graph, is_repeated)
             }
             Command::Work(work) => self.work(&work),
         }
     }
 
-    fn start(&mut self, number: u32, graph: &TaskGraph) -> Result<(), Error> {
-        let run = match Run::new(graph, number, &self.site) {
+    fn start(&mut self, number: u32, graph: &TaskGraph, is_repeated: bool) -> Result<(), Error> {
+        let mut run = match Run::new(graph, number, &self.site) {
             Ok(run) => run,
             Err(error) => {
                 dataflow::tell_failure(&mut self.site.fabric.borrow_mut(), number, &error);
                 return Err(error.into());
             }
         };
-        let run = self.run.insert(run);
+        if is_repeated {
+            run.go_ahead();
+        }
+        self.run = Some(run);
+        self.take_early()
+    }
+
+    /// Gives a run that begins what came for it before.
+    fn take_early(&mut self) -> Result<(), Error> {
         if let Some(error) = &self.gone {
             return Err(copy_of(error).into());
         }
-        let (mine, others) = std::mem::take(&mut self.early)
-            .into_iter()
-            .partition::<Vec<_>, _>(|(_, message)| run_of(message.tag()) == number);
-        self.early = others;
-        for (from, message) in mine {
-            run.receive(from, message)?;
+        let Some(run) = &mut self.run else {
+            return Ok(());
+        };
+        for _ in 0..self.early.len() {
+            match self.early.pop_front() {
+                Some((from, message)) if run.wants(message.tag()) => run.receive(from, message)?,
+                other => self.early.extend(other),
+            }
         }
         Ok(())
     }
@@ -266,8 +281,8 @@ impl Executor {
                 }
                 let engine = self.engine().clone();
                 work(&engine)?;
-                while let Some((from, message)) = engine.take_foreign() {
-                    self.early.push((from, message));
+                while let Some(message) = engine.take_foreign() {
+                    self.early.push_back(message);
                 }
             }
         }
@@ -301,10 +316,14 @@ impl Executor {
         if let Some(engine) = &self.engine {
             engine.flush();
         }
-        if self.worked {
-            let mut fabric = self.site.fabric.borrow_mut();
-            fabric.tick(self.started.elapsed());
-            fabric.refresh()?;
+        if std::mem::take(&mut self.worked) {
+            let now = self.started.elapsed();
+            if now - self.looked >= LOOK_INTERVAL {
+                self.looked = now;
+                let mut fabric = self.site.fabric.borrow_mut();
+                fabric.tick(now);
+                fabric.refresh()?;
+            }
         }
         loop {
             let event = self.site.fabric.borrow_mut().receive();
@@ -313,8 +332,11 @@ impl Executor {
             busy = true;
             self.take(event)?;
         }
-        let Some(run) = &mut self.run else {
+        if self.job.as_ref().is_some_and(|job| job.is_between) {
             return Ok(self.go_on()? || busy);
+        }
+        let Some(run) = &mut self.run else {
+            return Ok(busy);
         };
         if run.is_live() {
             run.tick(self.started.elapsed());
@@ -329,24 +351,19 @@ impl Executor {
             Progress::Made => Ok(true),
             Progress::None => Ok(busy),
             Progress::Done => {
-                let totals = run.totals();
-                self.run = None;
-                self.end_run(&totals)?;
+                self.end_run()?;
                 Ok(true)
             }
         }
     }
 
     /// A run has ended. The last executor of the worker to get here decides whether there is another.
-    fn end_run(&mut self, totals: &[Totals]) -> Result<(), Error> {
+    fn end_run(&mut self) -> Result<(), Error> {
         let Some(job) = &mut self.job else {
             return Ok(());
         };
-        job.runs += 1;
-        job.totals.resize(totals.len(), Totals::default());
-        for (sum, one) in job.totals.iter_mut().zip(totals) {
-            *sum += *one;
-        }
+        job.runs = job.runs.wrapping_add(1);
+        job.is_between = true;
         let Some(repeat) = &job.repeat else {
             self.end_job();
             return Ok(());
@@ -363,7 +380,10 @@ impl Executor {
             }
             Ok(false) => Ok(()),
             Err(error) => {
-                let number = job.first.wrapping_add(job.runs);
+                let number = self
+                    .run
+                    .as_ref()
+                    .map_or(0, |run| run_after(run.number(), 1));
                 if !error.is_consequence() {
                     let cause = dataflow::Error::Remote {
                         rank: self.rank,
@@ -378,29 +398,37 @@ impl Executor {
 
     /// Starts the next run if that has been decided, or says what all were; whether anything was done.
     fn go_on(&mut self) -> Result<bool, Error> {
-        let decided = |job: &Repeated| {
-            let repeat = job
-                .repeat
-                .as_ref()
-                .filter(|repeat| repeat.is_decided(job.runs))?;
-            let number = job.first.wrapping_add(job.runs);
-            Some(repeat.goes_on().then(|| (number, job.graph.clone())))
+        let (Some(job), Some(run)) = (&mut self.job, &mut self.run) else {
+            return Ok(false);
         };
-        match self.job.as_ref().and_then(decided) {
-            None => Ok(false),
-            Some(Some((number, graph))) => self.start(number, &graph).map(|()| true),
-            Some(None) => {
-                self.end_job();
-                Ok(true)
-            }
+        let Some(repeat) = job
+            .repeat
+            .as_ref()
+            .filter(|repeat| repeat.is_decided(job.runs))
+        else {
+            return Ok(false);
+        };
+        job.is_decided = true;
+        run.poll()?;
+        if !repeat.goes_on() && run.is_over() {
+            self.end_job();
+            return Ok(true);
         }
+        if !repeat.goes_on() || !run.may_go_on() {
+            return Ok(false);
+        }
+        (job.is_between, job.is_decided) = (false, false);
+        run.again()?;
+        self.take_early()?;
+        Ok(true)
     }
 
     /// Reports what the runs of a graph have done.
     fn end_job(&mut self) {
-        let Some(Repeated { runs, totals, .. }) = self.job.take() else {
+        let (Some(Repeated { runs, .. }), Some(run)) = (self.job.take(), self.run.take()) else {
             return;
         };
+        let totals = run.totals();
         let links = Links::of(&self.site.fabric.borrow(), self.site.executors);
         let done = Done {
             runs,
@@ -415,9 +443,7 @@ impl Executor {
             engine.note_loss(*peer, copy_of(error).into());
         }
         match (event, &mut self.run) {
-            (Event::Message { from, buffer }, Some(run))
-                if run_of(buffer.tag()) == run.number() =>
-            {
+            (Event::Message { from, buffer }, Some(run)) if run.wants(buffer.tag()) => {
                 Ok(run.receive(from, buffer)?)
             }
             (Event::Message { from, buffer }, _) => {
@@ -480,7 +506,8 @@ impl Executor {
         let due = self.run.as_ref().and_then(Run::due);
         let timeout = due.map_or(SLEEP_MAX, |due| due.saturating_sub(now).min(SLEEP_MAX));
         // Between two runs of a repeated graph there is something to do as soon as the others of the worker are there too.
-        let between = self.job.as_ref().filter(|_| self.run.is_none());
+        let between = self.job.as_ref();
+        let between = between.filter(|job| job.is_between && !job.is_decided);
         let next = between.and_then(|job| Some((job.repeat.as_ref()?, job.runs)));
         let is_decided = || next.is_some_and(|(repeat, runs)| repeat.is_decided(runs));
         if let Err(error) = fabric.wait_until(Some(timeout), is_decided) {

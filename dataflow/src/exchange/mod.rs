@@ -51,7 +51,8 @@ pub(crate) struct Outbox<T> {
 struct Lane<T> {
     /// Where its readers are.
     to: Rc<[(Rank, Slot)]>,
-    /// How many of them want more.
+    /// How many they are, and how many of them want more.
+    readers: u32,
     open: u32,
     window: Rc<Window>,
     /// Bytes of its next batch: fewer if batches are sent before they are full, so that more of them find room.
@@ -102,6 +103,7 @@ impl<T: Record> Outbox<T> {
         let batch_bytes = batch_bytes(place.window_bytes);
         let lane = |(to, readers)| Lane {
             to,
+            readers: readers * place.wiring.reading,
             open: readers * place.wiring.reading,
             window: Window::new(place.window_bytes),
             batch_bytes,
@@ -381,6 +383,17 @@ impl<T: Record> Outbox<T> {
         self.open == 0
     }
 
+    /// Begins anew in another run, once all is out. Windows stay, with what nobody has read yet.
+    pub(crate) fn again(&mut self, run: u32) -> bool {
+        for lane in &mut self.lanes {
+            lane.open = lane.readers;
+        }
+        self.open = self.lanes.len();
+        self.place.run = run;
+        self.ended = false;
+        true
+    }
+
     pub(crate) fn finish(&mut self) -> Result<bool, Error> {
         self.poll()?;
         for lane in 0..self.lanes.len() {
@@ -413,6 +426,11 @@ pub(crate) trait Route<T: Record> {
     /// Whether nobody wants what takes a lane.
     fn is_closed(&self, outbox: &Outbox<T>) -> bool {
         outbox.is_closed()
+    }
+
+    /// Whether it is as it was in the beginning.
+    fn again(&mut self) -> bool {
+        true
     }
 }
 
@@ -463,6 +481,10 @@ impl<T: Record, R: Route<T>> Output<T> for Routed<T, R> {
     fn is_closed(&self) -> bool {
         self.route.is_closed(&self.outbox)
     }
+
+    fn again(&mut self, run: u32) -> bool {
+        self.route.again() && self.outbox.again(run)
+    }
 }
 
 /// The receiving end of an edge.
@@ -475,7 +497,8 @@ pub struct Receiver<T> {
     pushed: usize,
     /// Who sent the record that was pushed last, and which of a batch of how many it was.
     last: Option<(Rank, usize, usize)>,
-    /// Senders that have not ended.
+    /// Senders, and those that have not ended.
+    senders: u32,
     open: u32,
     /// How far event time is.
     times: Times,
@@ -562,6 +585,7 @@ impl<T: Record> Receiver<T> {
             arrived: VecDeque::new(),
             pushed: 0,
             last: None,
+            senders,
             open: senders,
             times: Times::new(if place.is_live { senders } else { 0 }),
         }
@@ -643,6 +667,12 @@ impl<T: Record> Input for Receiver<T> {
             self.pushed = 0;
         }
         Ok(Progress::Made)
+    }
+
+    fn again(&mut self) -> bool {
+        self.arrived.clear();
+        (self.pushed, self.last, self.open) = (0, None, self.senders);
+        true
     }
 
     fn last(&self) -> String {

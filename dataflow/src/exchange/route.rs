@@ -27,6 +27,11 @@ impl<T: Key> Route<T> for ByHash {
 pub(crate) struct ByFunction<F>(pub(crate) F);
 
 impl<T: Record, F: FnMut(T::View<'_>) -> u64> Route<T> for ByFunction<F> {
+    /// What the function remembers, nobody knows.
+    fn again(&mut self) -> bool {
+        size_of::<F>() == 0
+    }
+
     #[inline]
     fn lane(&mut self, view: T::View<'_>, outbox: &Outbox<T>) -> usize {
         ((self.0)(view) % outbox.lanes.len() as u64) as usize
@@ -34,23 +39,32 @@ impl<T: Record, F: FnMut(T::View<'_>) -> u64> Route<T> for ByFunction<F> {
 }
 
 /// To one instance after the other.
-pub(crate) struct RoundRobin(usize);
+pub(crate) struct RoundRobin {
+    lane: usize,
+    first: usize,
+}
 
 impl RoundRobin {
     /// Begins with the instance of the same number, so that not all begin with the same.
     pub(crate) fn new(place: &Place) -> Self {
-        Self(place.instance as usize)
+        let first = place.instance as usize;
+        Self { lane: first, first }
     }
 }
 
 impl<T: Record> Route<T> for RoundRobin {
     #[inline]
     fn lane(&mut self, _view: T::View<'_>, outbox: &Outbox<T>) -> usize {
-        self.0 += 1;
-        if self.0 >= outbox.lanes.len() {
-            self.0 = 0;
+        self.lane += 1;
+        if self.lane >= outbox.lanes.len() {
+            self.lane = 0;
         }
-        self.0
+        self.lane
+    }
+
+    fn again(&mut self) -> bool {
+        self.lane = self.first;
+        true
     }
 }
 

@@ -639,6 +639,10 @@ impl<T: Record, A: Accumulate<T>> Output<T> for Part<T, A> {
     fn is_closed(&self) -> bool {
         self.outbox.is_closed()
     }
+
+    fn again(&mut self, run: u32) -> bool {
+        self.outbox.again(run)
+    }
 }
 
 /// One record made of all.
@@ -726,6 +730,12 @@ impl<I: Record, A: Conclude<I>> Input for Make<I, A> {
                 .with_view(|view| down.push(view));
         }
         Ok(Progress::Done)
+    }
+
+    fn again(&mut self) -> bool {
+        self.parts.clear();
+        self.reservation.shrink_to(0);
+        self.receiver.again()
     }
 }
 

@@ -19,12 +19,14 @@ use transport::{Buffer, Rank, Reservation};
 use crate::{
     Encode, Error, Record,
     batch::{Builder, Memory, Page, Shape},
+    graph::Extent,
     operator::{
         boxed::{AnyInput, AnySource, Boxed, Erased},
         narrow::Pass,
     },
     record::Unfit,
     stage::{Fused, Input, Narrow, Place, Progress, Push, Sink},
+    time::Watermark,
     tset::{BETWEEN, Source, TSet},
 };
 
@@ -182,8 +184,18 @@ where
             sender,
             receiver,
             reservation: place.ledger.reserve("calls that block", 0)?,
+            marks: VecDeque::new(),
+            passed: Watermark::UNKNOWN,
             place: place.clone(),
         })))
+    }
+
+    fn extent(&self) -> Extent {
+        self.source.extent()
+    }
+
+    fn gives_time(&self) -> bool {
+        self.source.gives_time() || self.narrow.gives_time()
     }
 }
 
@@ -217,6 +229,9 @@ struct Helped<I, N, T, U, F> {
     sender: Sender<Answer<F, U>>,
     receiver: Receiver<Answer<F, U>>,
     reservation: Reservation,
+    /// How far event time is behind so many records, and how far it is in those that were passed on.
+    marks: VecDeque<(u64, Watermark)>,
+    passed: Watermark,
     place: Place,
 }
 
@@ -376,6 +391,29 @@ where
             }
             false => Progress::None,
         })
+    }
+
+    fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
+        self.input.advance(port, sender, watermark);
+    }
+
+    fn watermark(&mut self) -> Watermark {
+        let taken = self.first + (self.calls.len() + self.waiting.len()) as u64;
+        let watermark = self.input.watermark();
+        if self.marks.back().map_or(self.passed, |(_, last)| *last) != watermark {
+            self.marks.push_back((taken, watermark));
+        }
+        while let Some(&(behind, watermark)) = self.marks.front()
+            && behind <= self.first
+        {
+            self.passed = watermark;
+            self.marks.pop_front();
+        }
+        self.passed
+    }
+
+    fn stop(&mut self) {
+        self.input.stop();
     }
 
     fn is_reading(&self) -> bool {

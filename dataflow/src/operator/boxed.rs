@@ -6,8 +6,10 @@ use transport::{Buffer, Rank};
 
 use crate::{
     Error, Record,
+    graph::Extent,
     operator::narrow::Pass,
     stage::{Fused, Input, Narrow, Place, Progress, Push, Sink},
+    time::Watermark,
     tset::{Source, TSet},
 };
 
@@ -56,6 +58,10 @@ impl<T> fmt::Debug for Boxed<T> {
 
 pub(crate) trait AnySource<T: Record>: Send + Sync {
     fn build(&self, place: &Place) -> Result<Box<dyn AnyInput<T>>, Error>;
+
+    fn extent(&self) -> Extent;
+
+    fn gives_time(&self) -> bool;
 }
 
 struct Chain<S, N> {
@@ -69,6 +75,14 @@ impl<S: Source, N: Narrow<S::Out>> AnySource<N::Out> for Chain<S, N> {
         let fused = Fused::new(input, self.narrow.clone(), place);
         Ok(Box::new(Erased(fused)))
     }
+
+    fn extent(&self) -> Extent {
+        self.source.extent()
+    }
+
+    fn gives_time(&self) -> bool {
+        self.source.gives_time() || self.narrow.gives_time()
+    }
 }
 
 impl<T: Record> Source for Boxed<T> {
@@ -77,6 +91,14 @@ impl<T: Record> Source for Boxed<T> {
 
     fn build(&self, place: &Place) -> Result<BoxedInput<T>, Error> {
         Ok(BoxedInput(self.0.build(place)?))
+    }
+
+    fn extent(&self) -> Extent {
+        self.0.extent()
+    }
+
+    fn gives_time(&self) -> bool {
+        self.0.gives_time()
     }
 }
 
@@ -97,6 +119,12 @@ pub(crate) trait AnyInput<T: Record> {
 
     fn poll(&mut self, down: &mut dyn Sink<T>) -> Result<Progress, Error>;
 
+    fn advance(&mut self, port: usize, sender: u32, watermark: Watermark);
+
+    fn watermark(&mut self) -> Watermark;
+
+    fn stop(&mut self);
+
     fn is_reading(&self) -> bool;
 
     fn last(&self) -> String;
@@ -116,6 +144,18 @@ impl<I: Input> AnyInput<I::Out> for Erased<I> {
 
     fn poll(&mut self, down: &mut dyn Sink<I::Out>) -> Result<Progress, Error> {
         self.0.poll(&mut Any(down))
+    }
+
+    fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
+        self.0.advance(port, sender, watermark);
+    }
+
+    fn watermark(&mut self) -> Watermark {
+        self.0.watermark()
+    }
+
+    fn stop(&mut self) {
+        self.0.stop();
     }
 
     fn is_reading(&self) -> bool {
@@ -157,6 +197,18 @@ impl<T: Record> Input for BoxedInput<T> {
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         self.0.poll(down)
+    }
+
+    fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
+        self.0.advance(port, sender, watermark);
+    }
+
+    fn watermark(&mut self) -> Watermark {
+        self.0.watermark()
+    }
+
+    fn stop(&mut self) {
+        self.0.stop();
     }
 
     fn is_reading(&self) -> bool {

@@ -34,6 +34,7 @@ where
         let output = move |place: &Place| {
             Ok(Limit {
                 outbox: Outbox::to_each(place)?,
+                number,
                 left: number,
             })
         };
@@ -80,6 +81,7 @@ where
 /// Sends on so many records, and wants no more.
 struct Limit<T> {
     outbox: Outbox<T>,
+    number: u64,
     left: u64,
 }
 
@@ -120,6 +122,11 @@ impl<T: Record> Output<T> for Limit<T> {
     fn is_closed(&self) -> bool {
         self.left == 0 || self.outbox.is_closed()
     }
+
+    fn again(&mut self, run: u32) -> bool {
+        self.left = self.number;
+        self.outbox.again(run)
+    }
 }
 
 /// So many of all records.
@@ -134,9 +141,11 @@ impl<T: Record> Source for Taken<T> {
     type Out = T;
 
     fn build(&self, place: &Place) -> Result<Take<T>, Error> {
+        let number = if place.instance == 0 { self.number } else { 0 };
         Ok(Take {
             receiver: Receiver::new(place, 0),
-            left: if place.instance == 0 { self.number } else { 0 },
+            number,
+            left: number,
         })
     }
 
@@ -148,6 +157,7 @@ impl<T: Record> Source for Taken<T> {
 /// Passes on so many of the records that come, and is done then.
 pub struct Take<T> {
     receiver: Receiver<T>,
+    number: u64,
     left: u64,
 }
 
@@ -176,6 +186,11 @@ impl<T: Record> Input for Take<T> {
         }
         let left = &mut self.left;
         self.receiver.poll(&mut AtMost { down, left })
+    }
+
+    fn again(&mut self) -> bool {
+        self.left = self.number;
+        self.receiver.again()
     }
 
     fn last(&self) -> String {

@@ -544,6 +544,15 @@ impl<K: Key, I: Record, A: Accumulate<I>> Output<(K, I)> for Combine<K, I, A> {
     fn is_closed(&self) -> bool {
         self.outbox.is_closed()
     }
+
+    fn again(&mut self, run: u32) -> bool {
+        // If nobody wanted more, there may be something left.
+        self.drain = None;
+        self.table.drain();
+        self.table.drained();
+        (self.seen, self.passing) = (0, 0);
+        self.outbox.again(run)
+    }
 }
 
 /// Reduces the pairs of the keys that belong to this rank, and gives one pair for each key when all
@@ -732,6 +741,17 @@ where
             Phase::Reading => return self.read(down),
         }
         Ok(Progress::Made)
+    }
+
+    fn again(&mut self) -> bool {
+        if self.rest != Rest::Nothing {
+            return false;
+        }
+        self.phase = Phase::Taking;
+        self.table.drain();
+        self.table.drained();
+        self.table.is_frozen = false;
+        self.receiver.again()
     }
 }
 

@@ -98,6 +98,11 @@ impl<T: Record> Input for Union<T> {
         Ok(all)
     }
 
+    fn again(&mut self) -> bool {
+        self.next = 0;
+        self.sides.iter_mut().all(Receiver::again)
+    }
+
     fn last(&self) -> String {
         let sides = self.sides.len();
         let side = (self.next + sides - 1) % sides;

@@ -7,6 +7,7 @@ use transport::{Buffer, Rank};
 use crate::{
     Error, Record,
     exchange::{Outbox, Receiver, Routed, ToFirst},
+    graph::Extent,
     operator::{
         again::Again,
         narrow::{Out, Pass},
@@ -70,6 +71,10 @@ const PUSHED_A_TURN: usize = 1024;
 impl<T: Record> Source for Indexed<T> {
     type Input = Indexing<T>;
     type Out = (u64, T);
+
+    fn extent(&self) -> Extent {
+        Extent::AtEnd
+    }
 
     fn build(&self, place: &Place) -> Result<Indexing<T>, Error> {
         Ok(Indexing {

@@ -65,8 +65,16 @@ impl<T: Record> Task for Collect<T> {
     }
 
     fn commit(&mut self) -> Result<(), Error> {
-        let records = self.by_rank.drain(..).flatten().collect();
+        let parts = self.by_rank.iter_mut().flat_map(std::mem::take);
+        let records = parts.collect();
         *self.result.lock().unwrap_or_else(PoisonError::into_inner) = records;
         Ok(())
+    }
+
+    fn again(&mut self, _run: u32) -> bool {
+        self.by_rank.iter_mut().for_each(Vec::clear);
+        self.open = self.place.wiring.senders.iter().sum();
+        self.reservation = None;
+        true
     }
 }

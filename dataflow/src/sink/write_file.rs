@@ -135,6 +135,10 @@ where
         self.committed = true;
         Ok(())
     }
+
+    fn is_lasting(&self) -> bool {
+        true
+    }
 }
 
 impl Drop for WriteFile {

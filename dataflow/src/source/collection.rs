@@ -41,14 +41,18 @@ impl<T: Record + Sync> Source for Collection<T> {
     type Out = T;
 
     fn build(&self, place: &Place) -> Result<Share<T>, Error> {
-        let cut = |instance: u32| self.0.len() * instance as usize / place.instances as usize;
-        let left = cut(place.instance)..cut(place.instance + 1);
         Ok(Share {
             items: self.0.clone(),
-            left,
+            left: share(self.0.len(), place),
             place: place.clone(),
         })
     }
+}
+
+/// The part of so many items that belongs to an instance.
+fn share(len: usize, place: &Place) -> Range<usize> {
+    let cut = |instance: u32| len * instance as usize / place.instances as usize;
+    cut(place.instance)..cut(place.instance + 1)
 }
 
 impl<T> fmt::Debug for Collection<T> {
@@ -95,6 +99,11 @@ impl<T: Record> Input for Share<T> {
         } else {
             Progress::Made
         })
+    }
+
+    fn again(&mut self) -> bool {
+        self.left = share(self.items.len(), &self.place);
+        true
     }
 
     fn last(&self) -> String {
