@@ -1,8 +1,9 @@
 //! How long one round of a loop takes with two executors of one process, beside timely with two workers.
 //!
-//! Three loops in which both ranks need something of each other in every round: a step on records that stay where they are, followed
+//! Loops in which both ranks need something of each other in every round: a step on records that stay where they are, followed
 //! by an all-reduce of one number ([`Env::iterate`](updraft::Env::iterate)); a graph that runs again, with an exchange and a
-//! result that both see ([`Env::repeat`](updraft::Env::repeat)); and timely's
+//! result that both see ([`Env::repeat`](updraft::Env::repeat)); an exchange that the program drives, one record to the other
+//! rank ([`Operator`](updraft::dataflow::Operator)); and timely's
 //! loop, in which one record goes to the other worker in each round.
 //!
 //! Every case is a process of its own, and the cases take turns. `cargo bench --bench rounds`; with `-- --smoke`, few
@@ -19,7 +20,7 @@ use support::{
 use updraft::{
     Config, Env, Error,
     collectives::op::Sum,
-    dataflow::{Variable, generate},
+    dataflow::{Operator, Sent, Variable, generate},
 };
 
 /// Rounds of a loop in which nothing is started, and in which a graph is.
@@ -93,6 +94,23 @@ fn ours(env: &mut Env, case: &str, rounds: u64) -> Result<f64, Error> {
             })?;
             total
         }
+        "operator" => {
+            let ended = env.bsp(move |world| {
+                let (me, size) = (world.rank() as u64, world.size() as u64);
+                let mut pass = Operator::new(world, |n: Sent<u64>| n.partition(|n| n))?;
+                let mut total = 0;
+                for _ in 0..rounds {
+                    pass.send(&((me + 1) % size))?;
+                    pass.finish();
+                    while let Some(came) = pass.poll()? {
+                        total += 2 * u64::from(came == me);
+                    }
+                    pass.reset()?;
+                }
+                Ok(total)
+            })?;
+            ended.into_iter().min().unwrap_or_default()
+        }
         _ => {
             let reason = format!("no such case: {case}");
             return Err(Error::Config { reason });
@@ -104,11 +122,11 @@ fn ours(env: &mut Env, case: &str, rounds: u64) -> Result<f64, Error> {
 
 fn compare(fewer: u64, repeats: usize) -> io::Result<()> {
     let number = |case: &str| match case {
-        "graph" => RUNS / fewer,
+        "graph" | "operator" => RUNS / fewer,
         _ => ROUNDS / fewer,
     };
     let case = |name: &str| Case::of_this_program(name, &[name, &number(name).to_string()]);
-    let cases = ["iterate", "graph", "timely"];
+    let cases = ["iterate", "graph", "operator", "timely"];
     let report = measure::measure(
         cases.into_iter().map(case).collect::<io::Result<_>>()?,
         repeats,
@@ -118,7 +136,7 @@ fn compare(fewer: u64, repeats: usize) -> io::Result<()> {
         let each = report.spread(case, |run| 1e6 * run.seconds / number(case) as f64);
         println!("{case:<8} {each} us a round");
     }
-    for case in ["iterate", "graph"] {
+    for case in ["iterate", "graph", "operator"] {
         let share = number("timely") as f64 / number(case) as f64;
         let ratio = report.ratio(case, "timely", |run| run.seconds);
         let ratio = ratio.times(share);

@@ -2,7 +2,7 @@
 //! of failures.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::{HashMap, VecDeque},
     fmt,
     future::{Future, poll_fn},
@@ -18,7 +18,7 @@ use transport::{
 };
 
 use crate::{
-    Error,
+    Attend, Error,
     call::Received,
     fate::{self, Fate},
     group::Group,
@@ -81,6 +81,9 @@ pub(crate) struct Inner {
     completions: RefCell<Vec<Completed>>,
     /// Words that futures wait for, with what was last seen in them.
     watched: RefCell<Vec<Watched>>,
+    /// What goes on beside the operations, and whether it could go on at once.
+    pub(crate) attendant: OnceCell<Rc<dyn Attend>>,
+    is_busy: Cell<bool>,
     /// Messages that are no operation's of a group.
     foreign: RefCell<VecDeque<(Rank, Buffer)>>,
     /// The next number by which messages of a group can be told apart.
@@ -225,6 +228,8 @@ impl Engine {
             unsent: RefCell::default(),
             completions: RefCell::default(),
             watched: RefCell::default(),
+            attendant: OnceCell::new(),
+            is_busy: Cell::new(false),
             foreign: RefCell::default(),
             next_context: Cell::new(0),
             worlds: Cell::new(0),
@@ -259,11 +264,14 @@ impl Engine {
 
     /// Takes in a message that was received by another; gives it back if it is not an operation's of a group.
     pub fn offer(&self, from: Rank, message: Buffer) -> Option<Buffer> {
-        if !tag::is_ours(message.tag()) {
-            return Some(message);
+        if tag::is_ours(message.tag()) {
+            self.deliver(from, message);
+            return None;
         }
-        self.deliver(from, message);
-        None
+        match self.0.attendant.get() {
+            Some(attendant) => attendant.receive(from, message),
+            None => Some(message),
+        }
     }
 
     /// A message that the engine received and that is not for it.
@@ -283,13 +291,12 @@ impl Engine {
         loop {
             let event = self.0.fabric.borrow_mut().receive();
             let event = event.map_err(|error| Error::from(*error))?;
-            let Some(event) = event else { return Ok(()) };
+            let Some(event) = event else { break };
             match event {
-                Event::Message { from, buffer } if tag::is_ours(buffer.tag()) => {
-                    self.deliver(from, buffer);
-                }
                 Event::Message { from, buffer } => {
-                    self.0.foreign.borrow_mut().push_back((from, buffer));
+                    if let Some(message) = self.offer(from, buffer) {
+                        self.0.foreign.borrow_mut().push_back((from, message));
+                    }
                 }
                 Event::Ended { peer, error } => self.note_loss(peer, Error::from(*error)),
                 Event::Completed { peer, completion } => {
@@ -302,6 +309,10 @@ impl Engine {
                 Event::Refused { .. } => {}
             }
         }
+        if let Some(attendant) = self.0.attendant.get() {
+            self.0.is_busy.set(attendant.turn());
+        }
+        Ok(())
     }
 
     /// Polls `future` until it is done, and sleeps while there is nothing to do.
@@ -322,7 +333,7 @@ impl Engine {
                 let now = self.clock();
                 self.0.now.set(now.max(self.now()));
                 since = if polls == 0 { now } else { since };
-                if now - since >= self.0.spin_max {
+                if now - since >= self.0.spin_max && !self.0.is_busy.get() {
                     self.rest()?;
                     polls = u32::MAX;
                 }
@@ -524,6 +535,9 @@ impl Engine {
             .borrow_mut()
             .entry(peer)
             .or_insert_with(|| error.clone());
+        if let Some(attendant) = self.0.attendant.get() {
+            attendant.lost(peer, &error);
+        }
         let mut fates: Vec<_> = self
             .0
             .fates
@@ -546,6 +560,14 @@ impl Engine {
         for rank in (0..self.size()).filter(|&rank| rank != self.rank()) {
             self.post(rank, tag::notice(tag::ALL_GROUPS), reason);
         }
+    }
+
+    /// The ranks that are gone, with how they went.
+    pub(crate) fn losses(&self) -> Vec<(Rank, Error)> {
+        let gone = self.0.gone.borrow();
+        gone.iter()
+            .map(|(&peer, error)| (peer, error.clone()))
+            .collect()
     }
 
     /// How a rank went, if it is gone.

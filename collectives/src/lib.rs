@@ -39,6 +39,7 @@ mod all_gather;
 mod all_reduce;
 mod all_to_all;
 mod announce;
+mod attend;
 mod barrier;
 mod board;
 mod broadcast;
@@ -72,6 +73,7 @@ use std::ops::Range;
 
 pub use agree::Agreement;
 pub use announce::AllGather;
+pub use attend::Attend;
 pub use bytemuck;
 pub use element::Element;
 pub use engine::Engine;

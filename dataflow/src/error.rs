@@ -210,6 +210,39 @@ pub enum Error {
         cached: u32,
     },
 
+    /// What a program sends to an operator is read by instances that the program is not beside.
+    #[error(
+        "what is sent to an operator is read by {instances} instances, but {ranks} ranks send: \
+         put an exchange before another parallelism"
+    )]
+    NotSentHere {
+        /// How many read it.
+        instances: u32,
+        /// Ranks of the job.
+        ranks: u32,
+    },
+
+    /// Two tasks read what a program sends to an operator.
+    #[error(
+        "what is sent to an operator is read twice: put an exchange, such as direct, before the clones"
+    )]
+    SentTwice,
+
+    /// An operator was made by a group that is not all ranks of a job.
+    #[error(
+        "operators are made by the {ranks} ranks of a job together, and not by {members} of them"
+    )]
+    NotAllRanks {
+        /// Members of the group.
+        members: u32,
+        /// Ranks of the job.
+        ranks: u32,
+    },
+
+    /// A program sends to an operator after it has said that this was all.
+    #[error("a record was sent to an operator after the end: reset it first")]
+    SentTooLate,
+
     /// What a task demands makes no sense.
     #[error("task {task:?}: {reason}")]
     BadTask {
@@ -281,6 +314,10 @@ pub enum Error {
         /// Its error.
         message: String,
     },
+
+    /// A rank takes part in nothing any more, or the links failed altogether.
+    #[error(transparent)]
+    Collectives(#[from] collectives::Error),
 
     /// The messages between ranks failed.
     #[error(transparent)]

@@ -175,7 +175,7 @@ impl Simulated {
 
 /// Wants to know nothing.
 #[derive(Debug)]
-struct Nobody;
+pub(crate) struct Nobody;
 
 impl Counters for Nobody {
     fn read(&self, _records: u64, _bytes: u64) {}

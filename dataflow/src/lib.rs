@@ -38,6 +38,7 @@ mod exchange;
 pub mod fuzzing;
 mod graph;
 mod inline;
+mod operated;
 mod operator;
 mod pages;
 mod persist;
@@ -62,6 +63,7 @@ pub use graph::{
     Extent, GraphBuilder, Job, Outputs, Port, TaskBuilder, TaskGraph, TaskOutput, TaskOutputs,
 };
 pub use inline::{inline, simulate, simulate_on};
+pub use operated::{Inlet, Inputs, One, Operator, Operators, Sent, Taking, Two};
 pub use operator::{
     aggregate::{
         Aggregate, Before, Conclude, Count, Extreme, Fold, Made, Make, Mean, Merged, Of, Sum, Whole,

@@ -59,7 +59,11 @@ impl Reports {
     pub(crate) fn poll(&mut self, number: u32, fabric: &mut Fabric) -> Result<bool, Error> {
         while self.next < fabric.size() {
             let told = self.next == self.rank
-                || fabric.send_copy(self.next, tag::of_run(number, tag::TOTALS), &self.mine)?;
+                || match fabric.send_copy(self.next, tag::of_run(number, tag::TOTALS), &self.mine) {
+                    // Who is done with the run may be gone.
+                    Err(_) if self.has(self.next) => true,
+                    told => told?,
+                };
             if !told {
                 return Ok(false);
             }

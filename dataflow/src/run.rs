@@ -87,10 +87,37 @@ pub fn run_of(tag: u64) -> u32 {
 /// The number of the run that is so many after that of this number. The highest bits are left to messages that are no
 /// run's.
 pub fn run_after(number: u32, runs: u32) -> u32 {
-    number.wrapping_add(runs) & RUNS
+    let counted = if is_operators(number) { ROUNDS } else { RUNS };
+    number & !counted | number.wrapping_add(runs) & counted
 }
 
+/// The numbers of runs of jobs.
+
 const RUNS: u32 = u32::MAX >> 2;
+/// Tells the runs of operators that a program drives from those of jobs.
+const OPERATORS: u32 = RUNS + 1;
+/// Rounds of an operator that can be told apart; what is above them says which operator.
+const ROUNDS: u32 = 0xff;
+
+/// The first run of an operator that a program drives, by its number.
+pub(crate) fn of_operator(number: u32) -> u32 {
+    OPERATORS | number.wrapping_mul(ROUNDS + 1) & RUNS
+}
+
+/// Whether a run is of an operator that a program drives.
+pub(crate) fn is_operators(run: u32) -> bool {
+    run & OPERATORS != 0
+}
+
+/// Whether two runs are of the same operator.
+pub(crate) fn same_operator(one: u32, other: u32) -> bool {
+    (one ^ other) & !ROUNDS == 0
+}
+
+/// Whether the operator of a run comes after the first `made`.
+pub(crate) fn is_to_come(run: u32, made: u32) -> bool {
+    run.wrapping_sub(of_operator(made)) & RUNS <= RUNS / 2
+}
 
 /// What a rank did in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -224,6 +251,9 @@ pub struct Run {
     standstill: Standstill,
     /// Whether this rank may be done before the others.
     is_ahead: bool,
+    /// Graphs that are run at a time, and what tasks share with others on this rank.
+    at_a_time: u64,
+    handoff: Handoff,
 }
 
 /// Who wants a run to stand still.
@@ -278,6 +308,18 @@ impl Run {
     /// What the tasks' sources and sinks say, [`transport::Error::LedgerLimit`], [`Error::GraphTooLarge`],
     /// [`Error::ArenaTooSmall`], or [`Error::Unbounded`].
     pub fn new(graph: &TaskGraph, number: u32, site: &Site) -> Result<Self, Error> {
+        Self::with(graph, number, site, 1, Handoff::default())
+    }
+
+    /// The same as one of so many graphs that are run at a time, and with something that its tasks share with others on this
+    /// rank.
+    pub(crate) fn with(
+        graph: &TaskGraph,
+        number: u32,
+        site: &Site,
+        at_a_time: u64,
+        handoff: Handoff,
+    ) -> Result<Self, Error> {
         let (rank, size) = {
             let fabric = site.fabric.borrow();
             (fabric.rank(), fabric.size())
@@ -322,6 +364,8 @@ impl Run {
             committed: false,
             standstill: Standstill::default(),
             is_ahead: false,
+            at_a_time,
+            handoff,
         };
         if run.demand.is_none() {
             run.make_tasks(&vec![true; run.graph.vertices.len()])?;
@@ -374,14 +418,18 @@ impl Run {
     /// Makes the instances here of the tasks that are needed.
     fn make_tasks(&mut self, needed: &[bool]) -> Result<(), Error> {
         let (graph, schedule) = (self.graph.clone(), self.schedule.clone());
-        let place = place(
-            &graph,
-            &schedule,
-            needed,
-            self.number,
-            &self.site,
-            &self.counting,
-        )?;
+        let place = Place {
+            handoff: self.handoff.clone(),
+            ..place(
+                &graph,
+                &schedule,
+                needed,
+                self.number,
+                &self.site,
+                self.at_a_time,
+                &self.counting,
+            )?
+        };
         let mut ends: Vec<_> = graph.vertices.iter().map(|_| Ends::default()).collect();
         let mut tasks = Vec::new();
         for (vertex, Vertex { node, inputs, .. }) in graph.vertices.iter().enumerate().rev() {
@@ -487,6 +535,15 @@ impl Run {
         self.plans = AllGather::new(tag::of_run(self.number, tag::PLAN), size);
         self.look()?;
         Ok(())
+    }
+
+    pub(crate) fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    /// Whether a rank is done with this run, as it has said.
+    pub(crate) fn has_told(&self, rank: Rank) -> bool {
+        self.reports.has(rank)
     }
 
     /// The number of the run.
@@ -936,6 +993,7 @@ fn place(
     needed: &[bool],
     run: u32,
     site: &Site,
+    at_a_time: u64,
     counters: &Rc<Counting>,
 ) -> Result<Place, Error> {
     let (rank, size, capacity) = {
@@ -943,7 +1001,7 @@ fn place(
         (fabric.rank(), fabric.size(), fabric.arena().capacity())
     };
     // Half of the arena for what we send, the other half for what comes from other nodes.
-    let channels = graph.channels(schedule, needed);
+    let channels = graph.channels(schedule, needed) * at_a_time;
     let share = capacity / 2 / channels;
     if share < WINDOW_BYTES_MIN {
         return Err(Error::ArenaTooSmall {
@@ -1025,13 +1083,17 @@ fn wiring(graph: &Graph, number: usize, schedule: &Schedule, needed: &[bool]) ->
 
 /// Tells the other ranks that this one failed in run `number`, as far as they can still be told.
 pub fn tell_failure(fabric: &mut Fabric, number: u32, error: &Error) {
-    let line = one_line(error);
+    tell_end(fabric, number, &one_line(error));
+}
+
+/// Tells the other ranks why this one takes no part in a run any more, as far as they can still be told.
+pub(crate) fn tell_end(fabric: &mut Fabric, number: u32, reason: &str) {
     for rank in (0..fabric.size())
         .filter(|&rank| rank != fabric.rank())
         .collect::<Vec<_>>()
     {
         // Who is gone needs not be told, and without room the end of our process tells it.
-        let _ = fabric.send_copy(rank, tag::of_run(number, tag::FAILED), line.as_bytes());
+        let _ = fabric.send_copy(rank, tag::of_run(number, tag::FAILED), reason.as_bytes());
     }
 }
 

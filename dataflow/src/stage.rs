@@ -241,6 +241,12 @@ impl Place {
 pub(crate) struct Handoff(Rc<RefCell<HashMap<usize, Weak<dyn Any>>>>);
 
 impl Handoff {
+    /// Puts something under this number.
+    pub(crate) fn put<T: 'static>(&self, number: usize, shared: &Rc<T>) {
+        let weak: Weak<T> = Rc::downgrade(shared);
+        self.0.borrow_mut().insert(number, weak);
+    }
+
     /// What has this number on the rank, which is made if nobody holds it.
     pub(crate) fn share<T: 'static>(
         &self,

@@ -76,7 +76,6 @@ impl Error {
     /// | 10 | the memory limit is too small |
     /// | 11 | somebody cancelled it |
     pub fn exit_code(&self) -> u8 {
-        use collectives::Error as Groups;
         use dataflow::Error as Flow;
         match self {
             Self::Dataflow(error) => match error {
@@ -92,14 +91,11 @@ impl Error {
                 Flow::ArenaTooSmall { .. } => 10,
                 Flow::BadTask { .. } | Flow::Unplaceable { .. } => 7,
                 Flow::Transport(error) => link_code(error),
+                Flow::Collectives(error) => group_code(error),
                 _ => 1,
             },
             Self::Transport(error) => link_code(error),
-            Self::Collectives(
-                Groups::PeerLost { .. } | Groups::Closed { .. } | Groups::GaveUp { .. },
-            ) => 6,
-            Self::Collectives(Groups::Transport(_)) => 3,
-            Self::Collectives(_) => 1,
+            Self::Collectives(error) => group_code(error),
             Self::Coordinator(coordinator::Error::Aborted { .. }) | Self::Aborted { .. } => 6,
             Self::Coordinator(_) | Self::Thread(_) => 3,
             Self::Config { .. } => 7,
@@ -110,6 +106,15 @@ impl Error {
     /// Whether this is the consequence of what went wrong elsewhere.
     pub(crate) fn is_consequence(&self) -> bool {
         self.exit_code() == 6
+    }
+}
+
+fn group_code(error: &collectives::Error) -> u8 {
+    use collectives::Error as Groups;
+    match error {
+        Groups::PeerLost { .. } | Groups::Closed { .. } | Groups::GaveUp { .. } => 6,
+        Groups::Transport(_) => 3,
+        _ => 1,
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use collectives::Engine;
-use dataflow::{Progress, Run, Site, TaskGraph, Totals, run_after, spill};
+use dataflow::{Operators, Progress, Run, Site, TaskGraph, Totals, run_after, spill};
 use transport::{Address, Arena, Buffer, Event, Fabric, Ledger, Rank, Waker};
 
 use crate::{
@@ -296,10 +296,12 @@ impl Executor {
     }
 
     fn engine(&mut self) -> &Engine {
-        let (fabric, spin, started) = (&self.site.fabric, self.spin, self.started);
+        let (site, spin, started) = (&self.site, self.spin, self.started);
+        let fabric = &site.fabric;
         let early = &mut self.early;
         self.engine.get_or_insert_with(|| {
             let engine = Engine::new(fabric.clone(), spin, move || started.elapsed());
+            engine.attend(Rc::new(Operators::new(site.clone())));
             let messages = std::mem::take(early).into_iter();
             let others = messages.filter_map(|(from, message)| {
                 let message = engine.offer(from, message)?;

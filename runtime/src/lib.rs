@@ -52,6 +52,7 @@
 //! | cancel or pause a run | [`Env::controller`] | `failure.md` |
 //! | repeat a step | [`Env::iterate`], [`Env::repeat`], [`Variable`](dataflow::Variable), [`Cached`](dataflow::Cached) | `loops.md` |
 //! | work on what has no end, by the times of events | [`channel`](dataflow::channel), [`Windows`](dataflow::Windows), [`Stop`](dataflow::Stop) | `streams.md` |
+//! | drive operators by hand, in a program of all ranks | [`Operator`](dataflow::Operator) | `operators.md` |
 //! | reduce, gather, exchange by hand | [`collectives`], [`collectives::harp`], [`Env::bsp`] | `groups.md` |
 //! | send messages, and nothing else | [`transport`], [`Env::on_executors`] | `messages.md` |
 //! | say how a job runs | [`Config`] | `tuning.md`, `memory.md`, `deployment.md` |
@@ -90,7 +91,9 @@ pub use iterate::{Iterated, Round};
 /// What a program that defines a job needs.
 pub mod prelude {
     pub use collectives::Group;
-    pub use dataflow::{Cached, Encode, Job, Key, Level, Record, Slice, TSet, Variable, record};
+    pub use dataflow::{
+        Cached, Encode, Job, Key, Level, Operator, Record, Sent, Slice, TSet, Variable, record,
+    };
 
     pub use crate::{Config, Env, Round};
 }
@@ -114,6 +117,8 @@ mod guide {
     mod streams {}
     #[doc = include_str!("../guide/src/groups.md")]
     mod groups {}
+    #[doc = include_str!("../guide/src/operators.md")]
+    mod operators {}
     #[doc = include_str!("../guide/src/messages.md")]
     mod messages {}
     #[doc = include_str!("../guide/src/tasks.md")]

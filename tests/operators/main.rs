@@ -13,3 +13,4 @@ mod joins;
 mod reductions;
 mod spilling;
 mod streams;
+mod values;
