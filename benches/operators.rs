@@ -1,49 +1,117 @@
-//! How fast records are exchanged, reduced by key and joined by two executors of one process, beside timely with two
-//! workers.
+//! How fast records are exchanged, reduced by key, joined and grouped by two executors of one process, or of two, beside
+//! timely with two workers; the same on tasks that are written by hand; and tables of CSV files beside DuckDB and Polars.
 //!
 //! Every case is a process of its own, and the cases take turns. `cargo bench --bench operators`; with `-- --smoke`,
-//! few records and one round. With `-- exchange`, `-- reduce` or `-- join`, that question alone.
+//! few records and one round. With `-- exchange`, `-- reduce` and so on, that question alone; with `-- --json FILE`, what
+//! `updraft bench compare` reads; with `--peer DIR`, the Python environment in which DuckDB or Polars is.
 
+#[path = "../tests/support/build.rs"]
+mod build;
 mod support;
 
-use std::{env, io};
+use std::{io, ops::Range, path::Path};
 
+use hashbrown::HashMap;
 use support::{
     measure::{self, Case, Spread},
-    timely_operators::{self as timely, Sums},
+    options::{Options, Rows},
+    tables,
+    timely_operators::{self as timely, Place, Sums},
 };
 use updraft::{
     Config, Env,
-    dataflow::{Job, Key, generate},
+    dataflow::{GraphBuilder, Job, Key, Progress, generate, lines_of},
 };
 
-/// What is asked: how many records, and how much faster than timely it should be.
+/// What is asked: how many records, and how much faster than another program ours should be.
 struct Question {
     name: &'static str,
     records: u64,
-    /// The least speed, against timely's.
+    /// What it is compared with, and the words by which these programs are told.
+    against: &'static [(&'static str, &'static str)],
+    /// The words by which ours is told.
+    ours: &'static str,
+    target: &'static str,
+    /// The least speed, against theirs.
     at_least: f64,
 }
 
-const QUESTIONS: [Question; 3] = [
+const TIMELY: &[(&str, &str)] = &[("timely", "timely")];
+const SYSTEMS: &[(&str, &str)] = &[
+    ("DuckDB", "duckdb"),
+    ("Polars", "polars"),
+    ("Spark", "pyspark"),
+];
+
+const QUESTIONS: [Question; 8] = [
     Question {
         name: "exchange",
         records: 100_000_000,
+        against: TIMELY,
+        ours: "ours",
+        target: "P11",
         at_least: 1.5,
+    },
+    Question {
+        name: "exchange-processes",
+        records: 50_000_000,
+        against: &[("timely", "timely-processes")],
+        ours: "processes",
+        target: "P11",
+        at_least: 3.0,
     },
     Question {
         name: "reduce",
         records: 20_000_000,
+        against: TIMELY,
+        ours: "ours",
+        target: "P13",
         at_least: 2.0,
     },
     Question {
         name: "join",
         records: 10_000_000,
+        against: TIMELY,
+        ours: "ours",
+        target: "P16",
         at_least: 1.0,
+    },
+    Question {
+        name: "csv-join",
+        records: 10_000_000,
+        against: SYSTEMS,
+        ours: "ours",
+        target: "P16",
+        at_least: 2.0,
+    },
+    Question {
+        name: "csv-group",
+        records: 10_000_000,
+        against: SYSTEMS,
+        ours: "ours",
+        target: "P16",
+        at_least: 2.0,
+    },
+    // Ours is at least as fast as what one would write without it.
+    Question {
+        name: "tset-exchange",
+        records: 50_000_000,
+        against: &[("tasks", "tasks")],
+        ours: "ours",
+        target: "P18",
+        at_least: 1.0 / 1.05,
+    },
+    Question {
+        name: "tset-reduce",
+        records: 10_000_000,
+        against: &[("tasks", "tasks")],
+        ours: "ours",
+        target: "P18",
+        at_least: 1.0 / 1.05,
     },
 ];
 /// Records in a question, to one of those when it is asked for a moment.
-const SMOKE: u64 = 100;
+const SMOKE: u64 = 1000;
 const ROUNDS: usize = 7;
 
 /// Keys in a reduce, one for so many records.
@@ -52,26 +120,22 @@ const RECORDS_A_KEY: u64 = 20;
 const LEFT_ROWS: u64 = 10;
 
 fn main() -> io::Result<()> {
-    let arguments: Vec<String> = env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench")
-        .collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
-        ["ours", name, records] => ours(name, parse(records)?),
-        ["timely", name, records] => theirs(name, parse(records)?),
-        ["--smoke"] => QUESTIONS
-            .iter()
-            .try_for_each(|question| compare(question, question.records / SMOKE, 1)),
-        [] => QUESTIONS
-            .iter()
-            .try_for_each(|question| compare(question, question.records, ROUNDS)),
-        [name] => {
-            let question = QUESTIONS.iter().find(|question| question.name == name);
-            let question = question.ok_or_else(|| unknown(name))?;
-            compare(question, question.records, ROUNDS)
+    let options = Options::read()?;
+    match options.words()[..] {
+        ["ours", name, records] => ours(name, &[], parse(records)?),
+        ["ours", name, records, left, right] => ours(name, &[left, right], parse(records)?),
+        ["processes", name, records] => measure::in_processes("shm", &["ours", name, records]),
+        ["tasks", name, records] => tasks(name, parse(records)?),
+        ["timely", name, records] => theirs(Place::Threads, name, parse(records)?),
+        ["timely-processes", name, records] => timely_processes(name, records),
+        ["timely-process", index, addresses, name, records] => {
+            theirs(Place::of_words(index, addresses)?, name, parse(records)?)
         }
-        _ => Err(io::Error::other(format!("no such case: {arguments:?}"))),
+        [] => compare_all(&options, |question| options.wants(question.target)),
+        [name] if QUESTIONS.iter().any(|question| question.name == name) => {
+            compare_all(&options, |question| question.name == name)
+        }
+        ref words => Err(io::Error::other(format!("no such case: {words:?}"))),
     }
 }
 
@@ -100,20 +164,32 @@ fn right_row(n: u64) -> (u64, u64) {
     (n, n ^ 0x55)
 }
 
-fn ours(name: &str, records: u64) -> io::Result<()> {
-    let config = Config {
+/// What a question is about, without where that runs.
+fn work_of(name: &str) -> &str {
+    let name = name.trim_start_matches("tset-");
+    name.trim_end_matches("-processes")
+}
+
+fn config() -> Config {
+    Config {
         executors: Some(2),
         progress: false,
         ..Config::default()
-    };
+    }
+}
+
+fn ours(name: &str, files: &[&str], records: u64) -> io::Result<()> {
     measure::child(|| {
-        let sums = updraft::run(config, |env| run(env, name, records));
-        sums.map(answer).map_err(io::Error::other)
+        let answer = updraft::run(config(), |env| match files {
+            [left, right] => on_tables(env, name, Path::new(left), Path::new(right)),
+            _ => run(env, name, records).map(answer),
+        });
+        answer.map_err(io::Error::other)
     })
 }
 
 fn run(env: &mut Env, name: &str, records: u64) -> Result<Sums, updraft::Error> {
-    let job: Job<Vec<Sums>> = match name {
+    let job: Job<Vec<Sums>> = match work_of(name) {
         "exchange" => generate(records, |n| n)
             .exchange_by_hash()
             .aggregate(|of| (of.count(), of.sum(|n| n)))
@@ -134,12 +210,14 @@ fn run(env: &mut Env, name: &str, records: u64) -> Result<Sums, updraft::Error> 
                 add,
             )
             .collect(),
-        _ => {
-            let reason = format!("no such question: {name}");
-            return Err(updraft::Error::Config { reason });
-        }
+        _ => return Err(no_such(name)),
     };
     Ok(env.run(&job)?.first().copied().unwrap_or_default())
+}
+
+fn no_such(name: &str) -> updraft::Error {
+    let reason = format!("no such question: {name}");
+    updraft::Error::Config { reason }
 }
 
 fn add(sums: &mut Sums, more: Sums) {
@@ -147,40 +225,262 @@ fn add(sums: &mut Sums, more: Sums) {
     sums.1 = sums.1.wrapping_add(more.1);
 }
 
-fn theirs(name: &str, records: u64) -> io::Result<()> {
+/// Joins or groups the tables of two files.
+fn on_tables(
+    env: &mut Env,
+    name: &str,
+    left: &Path,
+    right: &Path,
+) -> Result<String, updraft::Error> {
+    let fields = |line: &str| -> [u64; 3] {
+        let mut fields = line.split(',').map(|field| field.parse().unwrap_or(0));
+        [(); 3].map(|()| fields.next().unwrap_or(0))
+    };
+    let left = lines_of(vec![left.to_owned()])?.map(fields_of(fields));
+    let sums = |one: Sums, (sum, rows): Sums| (one.0 + sum, one.1 + rows);
+    let total = |all: &mut (u64, u64, u64), (_, (sum, rows)): (u64, Sums)| {
+        *all = (all.0 + 1, all.1 + sum, all.2 + rows);
+    };
+    let merge = |all: &mut (u64, u64, u64), more: (u64, u64, u64)| {
+        *all = (all.0 + more.0, all.1 + more.1, all.2 + more.2);
+    };
+    let job = match name {
+        "csv-group" => left
+            .map(|(_, (group, value))| (group, (value, 1u64)))
+            .reduce_by_key(sums)
+            .fold((0, 0, 0), total, merge)
+            .first(),
+        "csv-join" => {
+            let right = lines_of(vec![right.to_owned()])?.map(move |line| {
+                let [id, value, _] = fields(line);
+                (id, value)
+            });
+            left.join(right)
+                .map(|(_, ((group, left), right))| (group, (left * right, 1u64)))
+                .reduce_by_key(sums)
+                .fold((0, 0, 0), total, merge)
+                .first()
+        }
+        _ => return Err(no_such(name)),
+    };
+    let (groups, sum, rows) = env.run(&job)?.unwrap_or_default();
+    Ok(format!("groups={groups} sum={sum} rows={rows}"))
+}
+
+/// Makes a pair of the fields of a row on the left.
+fn fields_of(
+    fields: impl Fn(&str) -> [u64; 3] + Clone,
+) -> impl FnMut(&str) -> (u64, (u64, u64)) + Clone {
+    move |line| {
+        let [id, group, value] = fields(line);
+        (id, (group, value))
+    }
+}
+
+/// The same on tasks of the program's own, one that makes the records and one that takes them.
+fn tasks(name: &str, records: u64) -> io::Result<()> {
     measure::child(|| {
-        let sums = match name {
-            "exchange" => timely::exchange(records),
-            "reduce" => timely::reduce(records, pair_of_few),
-            "join" => timely::join(records, left_row, records / LEFT_ROWS, right_row),
-            _ => Err(unknown(name)),
-        };
-        sums.map(answer)
+        let sums = updraft::run(config(), |env| {
+            let job = match work_of(name) {
+                "exchange" => exchange_by_tasks(records)?,
+                "reduce" => reduce_by_tasks(records)?,
+                _ => return Err(no_such(name)),
+            };
+            Ok(env.run(&job)?.first().copied().unwrap_or_default())
+        });
+        sums.map(answer).map_err(io::Error::other)
     })
+}
+
+/// The numbers of an instance.
+fn share(place: &updraft::dataflow::Place, records: u64) -> Range<u64> {
+    let (instance, instances) = (u64::from(place.instance), u64::from(place.instances));
+    records * instance / instances..records * (instance + 1) / instances
+}
+
+fn exchange_by_tasks(records: u64) -> Result<Job<Vec<Sums>>, updraft::Error> {
+    let mut graph = GraphBuilder::new();
+    let mut make = graph.task_on_each_rank("make", move |place| share(place, records));
+    let numbers = make.output::<u64>("numbers");
+    make.produce(move |left, out| {
+        while !out.is_full() {
+            match left.next() {
+                Some(n) => out.push(numbers, n),
+                None => return Progress::Done,
+            }
+        }
+        Progress::Made
+    });
+    let make = make.done();
+    let mut sum = graph.task_on_each_rank("sum", |_| (0, 0));
+    let sums = sum.output::<Sums>("sums");
+    let all = make.output(numbers).exchange_by_hash();
+    sum.input("numbers", all, |sums, n, _| add(sums, (1, n)));
+    sum.at_end(move |found, out| {
+        out.push(sums, *found);
+        true
+    });
+    let sum = sum.done();
+    let total = sum.output(sums).gather().fold((0, 0), add, add);
+    Ok(graph.job_with(total.collect())?)
+}
+
+fn reduce_by_tasks(records: u64) -> Result<Job<Vec<Sums>>, updraft::Error> {
+    let mut graph = GraphBuilder::new();
+    // Reduces what it makes before it sends that, as the operator does.
+    let start = move |place: &updraft::dataflow::Place| (share(place, records), HashMap::new());
+    let mut make = graph.task_on_each_rank("make", start);
+    let pairs = make.output::<(u64, u64)>("pairs");
+    make.produce(move |(left, table): &mut (_, HashMap<u64, u64>), out| {
+        for n in left.by_ref() {
+            let (key, value) = pair_of_few(n);
+            let sum = table.entry(key).or_default();
+            *sum = sum.wrapping_add(value);
+        }
+        let mut sums = std::mem::take(table).into_iter();
+        while !out.is_full() {
+            match sums.next() {
+                Some(pair) => out.push(pairs, pair),
+                None => return Progress::Done,
+            }
+        }
+        *table = sums.collect();
+        Progress::Made
+    });
+    let make = make.done();
+    let mut sum = graph.task_on_each_rank("sum", |_| HashMap::<u64, u64>::new());
+    let sums = sum.output::<Sums>("sums");
+    let all = make.output(pairs).exchange_by_key();
+    sum.input("pairs", all, |table, (key, value), _| {
+        let sum = table.entry(key).or_default();
+        *sum = sum.wrapping_add(value);
+    });
+    sum.at_end(move |table, out| {
+        let sum = table
+            .values()
+            .fold(0, |sum: u64, value| sum.wrapping_add(*value));
+        out.push(sums, (table.len() as u64, sum));
+        true
+    });
+    let sum = sum.done();
+    let total = sum.output(sums).gather().fold((0, 0), add, add);
+    Ok(graph.job_with(total.collect())?)
+}
+
+fn theirs(place: Place, name: &str, records: u64) -> io::Result<()> {
+    let (sums, time) = match work_of(name) {
+        "exchange" => timely::exchange(place, records),
+        "reduce" => timely::reduce(place, records, pair_of_few),
+        "join" => timely::join(place, records, left_row, records / LEFT_ROWS, right_row),
+        _ => Err(unknown(name)),
+    }?;
+    measure::print_run(time.as_secs_f64(), measure::peak_bytes()?, answer(sums));
+    Ok(())
+}
+
+/// Timely in two processes: each tells its part of the answer.
+fn timely_processes(name: &str, records: &str) -> io::Result<()> {
+    let mut lines = Place::of_processes(&[name, records])?;
+    let parts = lines.iter().filter_map(|line| {
+        let (number, sum) = line.strip_prefix("answer=number=")?.split_once(" sum=")?;
+        Some((number.parse().ok()?, sum.parse().ok()?))
+    });
+    let sums = parts.fold((0, 0), |mut sums, part| {
+        add(&mut sums, part);
+        sums
+    });
+    lines.push(format!("answer={}", answer(sums)));
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    measure::print_together(&lines)
 }
 
 fn answer((number, sum): Sums) -> String {
     format!("number={number} sum={sum}")
 }
 
-fn compare(question: &Question, records: u64, rounds: usize) -> io::Result<()> {
-    let (name, number) = (question.name, records.to_string());
-    let case = |program: &str| Case::of_this_program(program, &[program, name, &number]);
-    let report = measure::measure(vec![case("ours")?, case("timely")?], rounds)?;
-    println!("{}", measure::machine());
-    println!("{name} of {records} records, {}", report.answer());
-    let speed = |program: &str| report.spread(program, |run| records as f64 / 1e6 / run.seconds);
-    println!("ours    {} M records/s", speed("ours"));
-    println!("timely  {} M records/s", speed("timely"));
-    let ratio: Spread = report.ratio("timely", "ours", |run| run.seconds);
-    let verdict = if ratio.median >= question.at_least {
-        "met"
+fn compare_all(options: &Options, asked: impl Fn(&Question) -> bool) -> io::Result<()> {
+    let built = build::build().args(["--bin", "updraft"]).status()?;
+    if !built.success() {
+        return Err(io::Error::other("the command updraft could not be built"));
+    }
+    println!("{}\n", measure::machine());
+    let (fewer, rounds) = if options.smoke {
+        (SMOKE, 1)
     } else {
-        "missed"
+        (1, ROUNDS)
     };
-    println!(
-        "speed ours/timely {ratio} target >= {:.2} {verdict}\n",
-        question.at_least
-    );
+    let mut rows = Rows::default();
+    for question in QUESTIONS.iter().filter(|question| asked(question)) {
+        compare(
+            options,
+            question,
+            question.records / fewer,
+            rounds,
+            &mut rows,
+        )?;
+    }
+    rows.write(options)
+}
+
+fn compare(
+    options: &Options,
+    question: &Question,
+    records: u64,
+    rounds: usize,
+    rows: &mut Rows,
+) -> io::Result<()> {
+    let (name, number) = (question.name, records.to_string());
+    let folder = tempfile::tempdir()?;
+    let files =
+        ["left.csv", "right.csv"].map(|name| folder.path().join(name).display().to_string());
+    let mut words = vec![question.ours, name, &number];
+    if let Some(work) = name.strip_prefix("csv-") {
+        tables::write(Path::new(&files[0]), Path::new(&files[1]), records)?;
+        words.extend(files.iter().map(String::as_str));
+        println!("{work} of two tables as CSV, of {records} rows and a tenth of that");
+    }
+    let mut cases = vec![Case::of_this_program("ours", &words)?];
+    for (rival, words) in question.against {
+        let Some(work) = name.strip_prefix("csv-") else {
+            cases.push(Case::of_this_program(rival, &[words, name, &number])?);
+            continue;
+        };
+        match options.python(words) {
+            Some(python) => {
+                let system = words.trim_start_matches("py");
+                let arguments = [system, work, &files[0], &files[1]];
+                cases.push(Case::of_python(rival, &python, &arguments));
+            }
+            None => {
+                let why = format!("no {rival} (PyPI: {words})");
+                println!("{why}");
+                rows.absent([question.target, name, rival], &why);
+            }
+        }
+    }
+    let rivals: Vec<String> = cases.iter().skip(1).map(|case| case.name.clone()).collect();
+    let report = measure::measure(cases, rounds)?;
+    println!("{name} of {records} records, {}", report.answer());
+    for program in ["ours"]
+        .into_iter()
+        .chain(rivals.iter().map(String::as_str))
+    {
+        let speed = report.spread(program, |run| records as f64 / 1e6 / run.seconds);
+        println!("{program:<8}{speed} M records/s");
+    }
+    for rival in &rivals {
+        let ratio: Spread = report.ratio(rival, "ours", |run| run.seconds);
+        let verdict = if ratio.median >= question.at_least {
+            "met"
+        } else {
+            "missed"
+        };
+        println!(
+            "speed ours/{rival} {ratio} target >= {:.2} {verdict}",
+            question.at_least
+        );
+        rows.cases([question.target, name, name], &report, ["ours", rival]);
+    }
+    println!();
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! How long one round of a loop takes with two executors of one process, beside timely with two workers.
+//! How long one round of a loop takes with two executors of one process, or of two, beside timely with two workers.
 //!
 //! Loops in which both ranks need something of each other in every round: a step on records that stay where they are, followed
 //! by an all-reduce of one number ([`Env::iterate`](updraft::Env::iterate)); a graph that runs again, with an exchange and a
@@ -7,15 +7,18 @@
 //! loop, in which one record goes to the other worker in each round.
 //!
 //! Every case is a process of its own, and the cases take turns. `cargo bench --bench rounds`; with `-- --smoke`, few
-//! rounds, once. How long a process takes from its start to its end that does but one round is a second question.
+//! rounds, once; with `-- --json FILE`, what `updraft bench compare` reads. How long a process takes from its start to its end that does but one round is a second question.
 
+#[path = "../tests/support/build.rs"]
+mod build;
 mod support;
 
-use std::{env, io, time::Instant};
+use std::{io, time::Instant};
 
 use support::{
-    measure::{self, Case},
-    timely_operators as timely,
+    measure::{self, Case, Spread},
+    options::{Options, Rows},
+    timely_operators::{self as timely, Place},
 };
 use updraft::{
     Config, Env, Error,
@@ -26,32 +29,48 @@ use updraft::{
 /// Rounds of a loop in which nothing is started, and in which a graph is.
 const ROUNDS: u64 = 1_000_000;
 const RUNS: u64 = 100_000;
-const SMOKE: u64 = 100;
+/// The same over TCP, which takes longer.
+const TCP_ROUNDS: u64 = 20_000;
+const TIMELY_TCP_ROUNDS: u64 = 10_000;
+const SMOKE: u64 = 1000;
 const REPEATS: usize = 7;
 
 /// The most time a round may take, against timely's.
 const AT_MOST: f64 = 0.3;
+const TCP_AT_MOST: f64 = 0.5;
 /// The longest that a program may take which does but one round, in seconds.
 const START_MAX: f64 = 0.05;
 
 fn main() -> io::Result<()> {
-    let arguments: Vec<String> = env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench")
-        .collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
+    let options = Options::read()?;
+    match options.words()[..] {
+        ["processes", transport, case, rounds] => measure::in_processes(transport, &[case, rounds]),
+        ["timely-processes", "rounds", rounds] => {
+            let lines = Place::of_processes(&[rounds])?;
+            let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+            measure::print_together(&lines)
+        }
+        ["timely-process", index, addresses, rounds] => {
+            let rounds = rounds.parse().map_err(io::Error::other)?;
+            timely_rounds(Place::of_words(index, addresses)?, rounds)
+        }
         [case, rounds] => run(case, rounds.parse().map_err(io::Error::other)?),
-        ["--smoke"] => compare(SMOKE, 1),
-        [] => compare(1, REPEATS),
-        _ => Err(io::Error::other(format!("no such case: {arguments:?}"))),
+        [] if options.smoke => compare(&options, SMOKE, 1),
+        [] => compare(&options, 1, REPEATS),
+        ref words => Err(io::Error::other(format!("no such case: {words:?}"))),
     }
+}
+
+fn timely_rounds(place: Place, rounds: u64) -> io::Result<()> {
+    let seconds = timely::rounds(place, rounds)?.as_secs_f64();
+    measure::print_run(seconds, measure::peak_bytes()?, "rounds");
+    Ok(())
 }
 
 /// Runs a case, and prints how long all its rounds took, without what comes before the first.
 fn run(case: &str, rounds: u64) -> io::Result<()> {
     let seconds = match case {
-        "timely" => timely::rounds(rounds)?.as_secs_f64(),
+        "timely" => return timely_rounds(Place::Threads, rounds),
         _ => {
             let config = Config {
                 executors: Some(2),
@@ -120,33 +139,87 @@ fn ours(env: &mut Env, case: &str, rounds: u64) -> Result<f64, Error> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-fn compare(fewer: u64, repeats: usize) -> io::Result<()> {
-    let number = |case: &str| match case {
-        "graph" | "operator" => RUNS / fewer,
-        _ => ROUNDS / fewer,
-    };
-    let case = |name: &str| Case::of_this_program(name, &[name, &number(name).to_string()]);
-    let cases = ["iterate", "graph", "operator", "timely"];
-    let report = measure::measure(
-        cases.into_iter().map(case).collect::<io::Result<_>>()?,
-        repeats,
-    )?;
-    println!("{}", measure::machine());
-    for case in cases {
-        let each = report.spread(case, |run| 1e6 * run.seconds / number(case) as f64);
-        println!("{case:<8} {each} us a round");
+/// A case: what it is called, the words that tell it, its rounds, and what it is compared with.
+type Told = (&'static str, &'static [&'static str], u64, &'static str);
+
+const CASES: [Told; 9] = [
+    ("iterate", &["iterate"], ROUNDS, "timely"),
+    ("graph", &["graph"], RUNS, "timely"),
+    ("operator", &["operator"], RUNS, "timely"),
+    (
+        "iterate over shm",
+        &["processes", "shm", "iterate"],
+        ROUNDS,
+        "timely over tcp",
+    ),
+    (
+        "graph over shm",
+        &["processes", "shm", "graph"],
+        RUNS,
+        "timely over tcp",
+    ),
+    (
+        "iterate over tcp",
+        &["processes", "tcp", "iterate"],
+        TCP_ROUNDS,
+        "timely over tcp",
+    ),
+    (
+        "graph over tcp",
+        &["processes", "tcp", "graph"],
+        TCP_ROUNDS,
+        "timely over tcp",
+    ),
+    ("timely", &["timely"], ROUNDS, ""),
+    (
+        "timely over tcp",
+        &["timely-processes", "rounds"],
+        TIMELY_TCP_ROUNDS,
+        "",
+    ),
+];
+
+fn compare(options: &Options, fewer: u64, repeats: usize) -> io::Result<()> {
+    let built = build::build().args(["--bin", "updraft"]).status()?;
+    if !built.success() {
+        return Err(io::Error::other("the command updraft could not be built"));
     }
-    for case in ["iterate", "graph", "operator"] {
-        let share = number("timely") as f64 / number(case) as f64;
-        let ratio = report.ratio(case, "timely", |run| run.seconds);
-        let ratio = ratio.times(share);
-        let verdict = if ratio.median <= AT_MOST {
+    let mut rows = Rows::default();
+    let case = |(name, words, rounds, _): &Told| {
+        let number = (rounds / fewer).to_string();
+        let words: Vec<&str> = words.iter().copied().chain([&*number]).collect();
+        Case::of_this_program(name, &words)
+    };
+    let cases = CASES.iter().map(case).collect::<io::Result<_>>()?;
+    let report = measure::measure(cases, repeats)?;
+    println!("{}", measure::machine());
+    let number = |name: &str| {
+        let told = CASES.iter().find(|told| told.0 == name);
+        told.map_or(1, |told| told.2 / fewer) as f64
+    };
+    for (name, ..) in CASES {
+        let each = report.spread(name, |run| 1e6 * run.seconds / number(name));
+        println!("{name:<18}{each} us a round");
+    }
+    for (name, _, _, rival) in CASES.iter().filter(|told| !told.3.is_empty()) {
+        let pairs = report.pairs(name, rival, |run| run.seconds).into_iter();
+        let pairs = pairs.map(|(ours, theirs)| (ours / number(name), theirs / number(rival)));
+        let pairs: Vec<(f64, f64)> = pairs.collect();
+        let ratio = Spread::of(pairs.iter().map(|(ours, theirs)| ours / theirs));
+        let (part, most) = if name.ends_with("tcp") {
+            ("over tcp", TCP_AT_MOST)
+        } else {
+            ("", AT_MOST)
+        };
+        let verdict = if ratio.median <= most {
             "met"
         } else {
             "missed"
         };
-        println!("ratio {case}/timely {ratio} target <= {AT_MOST:.2} {verdict}");
+        println!("ratio {name}/{rival} {ratio} target <= {most:.2} {verdict}");
+        rows.pairs(["P12", part, name, rival], &pairs);
     }
+    let cases = ["iterate", "graph", "timely"];
     let once = |name: &str| Case::of_this_program(name, &[name, "1"]);
     let report = measure::measure(
         cases.into_iter().map(once).collect::<io::Result<_>>()?,
@@ -164,5 +237,5 @@ fn compare(fewer: u64, repeats: usize) -> io::Result<()> {
             whole.times(1e3)
         );
     }
-    Ok(())
+    rows.write(options)
 }

@@ -1,17 +1,25 @@
 //! How fast records of 100 bytes are sorted, in memory and in an eighth of it, beside GNU sort, timely, and the disk.
 //!
 //! Every case is a process of its own, and the cases take turns. Each ends when its output is on the disk. `cargo
-//! bench --bench terasort`; with `-- MEGABYTES ROUNDS`, other sizes; with `-- --smoke`, few records and one round.
+//! bench --bench terasort`; with `-- MEGABYTES ROUNDS`, other sizes; with `-- --smoke`, few records and one round; with `--
+//! --json FILE`, what `updraft bench compare` reads. DuckDB takes part if a Python has it, which `--peer DIR` may name.
 
 mod support;
 
 use std::{
-    env, fs::File, io, os::unix::fs::FileExt, path::Path, process::Command, thread, time::Instant,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Instant,
 };
 
 use nix::sys::resource::{UsageWho, getrusage};
 use support::{
     measure::{self, Case},
+    options::{self, Options, Rows},
     tera, timely_sort,
 };
 use updraft::{Config, dataflow::records_of};
@@ -27,20 +35,17 @@ const BESIDES: u64 = 64 << 20;
 const MEMORY_MIN: u64 = 16 << 20;
 
 fn main() -> io::Result<()> {
-    let arguments: Vec<String> = env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench")
-        .collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
+    let options = Options::read()?;
+    match options.words()[..] {
         ["ours", from, memory] => case(from, true, |from, out| ours(from, out, number(memory)?)),
         ["gnu", from, memory] => case(from, true, |from, out| gnu(from, out, memory)),
         ["timely", from] => case(from, true, timely_sort::sort),
         ["disk", from] => case(from, false, disk),
-        ["--smoke"] => compare(4, 1),
-        [megabytes, rounds] => compare(number(megabytes)?, number(rounds)? as usize),
-        [] => compare(MEGABYTES, ROUNDS),
-        _ => Err(io::Error::other(format!("no such case: {arguments:?}"))),
+        ["duckdb", from, python] => case(from, true, |from, out| duckdb(from, out, python)),
+        [] if options.smoke => compare(&options, 4, 1),
+        [megabytes, rounds] => compare(&options, number(megabytes)?, number(rounds)? as usize),
+        [] => compare(&options, MEGABYTES, ROUNDS),
+        ref words => Err(io::Error::other(format!("no such case: {words:?}"))),
     }
 }
 
@@ -110,6 +115,21 @@ fn gnu(from: &Path, out: &Path, memory: &str) -> io::Result<()> {
     File::open(part)?.sync_all()
 }
 
+/// DuckDB with two threads, which by itself leaves its output to the page cache as well.
+fn duckdb(from: &Path, out: &Path, python: &str) -> io::Result<()> {
+    let part = out.join("part-0");
+    let status = Command::new(python)
+        .args(["-c", options::PEER, "duckdb", "sort"])
+        .arg(from)
+        .arg(&part)
+        .stdout(Stdio::null())
+        .status()?;
+    if !status.success() {
+        return Err(io::Error::other(format!("DuckDB: {status}")));
+    }
+    File::open(part)?.sync_all()
+}
+
 /// What sorting on disk cannot do without: two threads read the data and write it to a file that is unlinked, and
 /// then read that and write the output, which they sync.
 fn disk(from: &Path, out: &Path) -> io::Result<()> {
@@ -146,7 +166,7 @@ fn disk(from: &Path, out: &Path) -> io::Result<()> {
     })
 }
 
-fn compare(megabytes: u64, rounds: usize) -> io::Result<()> {
+fn compare(options: &Options, megabytes: u64, rounds: usize) -> io::Result<()> {
     let folder = tempfile::tempdir()?;
     let input = folder.path().join("input");
     let bytes = megabytes * 1_000_000;
@@ -171,14 +191,44 @@ fn compare(megabytes: u64, rounds: usize) -> io::Result<()> {
         cases.push(case("gnu sort", &["gnu", path, "0"])?);
         cases.push(case("gnu sort limited", &["gnu", path, &little])?);
     }
+    let mut rows = Rows::default();
+    let mut peers = vec!["timely"];
+    match options.python("duckdb") {
+        Some(python) => {
+            let python = python.display().to_string();
+            cases.push(case("DuckDB", &["duckdb", path, &python])?);
+            peers.push("DuckDB");
+        }
+        None => {
+            println!("no DuckDB (PyPI: duckdb)");
+            rows.absent(["P15", "in memory", "DuckDB"], "no DuckDB (PyPI: duckdb)");
+        }
+    }
+    if has_gnu {
+        peers.push("gnu sort");
+    }
     let report = measure::measure(cases, rounds)?;
     println!("{}", measure::machine());
     println!("{megabytes} MB of records, {}", report.answer());
     print!("{}", report.table(bytes));
-    println!("{}", report.ratio_line("updraft", "timely", 1.0));
+    for peer in peers {
+        println!("{}", report.ratio_line("updraft", peer, 1.0));
+        rows.cases(
+            ["P15", "in memory", "in memory"],
+            &report,
+            ["updraft", peer],
+        );
+    }
+    let point = "at 8 times its memory";
+    rows.cases(
+        ["P15", "external", point],
+        &report,
+        ["updraft limited", "disk"],
+    );
     println!("{}", report.ratio_line("updraft limited", "disk", 1.25));
     if has_gnu {
-        println!("{}", report.ratio_line("updraft", "gnu sort", 1.0));
+        let limited = ["updraft limited", "gnu sort limited"];
+        rows.cases(["P15", "external, systems", point], &report, limited);
         println!(
             "{}",
             report.ratio_line("updraft limited", "gnu sort limited", 1.0)
@@ -192,5 +242,5 @@ fn compare(megabytes: u64, rounds: usize) -> io::Result<()> {
         memory / 1_000_000,
         BESIDES / 1_000_000
     );
-    Ok(())
+    rows.write(options)
 }

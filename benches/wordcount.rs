@@ -2,23 +2,20 @@
 //! threads and beside timely.
 //!
 //! Every case is a process of its own, and the cases take turns. `cargo bench --bench wordcount`; with
-//! `-- --smoke`, a small text and one round.
+//! `-- --smoke`, a small text and one round; with `-- --json FILE`, what `updraft bench compare` reads. DuckDB, Polars and
+//! Spark take part if a Python has them, which `--peer DIR` may name.
 
 #[path = "../tests/support/build.rs"]
 mod build;
 mod support;
 
-use std::{
-    env,
-    io::{self, Write},
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{io, path::Path};
 
 use support::{
     answer::Answer,
     hand_written,
     measure::{self, Case},
+    options::{Options, Rows},
     timely_peer, zipf,
 };
 use updraft::{Config, dataflow::lines_of};
@@ -31,19 +28,15 @@ const SEED: u64 = 1;
 const ROUNDS: usize = 7;
 
 fn main() -> io::Result<()> {
-    let arguments: Vec<String> = env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench")
-        .collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
+    let options = Options::read()?;
+    match options.words()[..] {
         ["hand-written", path] => measure::child(|| hand_written::count(Path::new(path))),
         ["timely", path] => measure::child(|| timely_peer::count(Path::new(path))),
         ["ours", path] => ours(Path::new(path)),
-        ["processes", path, transport] => in_processes(path, transport),
-        ["--smoke"] => compare(4 * MIB, 1),
-        [] => compare(TEXT_BYTES, ROUNDS),
-        _ => Err(io::Error::other(format!("no such case: {arguments:?}"))),
+        ["processes", path, transport] => measure::in_processes(transport, &["ours", path]),
+        [] if options.smoke => compare(&options, 4 * MIB, 1),
+        [] => compare(&options, TEXT_BYTES, ROUNDS),
+        ref words => Err(io::Error::other(format!("no such case: {words:?}"))),
     }
 }
 
@@ -77,55 +70,13 @@ fn ours(path: &Path) -> io::Result<()> {
     })
 }
 
-/// Our word count as two processes that the launcher starts: the time of the slower one, and the memory
-/// of both.
-fn in_processes(path: &str, transport: &str) -> io::Result<()> {
-    let output = Command::new(launcher()?)
-        .args(["run", "-n", "2", "--transport", transport, "--"])
-        .arg(env::current_exe()?)
-        .args(["ours", path])
-        .output()?;
-    io::stderr().write_all(&output.stderr)?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let values = |key: &str| -> Vec<String> {
-        let lines = text
-            .lines()
-            .filter_map(|line| line.split_once("] ")?.1.strip_prefix(key));
-        lines.map(str::to_owned).collect()
-    };
-    let numbers = |key: &str| {
-        values(key)
-            .into_iter()
-            .filter_map(|text| text.parse::<f64>().ok())
-    };
-    let answer = values("answer=")
-        .pop()
-        .ok_or_else(|| io::Error::other("the workers gave no answer"))?;
-    let (seconds, peak_bytes) = (
-        numbers("seconds=").fold(0.0, f64::max),
-        numbers("peak_bytes=").sum::<f64>(),
-    );
-    measure::print_run(seconds, peak_bytes as u64, answer);
-    Ok(())
-}
-
 /// The same case with a limit on its data memory.
 fn bounded(mut case: Case) -> Case {
     case.command.env("UPDRAFT_MEMORY", MEMORY_BYTES.to_string());
     case
 }
 
-/// The command `updraft`, built as this bench is.
-fn launcher() -> io::Result<PathBuf> {
-    let bench = env::current_exe()?;
-    let folder = bench
-        .ancestors()
-        .nth(2)
-        .ok_or_else(|| io::Error::other("a bench is in target/PROFILE/deps"))?;
-    Ok(folder.join("updraft"))
-}
-
-fn compare(bytes: u64, rounds: usize) -> io::Result<()> {
+fn compare(options: &Options, bytes: u64, rounds: usize) -> io::Result<()> {
     let built = build::build().args(["--bin", "updraft"]).status()?;
     if !built.success() {
         return Err(io::Error::other("the command updraft could not be built"));
@@ -137,7 +88,7 @@ fn compare(bytes: u64, rounds: usize) -> io::Result<()> {
         .to_str()
         .ok_or_else(|| io::Error::other("the folder's name is not text"))?;
     let case = |name: &str, arguments: &[&str]| Case::of_this_program(name, arguments);
-    let cases = vec![
+    let mut cases = vec![
         case("hand-written", &["hand-written", path])?,
         case("updraft threads", &["ours", path])?,
         case("updraft processes", &["processes", path, "auto"])?,
@@ -145,6 +96,23 @@ fn compare(bytes: u64, rounds: usize) -> io::Result<()> {
         bounded(case("updraft limited", &["ours", path])?),
         case("timely", &["timely", path])?,
     ];
+    let mut peers = vec!["timely"];
+    let mut rows = Rows::default();
+    for (name, module, package) in [
+        ("DuckDB", "duckdb", "duckdb"),
+        ("Polars", "polars", "polars"),
+        ("Spark", "pyspark", "pyspark, with a Java"),
+    ] {
+        if let Some(python) = options.python(module) {
+            let system = module.trim_start_matches("py");
+            cases.push(Case::of_python(name, &python, &[system, "wordcount", path]));
+            peers.push(name);
+        } else {
+            let why = format!("no {name} (PyPI: {package})");
+            println!("{why}");
+            rows.absent(["P14", "systems", name], &why);
+        }
+    }
     let report = measure::measure(cases, rounds)?;
     println!("{}", measure::machine());
     println!("{} MiB of Zipf text, {}", bytes / MIB, report.answer());
@@ -157,8 +125,16 @@ fn compare(bytes: u64, rounds: usize) -> io::Result<()> {
         MEMORY_BYTES / MIB
     );
     for ours in ["updraft threads", "updraft processes", "updraft tcp"] {
-        println!("{}", report.ratio_line(ours, "hand-written", 1.5));
-        println!("{}", report.ratio_line(ours, "timely", 1.0));
+        println!("{}", report.ratio_line(ours, "hand-written", 1.15));
+        for peer in &peers {
+            println!("{}", report.ratio_line(ours, peer, 0.5));
+            rows.cases(["P14", "systems", ours], &report, [ours, peer]);
+        }
+        rows.cases(
+            ["P14", "hand-written", ours],
+            &report,
+            [ours, "hand-written"],
+        );
     }
-    Ok(())
+    rows.write(options)
 }

@@ -336,6 +336,40 @@ fn a_missed_target_is_told_and_with_strict_the_exit_code_says_so() {
 }
 
 #[test]
+fn what_benches_wrote_is_judged_target_by_target_from_any_number_of_files() {
+    let folder = Folder::new();
+    let rows = r#"{"rows": [
+        {"target": "P14", "part": "systems", "point": "threads", "against": "Polars", "cores": "-", "hop_ns": 0,
+         "rounds_ns": [[1e9, 4e9], [1e9, 5e9], [1e9, 6e9]]},
+        {"target": "P14", "part": "systems", "point": "threads", "against": "DuckDB", "cores": "-", "hop_ns": 0,
+         "rounds_ns": [[1e9, 1.6e9], [1e9, 1.5e9], [1e9, 1.4e9]]},
+        {"target": "P14", "part": "systems", "point": "Spark", "why": "no Spark (PyPI: pyspark)"}
+    ]}"#;
+    let path = format!("{}/wordcount", folder.path());
+    fs::write(&path, rows).unwrap();
+    let launch = compare(&format!(
+        "--only P5,P14 --crates {path} --crates {}",
+        crates_report(&folder)
+    ));
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+    let lines: Vec<&str> = launch.out.lines().skip(1).collect();
+    assert_eq!(lines[0], "no Spark (PyPI: pyspark)");
+    assert!(
+        lines[1].starts_with("P5 8 B single near 2.00 "),
+        "{lines:?}"
+    );
+    assert_eq!(
+        lines[3],
+        "P14 threads 0.67 target <= 0.50 missed  (0.62-0.71; 1.000 s against 1.500 s of DuckDB)"
+    );
+    assert_eq!(
+        lines[4],
+        "P14 hand-written no peer (the bench wrote no such row); target <= 1.15"
+    );
+    assert_eq!(lines[5..], ["1 of 4 met"]);
+}
+
+#[test]
 fn without_peers_the_packages_that_bring_them_are_named_and_nothing_is_met() {
     let launch = compare("--only P4 --rounds 1 --repeats 1 --strict");
     assert_eq!(launch.code(), Some(1), "{}", launch.err);

@@ -10,7 +10,9 @@
 //! answer=distinct=970151 total=31337210 top=2177730
 //! ```
 
+use super::options;
 use std::fmt::{self, Display, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 use std::{env, fs, io, iter, thread};
@@ -33,6 +35,16 @@ impl Case {
             name: name.to_owned(),
             command,
         })
+    }
+
+    /// The script of what other systems do, with the arguments that tell it what that is.
+    pub fn of_python(name: &str, python: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(python);
+        command.args(["-c", options::PEER]).args(arguments);
+        Self {
+            name: name.to_owned(),
+            command,
+        }
     }
 
     /// Runs the program once.
@@ -135,12 +147,19 @@ impl Report {
     ///
     /// Panics when there is no case of that name.
     pub fn ratio(&self, case: &str, base: &str, quantity: impl Fn(&Run) -> f64) -> Spread {
+        let pairs = self.pairs(case, base, quantity);
+        Spread::of(pairs.into_iter().map(|(case, base)| case / base))
+    }
+
+    /// `quantity` of `case` and of `base`, round by round.
+    ///
+    /// Panics when there is no case of that name.
+    pub fn pairs(&self, case: &str, base: &str, quantity: impl Fn(&Run) -> f64) -> Vec<(f64, f64)> {
         let (case, base) = (self.index(case), self.index(base));
-        Spread::of(
-            self.rounds
-                .iter()
-                .map(|runs| quantity(&runs[case]) / quantity(&runs[base])),
-        )
+        let rounds = self.rounds.iter();
+        rounds
+            .map(|runs| (quantity(&runs[case]), quantity(&runs[base])))
+            .collect()
     }
 
     /// `quantity` of `case` in all rounds.
@@ -270,6 +289,70 @@ pub fn child<A: Display>(work: impl FnOnce() -> io::Result<A>) -> io::Result<()>
 /// processes.
 pub fn print_run(seconds: f64, peak_bytes: u64, answer: impl Display) {
     println!("seconds={seconds:.6}\npeak_bytes={peak_bytes}\nanswer={answer}");
+}
+
+/// The command `updraft`, built as this bench is.
+pub fn launcher() -> io::Result<PathBuf> {
+    let bench = env::current_exe()?;
+    let folder = bench
+        .ancestors()
+        .nth(2)
+        .ok_or_else(|| io::Error::other("a bench is in target/PROFILE/deps"))?;
+    Ok(folder.join("updraft"))
+}
+
+/// Runs this program in two processes that the launcher starts, and prints what they did as one: the time of the slower
+/// one, the memory of both, and the answer that both gave.
+pub fn in_processes(transport: &str, arguments: &[&str]) -> io::Result<()> {
+    let output = Command::new(launcher()?)
+        .args([
+            "run",
+            "-n",
+            "2",
+            "--executors",
+            "1",
+            "--transport",
+            transport,
+            "--",
+        ])
+        .arg(env::current_exe()?)
+        .args(arguments)
+        .stderr(Stdio::inherit())
+        .output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(format!(
+            "the job failed: {}",
+            output.status
+        )));
+    }
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let told = text
+        .lines()
+        .filter_map(|line| Some(line.split_once("] ")?.1));
+    print_together(&told.collect::<Vec<_>>())
+}
+
+/// Prints what the lines of several processes that did one thing say: the time of the slowest, the memory of all, and the
+/// last answer.
+pub fn print_together(lines: &[&str]) -> io::Result<()> {
+    let values = |key: &str| {
+        let values = lines.iter().filter_map(|line| line.strip_prefix(key));
+        values.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let numbers = |key: &str| {
+        values(key)
+            .into_iter()
+            .filter_map(|text| text.parse::<f64>().ok())
+    };
+    let answer = values("answer=")
+        .pop()
+        .ok_or_else(|| io::Error::other("the workers gave no answer"))?;
+    let (seconds, peak_bytes) = (
+        numbers("seconds=").fold(0.0, f64::max),
+        numbers("peak_bytes=").sum::<f64>(),
+    );
+    print_run(seconds, peak_bytes as u64, answer);
+    Ok(())
 }
 
 /// The most memory that this process has had resident at once.

@@ -1,39 +1,127 @@
-//! An exchange, a reduce by key and a join on timely dataflow, with two workers in one process.
+//! An exchange, a reduce by key, a join and a loop on timely dataflow, with two workers in one process or in two.
 //!
 //! Keys are hashed as ours are; the tables are hashbrown's, with its own hasher.
 
 use dataflow::Key;
 use hashbrown::HashMap;
 use std::cell::RefCell;
-use std::io;
+use std::net::TcpListener;
 use std::ops::Range;
+use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use timely::Config;
+use std::{env, io};
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;
 use timely::dataflow::operators::vec::{Filter, Input, Map};
 use timely::dataflow::operators::{Concat, ConnectLoop, Exchange as _, Feedback, Probe};
 use timely::worker::Worker;
+use timely::{CommunicationConfig, Config, WorkerConfig};
 
 /// How many workers there are.
 const WORKERS: usize = 2;
 /// How many records a worker sends before it lets the dataflow run.
 const RECORDS_PER_STEP: u64 = 16 << 10;
 
+/// Where the workers are.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// In this process.
+    Threads,
+    /// One is in this process, which is one of several that talk by TCP.
+    Process {
+        /// Which of them.
+        index: usize,
+        /// Where all of them listen.
+        addresses: Vec<String>,
+    },
+}
+
+impl Place {
+    fn config(self) -> Config {
+        match self {
+            Self::Threads => Config::process(WORKERS),
+            Self::Process { index, addresses } => Config {
+                communication: CommunicationConfig::Cluster {
+                    threads: 1,
+                    process: index,
+                    addresses,
+                    report: false,
+                    zerocopy: false,
+                },
+                worker: WorkerConfig::default(),
+            },
+        }
+    }
+
+    /// Starts this program in two processes with such arguments behind the place, and gives what both said.
+    pub fn of_processes(arguments: &[&str]) -> io::Result<Vec<String>> {
+        // Free when they are looked for.
+        let listeners = [
+            TcpListener::bind("127.0.0.1:0")?,
+            TcpListener::bind("127.0.0.1:0")?,
+        ];
+        let addresses = listeners
+            .iter()
+            .map(|one| Ok(one.local_addr()?.to_string()));
+        let addresses = addresses.collect::<io::Result<Vec<_>>>()?.join(",");
+        drop(listeners);
+        let start = |index: &str| {
+            let mut command = Command::new(env::current_exe()?);
+            command
+                .args(["timely-process", index, &addresses])
+                .args(arguments);
+            command.stdout(Stdio::piped()).spawn()
+        };
+        let children = [start("0")?, start("1")?];
+        let outputs = children.map(|child| child.wait_with_output());
+        let mut lines = Vec::new();
+        for output in outputs {
+            let output = output?;
+            if !output.status.success() {
+                return Err(io::Error::other(format!(
+                    "timely failed: {}",
+                    output.status
+                )));
+            }
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            lines.extend(text.lines().map(str::to_owned));
+        }
+        Ok(lines)
+    }
+
+    /// The place that a process was told.
+    pub fn of_words(index: &str, addresses: &str) -> io::Result<Self> {
+        Ok(Self::Process {
+            index: index.parse().map_err(io::Error::other)?,
+            addresses: addresses.split(',').map(str::to_owned).collect(),
+        })
+    }
+}
+
 /// A number of records, and the sum of something of them.
 pub type Sums = (u64, u64);
 
-/// Does `work` in each worker, and adds up what they say.
-fn in_workers(work: impl Fn(&mut Worker) -> Sums + Send + Sync + 'static) -> io::Result<Sums> {
-    let workers = timely::execute(Config::process(WORKERS), work).map_err(io::Error::other)?;
-    workers
-        .join()
-        .into_iter()
-        .try_fold((0, 0u64), |(number, sum), part| {
-            let (numbers, more) = part.map_err(io::Error::other)?;
-            Ok((number + numbers, sum.wrapping_add(more)))
-        })
+/// Does `work` in each worker of this process, and adds up what they say. Gives the time of the slower one as well, without
+/// what comes before: processes take a second to find one another.
+fn in_workers(
+    place: Place,
+    work: impl Fn(&mut Worker) -> Sums + Send + Sync + 'static,
+) -> io::Result<(Sums, Duration)> {
+    let timed = move |worker: &mut Worker| {
+        let started = Instant::now();
+        (work(worker), started.elapsed())
+    };
+    let workers = timely::execute(place.config(), timed).map_err(io::Error::other)?;
+    let mut all = ((0, 0u64), Duration::ZERO);
+    for part in workers.join() {
+        let ((number, sum), time) = part.map_err(io::Error::other)?;
+        all = (
+            (all.0.0 + number, all.0.1.wrapping_add(sum)),
+            all.1.max(time),
+        );
+    }
+    Ok(all)
 }
 
 /// A worker's share of the numbers up to `number`.
@@ -43,13 +131,13 @@ fn share(worker: &Worker, number: u64) -> Range<u64> {
 }
 
 /// The number a record is exchanged by: its hash, but for the bits that choose a place in a table.
-fn place(key: u64) -> u64 {
+fn route(key: u64) -> u64 {
     u64::hash(key) >> 32
 }
 
 /// Sends one record to and fro between the workers, `number` times in all, by a loop. Gives the time that takes.
-pub fn rounds(number: u64) -> io::Result<Duration> {
-    let workers = timely::execute(Config::process(WORKERS), move |worker| {
+pub fn rounds(place: Place, number: u64) -> io::Result<Duration> {
+    let workers = timely::execute(place.config(), move |worker| {
         let (mut input, probe) = worker.dataflow::<u64, _, _>(|scope| {
             let (input, start) = scope.new_input();
             let (handle, back) = scope.feedback(1);
@@ -82,13 +170,13 @@ pub fn rounds(number: u64) -> io::Result<Duration> {
 }
 
 /// Exchanges numbers by their hash.
-pub fn exchange(number: u64) -> io::Result<Sums> {
-    in_workers(move |worker| {
+pub fn exchange(place: Place, number: u64) -> io::Result<(Sums, Duration)> {
+    in_workers(place, move |worker| {
         let sums = Rc::new(RefCell::new((0u64, 0u64)));
         let sink = sums.clone();
         let mut input = worker.dataflow::<(), _, _>(|scope| {
             let (input, numbers) = scope.new_input();
-            let by_hash = Exchange::new(|&n: &u64| place(n));
+            let by_hash = Exchange::new(|&n: &u64| route(n));
             numbers.sink(by_hash, "Sum", move |(numbers, _frontier)| {
                 let (count, sum) = &mut *sink.borrow_mut();
                 numbers.for_each_stamp(|_, batches| {
@@ -115,13 +203,17 @@ pub fn exchange(number: u64) -> io::Result<Sums> {
 }
 
 /// Adds up the values of each key.
-pub fn reduce(number: u64, pair: fn(u64) -> (u64, u64)) -> io::Result<Sums> {
-    in_workers(move |worker| {
+pub fn reduce(
+    place: Place,
+    number: u64,
+    pair: fn(u64) -> (u64, u64),
+) -> io::Result<(Sums, Duration)> {
+    in_workers(place, move |worker| {
         let table = Rc::new(RefCell::new(HashMap::<u64, u64>::new()));
         let sink = table.clone();
         let mut input = worker.dataflow::<(), _, _>(|scope| {
             let (input, pairs) = scope.new_input();
-            let by_key = Exchange::new(|&(key, _): &(u64, u64)| place(key));
+            let by_key = Exchange::new(|&(key, _): &(u64, u64)| route(key));
             pairs.sink(by_key, "Reduce", move |(pairs, _frontier)| {
                 let mut table = sink.borrow_mut();
                 pairs.for_each_stamp(|_, batches| {
@@ -160,17 +252,18 @@ struct Right {
 
 /// Joins pairs whose right side has each key once, and adds up the products of their values.
 pub fn join(
+    place: Place,
     left: u64,
     left_pair: fn(u64) -> (u64, u64),
     right: u64,
     right_pair: fn(u64) -> (u64, u64),
-) -> io::Result<Sums> {
-    in_workers(move |worker| {
+) -> io::Result<(Sums, Duration)> {
+    in_workers(place, move |worker| {
         let table = Rc::new(RefCell::new(Right::default()));
         let sums = Rc::new(RefCell::new((0u64, 0u64)));
         let (build, probe, sink) = (table.clone(), table.clone(), sums.clone());
         let (mut lefts, mut rights) = worker.dataflow::<(), _, _>(|scope| {
-            let by_key = || Exchange::new(|&(key, _): &(u64, u64)| place(key));
+            let by_key = || Exchange::new(|&(key, _): &(u64, u64)| route(key));
             let (rights, pairs) = scope.new_input();
             pairs.sink(by_key(), "Build", move |(pairs, frontier)| {
                 let mut right = build.borrow_mut();

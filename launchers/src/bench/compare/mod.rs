@@ -10,7 +10,7 @@ mod targets;
 mod verdict;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     env, fs,
     io::{self, Write},
     path::{Path, PathBuf},
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use self::{
     peers::{Effort, Family, Peer},
     targets::{Against, Ranks, TARGETS, Target, Trial},
-    verdict::{Rounds, Trials, Verdict, judge, judge_crates},
+    verdict::{Rounds, Trials, Verdict, judge, judge_bench, missing},
 };
 use super::{
     Results, job,
@@ -68,13 +68,15 @@ pub struct Arguments {
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     repeats: u32,
 
-    /// A folder with a library in it (bin/mpicc, bin/mpirun, lib), such as a Python environment; may be repeated
+    /// A folder with a library in it (bin/mpicc, bin/mpirun, lib) or with Python modules (bin/python3), such as a Python environment; may be repeated
     #[arg(long = "peer", value_name = "DIR")]
     peers: Vec<PathBuf>,
 
-    /// What `cargo bench --bench rings -- --json FILE` wrote; it is run if not given, in the folder of the sources
-    #[arg(long, value_name = "FILE")]
-    crates: Option<PathBuf>,
+    /// What `cargo bench --bench NAME -- --json FILE` wrote; may be repeated. If not given, the benches are run, in the
+    /// folder of the sources: rings for P3 and P5, operators for P11, P13, P16 and P18, rounds for P12, wordcount for P14,
+    /// terasort for P15, loops for P17, starting for P21, growth for P22
+    #[arg(long = "crates", value_name = "FILE")]
+    benches: Vec<PathBuf>,
 }
 
 fn parse_target(text: &str) -> Result<String, String> {
@@ -156,7 +158,7 @@ impl<'a> Comparison<'a> {
         let mut trials: Vec<&'static Trial> = Vec::new();
         for target in targets
             .iter()
-            .filter(|target| target.against != Against::Crates)
+            .filter(|target| !matches!(target.against, Against::Bench(_)))
         {
             if !trials.contains(&target.trial) {
                 trials.push(target.trial);
@@ -314,29 +316,66 @@ impl<'a> Comparison<'a> {
     }
 
     fn judge(&self, trials: &HashMap<&'static str, Trials>) -> Vec<Verdict> {
-        let needs_crates = self
-            .targets
-            .iter()
-            .any(|target| target.against == Against::Crates);
-        let crates = if needs_crates {
-            crates_report(self.arguments.crates.as_deref())
-        } else {
-            Ok(Value::Null)
-        };
+        let mut reports = HashMap::new();
+        for target in &self.targets {
+            if let Against::Bench(bench) = target.against
+                && !reports.contains_key(bench)
+            {
+                let report = self.report_of(bench);
+                say_missing(&self.targets, &report, bench);
+                reports.insert(bench, report);
+            }
+        }
         let mut verdicts = Vec::new();
         for target in &self.targets {
-            match trials.get(target.trial.name) {
-                _ if target.against == Against::Crates => {
-                    verdicts.extend(judge_crates(target, &crates));
-                }
-                Some(trial) => {
-                    let rivals = self.rivals(target, trial);
-                    verdicts.extend(judge(target, trial, &rivals, &absent(target)));
-                }
-                None => {}
+            if let Against::Bench(bench) = target.against {
+                let report = reports.get(bench).into_iter();
+                verdicts.extend(report.flat_map(|report| judge_bench(target, report)));
+            } else if let Some(trial) = trials.get(target.trial.name) {
+                let rivals = self.rivals(target, trial);
+                verdicts.extend(judge(target, trial, &rivals, &absent(target)));
             }
         }
         verdicts
+    }
+
+    /// What a bench says: from files, or from running it where the sources are.
+    fn report_of(&self, bench: &'static str) -> Result<Value, String> {
+        let advice = || format!("cargo bench --bench {bench} -- --json FILE, then --crates FILE");
+        let given = &self.arguments.benches;
+        if !given.is_empty() {
+            return read_rows(given);
+        }
+        let sources = sources().ok_or_else(advice)?;
+        progress(&format!("cargo bench --bench {bench}"));
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let path = folder.path().join("rows.json");
+        let of_it = self
+            .targets
+            .iter()
+            .filter(|target| target.against == Against::Bench(bench));
+        let asked: BTreeSet<&str> = of_it.map(|target| target.name).collect();
+        let asked: Vec<&str> = asked.into_iter().collect();
+        let mut cargo = Command::new("cargo");
+        cargo
+            .args(["bench", "-q", "--bench", bench, "--", "--json"])
+            .arg(&path)
+            .args(["--only", &asked.join(",")])
+            .args(
+                self.arguments
+                    .peers
+                    .iter()
+                    .flat_map(|folder| [Path::new("--peer"), folder]),
+            )
+            .current_dir(sources)
+            .stdout(io::stderr());
+        let status = cargo
+            .status()
+            .map_err(|error| format!("cargo: {error}; {}", advice()))?;
+        if !status.success() {
+            return Err(format!("cargo bench --bench {bench} failed: {status}"));
+        }
+        read_rows(&[path])
     }
 
     /// Which contenders of its trial a target is compared with.
@@ -587,34 +626,29 @@ fn on_cores<T: Send + 'static>(
         .unwrap_or_else(|_| Err("it panicked".to_owned()))
 }
 
-/// What the benches of crates say: from a file, or from running them where the sources are.
-fn crates_report(given: Option<&Path>) -> Result<Value, String> {
-    let advice = "cargo bench --bench rings -- --json FILE, then --crates FILE";
-    let read = |path: &Path| {
+/// Says which peers a bench did without, though it had others, and what would bring them.
+fn say_missing(targets: &[&Target], report: &Result<Value, String>, bench: &'static str) {
+    let of_it = targets
+        .iter()
+        .filter(|target| target.against == Against::Bench(bench));
+    let Ok(report) = report else { return };
+    let lines: BTreeSet<String> = of_it.filter_map(|target| missing(report, target)).collect();
+    for line in lines {
+        say(&format!("{line}\n"));
+    }
+}
+
+/// The rows of all files together.
+fn read_rows(paths: &[PathBuf]) -> Result<Value, String> {
+    let mut rows = Vec::new();
+    for path in paths {
         let text = fs::read_to_string(path);
         let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
-        serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
-    };
-    if let Some(path) = given {
-        return read(path);
+        let report: Value =
+            serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        rows.extend(report["rows"].as_array().cloned().unwrap_or_default());
     }
-    let sources = sources().ok_or(advice)?;
-    progress("cargo bench --bench rings");
-    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let path = folder.path().join("rings.json");
-    let mut cargo = Command::new("cargo");
-    cargo
-        .args(["bench", "-q", "--bench", "rings", "--", "--json"])
-        .arg(&path)
-        .current_dir(sources)
-        .stdout(io::stderr());
-    let status = cargo
-        .status()
-        .map_err(|error| format!("cargo: {error}; {advice}"))?;
-    if !status.success() {
-        return Err(format!("cargo bench --bench rings failed: {status}"));
-    }
-    read(&path)
+    Ok(json!({ "rows": rows }))
 }
 
 /// The folder of our sources, if the command is used there.

@@ -101,8 +101,8 @@ pub(crate) enum Against {
     Bare(Kind),
     /// `ib_send_lat` or `ib_write_bw` over the same device.
     Perftest(&'static str),
-    /// Crates, by what `cargo bench --bench rings` found.
-    Crates,
+    /// Peers that are crates, systems or programs of several processes, by what a bench of the sources found.
+    Bench(&'static str),
     /// Nothing: the figure itself is bounded.
     Itself,
 }
@@ -116,7 +116,7 @@ pub(crate) struct Target {
     pub(crate) sizes: &'static [usize],
     pub(crate) against: Against,
     pub(crate) bound: Bound,
-    /// What tells its points from those of another part; for crates, what the bench calls them.
+    /// What tells its points from those of another part; where a bench measures, what it calls them.
     pub(crate) part: &'static str,
 }
 
@@ -204,6 +204,17 @@ const RDMA_STREAM: Trial = Trial {
     ..RDMA
 };
 
+/// Stands where a bench measures.
+const BENCH: Trial = Trial {
+    name: "bench",
+    measure: Measure::Idle,
+    ranks: Ranks::Two,
+    transport: "shm",
+    touch: true,
+    floor: false,
+    sizes: &[],
+};
+
 /// The trials of an operator: two ranks, and so many for each core.
 struct Operators {
     pair: Trial,
@@ -272,17 +283,17 @@ macro_rules! target {
 
 /// All targets, in the order in which they are printed.
 pub(crate) const TARGETS: &[Target] = {
-    use Against::{Bare, Crates, Floor, Hop, Itself, Mpi, MpiAndUcx, Perftest, Size};
+    use Against::{Bare, Bench, Floor, Hop, Itself, Mpi, MpiAndUcx, Perftest, Size};
     use Bound::{AtLeast, AtMost};
     &[
         target!("P1" "", LATENCY &[8, 64], Hop, AtMost(1.3)),
         target!("P2" "", LATENCY ALL_SIZES, Mpi, AtMost(0.7)),
         target!("P2" "bare", LATENCY ALL_SIZES, Floor, AtMost(1.2)),
         target!("P3" "loan", LOAN &[4 * MI], Size(SMALL_LOAN), AtMost(1.1)),
-        target!("P3" "iceoryx2", LOAN &[], Crates, AtMost(0.4)),
+        target!("P3" "iceoryx2", BENCH &[], Bench("rings"), AtMost(0.4)),
         target!("P4" "", RATE &[64, KI], MpiAndUcx, AtLeast(1.5)),
-        target!("P5" "single", RATE &[], Crates, AtLeast(1.0)),
-        target!("P5" "batched", RATE &[], Crates, AtLeast(1.5)),
+        target!("P5" "single", BENCH &[], Bench("rings"), AtLeast(1.0)),
+        target!("P5" "batched", BENCH &[], Bench("rings"), AtLeast(1.5)),
         target!("P6" "2 ranks a core", CROWD_OF_2 &[8], Mpi, AtMost(0.5)),
         target!("P6" "4 ranks a core", CROWD_OF_4 &[8], Mpi, AtMost(0.5)),
         target!("P6" "barrier, 2 ranks a core", BARRIER.crowd_of_2 &[8], Mpi, AtMost(0.5)),
@@ -345,6 +356,26 @@ pub(crate) const TARGETS: &[Target] = {
         target!("P10" "all_gather, 4 ranks a core", ALL_GATHER.crowd_of_4 LESSENED, Mpi, AtMost(0.8)),
         target!("P10" "all_to_all, 4 ranks a core", ALL_TO_ALL.crowd_of_4 CROWD_HALVED, Mpi, AtMost(0.5)),
         target!("P10" "all_to_all, 4 ranks a core", ALL_TO_ALL.crowd_of_4 LESSENED, Mpi, AtMost(0.8)),
+        target!("P11" "exchange", BENCH &[], Bench("operators"), AtLeast(1.5)),
+        target!("P11" "exchange-processes", BENCH &[], Bench("operators"), AtLeast(3.0)),
+        target!("P12" "", BENCH &[], Bench("rounds"), AtMost(0.3)),
+        target!("P12" "over tcp", BENCH &[], Bench("rounds"), AtMost(0.5)),
+        target!("P13" "reduce", BENCH &[], Bench("operators"), AtLeast(2.0)),
+        target!("P14" "systems", BENCH &[], Bench("wordcount"), AtMost(0.5)),
+        target!("P14" "hand-written", BENCH &[], Bench("wordcount"), AtMost(1.15)),
+        target!("P15" "in memory", BENCH &[], Bench("terasort"), AtMost(1.0)),
+        target!("P15" "external, systems", BENCH &[], Bench("terasort"), AtMost(1.0)),
+        target!("P15" "external", BENCH &[], Bench("terasort"), AtMost(1.25)),
+        target!("P16" "join", BENCH &[], Bench("operators"), AtLeast(1.0)),
+        target!("P16" "csv-join", BENCH &[], Bench("operators"), AtLeast(2.0)),
+        target!("P16" "csv-group", BENCH &[], Bench("operators"), AtLeast(2.0)),
+        target!("P17" "by hand", BENCH &[], Bench("loops"), AtMost(1.05)),
+        target!("P17" "MPI in C", BENCH &[], Bench("loops"), AtMost(1.0)),
+        target!("P18" "tset-exchange", BENCH &[], Bench("operators"), AtMost(1.05)),
+        target!("P18" "tset-reduce", BENCH &[], Bench("operators"), AtMost(1.05)),
+        target!("P21" "one machine", BENCH &[], Bench("starting"), AtMost(0.05)),
+        target!("P21" "256 workers", BENCH &[], Bench("starting"), AtMost(5.0)),
+        target!("P22" "", BENCH &[], Bench("growth"), AtMost(1.15)),
     ]
 };
 

@@ -285,11 +285,17 @@ fn measure(
     })
 }
 
-/// Judges a target by what the benches of crates wrote.
-pub(crate) fn judge_crates(
-    target: &'static Target,
-    report: &Result<Value, String>,
-) -> Vec<Verdict> {
+/// A time for people.
+fn time(ns: f64) -> String {
+    match ns {
+        ns if ns < 1e7 => format!("{} us", digits(ns / 1e3)),
+        ns if ns < 1e9 => format!("{} ms", digits(ns / 1e6)),
+        ns => format!("{} s", digits(ns / 1e9)),
+    }
+}
+
+/// Judges a target by the rows that a bench wrote.
+pub(crate) fn judge_bench(target: &'static Target, report: &Result<Value, String>) -> Vec<Verdict> {
     let verdict = |point: String, found| Verdict {
         target,
         point,
@@ -321,9 +327,7 @@ pub(crate) fn judge_crates(
         };
         let middle = |side: fn(&(f64, f64)) -> f64| {
             let spread = Spread::of(pairs.iter().map(side));
-            spread.map_or("-".to_owned(), |spread| {
-                format!("{} us", digits(spread.median / 1e3))
-            })
+            spread.map_or("-".to_owned(), |spread| time(spread.median))
         };
         let measured = Measured {
             ratio,
@@ -331,7 +335,10 @@ pub(crate) fn judge_crates(
             theirs: format!("{} of {}", middle(|pair| pair.1), text("against")),
             hop_ns: row["hop_ns"].as_f64().unwrap_or(0.0),
         };
-        let point = format!("{} {}", text("point"), text("cores"));
+        let point = match &*text("cores") {
+            "" | "-" => text("point"),
+            cores => format!("{} {cores}", text("point")),
+        };
         let entry = worst.entry(point).or_insert_with(|| measured.clone());
         if target
             .bound
@@ -341,13 +348,24 @@ pub(crate) fn judge_crates(
         }
     }
     if worst.is_empty() {
-        let why = "no peer (the report of the crates has no such row)".to_owned();
-        return vec![verdict(target.part.to_owned(), Err(why))];
+        let why = missing(report, target).unwrap_or("the bench wrote no such row".to_owned());
+        return vec![verdict(
+            target.part.to_owned(),
+            Err(format!("no peer ({why})")),
+        )];
     }
     let judged = worst.into_iter();
     judged
         .map(|(point, measured)| verdict(point, Ok(measured)))
         .collect()
+}
+
+/// What a bench says it lacks for a target, with what brings it.
+pub(crate) fn missing(report: &Value, target: &Target) -> Option<String> {
+    let rows = report["rows"].as_array().into_iter().flatten();
+    let of_it = rows.filter(|row| row["target"] == target.name && row["part"] == target.part);
+    let why: Vec<&str> = of_it.filter_map(|row| row["why"].as_str()).collect();
+    (!why.is_empty()).then(|| why.join("; "))
 }
 
 #[cfg(test)]
@@ -474,12 +492,31 @@ mod tests {
         };
         let report = Ok(json!({ "rows": [row("slow", 30.0), row("quick", 8.0)] }));
         assert_eq!(
-            lines(&judge_crates(target("P5", "single"), &report)),
+            lines(&judge_bench(target("P5", "single"), &report)),
             [
                 "P5 8 B single near 0.80 target >= 1.00 missed  (0.80-0.80; 0.010 us against 0.008 us of quick, hop 0.070)"
             ]
         );
-        let none = judge_crates(target("P5", "batched"), &report);
+        let none = judge_bench(target("P5", "batched"), &report);
         assert!(lines(&none)[0].starts_with("P5 batched no peer"));
+    }
+
+    #[test]
+    fn what_a_bench_lacks_is_told_and_its_times_are_written_as_people_read_them() {
+        let report = Ok(json!({ "rows": [
+            { "target": "P14", "part": "systems", "point": "DuckDB", "why": "no DuckDB (PyPI: duckdb)" },
+            { "target": "P13", "part": "reduce", "point": "reduce", "against": "timely", "cores": "-",
+              "hop_ns": 0.0, "rounds_ns": [[5e7, 2e9]] },
+        ] }));
+        assert_eq!(
+            lines(&judge_bench(target("P14", "systems"), &report)),
+            ["P14 systems no peer (no DuckDB (PyPI: duckdb)); target <= 0.50"]
+        );
+        assert_eq!(
+            lines(&judge_bench(target("P13", "reduce"), &report)),
+            [
+                "P13 reduce 40.00 target >= 2.00 met  (40.00-40.00; 50.00 ms against 2.000 s of timely)"
+            ]
+        );
     }
 }

@@ -128,6 +128,9 @@ impl Point {
         let (mut spilled, mut peak_bytes) = (0, 0);
         for line in text.lines() {
             let (kind, rest) = line.split_once(' ')?;
+            if kind == "first" {
+                continue;
+            }
             if kind == "peak" {
                 peak_bytes += rest.parse::<u64>().ok()?;
                 continue;

@@ -1,6 +1,10 @@
 //! What each worker of a measurement of operators does.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use clap::Args;
 use updraft::{Config, Env, dataflow::Totals};
@@ -48,7 +52,8 @@ impl Arguments {
     }
 }
 
-/// Is a worker of the job that measures. The first writes a line for each run, and all how much memory they had.
+/// Is a worker of the job that measures. The first writes when its first run was
+/// over, and a line for each run that counts; all write how much memory they had.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), updraft::Error> {
     updraft::run(Config::default(), |env| {
         let mut lines = String::new();
@@ -79,6 +84,10 @@ fn measure(env: &mut Env, arguments: &Arguments, lines: &mut String) -> Result<(
         let start = Instant::now();
         let digest = env.run(&job)?;
         let seconds = start.elapsed().as_secs_f64();
+        if run == 0 {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            *lines += &format!("first {}\n", now.map_or(0, |now| now.as_nanos()));
+        }
         if run >= arguments.warmup {
             let spilled = spilled(env.totals()) - before;
             *lines += &format!("run {seconds} {spilled} {digest}\n");
