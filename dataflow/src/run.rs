@@ -92,7 +92,6 @@ pub fn run_after(number: u32, runs: u32) -> u32 {
 }
 
 /// The numbers of runs of jobs.
-
 const RUNS: u32 = u32::MAX >> 2;
 /// Tells the runs of operators that a program drives from those of jobs.
 const OPERATORS: u32 = RUNS + 1;
