@@ -99,7 +99,7 @@ impl Fabric {
             let asleep = Instant::now();
             let waited = self.look(timeout);
             if asleep.elapsed() < SHORT_SLEEP {
-                self.spins = self.spins.saturating_mul(4);
+                self.spins = self.spins.saturating_mul(4).min(SPINS_MAX);
             }
             waited
         };
