@@ -185,6 +185,7 @@ impl Config {
             },
             port: number("UPDRAFT_RDMA_PORT")?.or(self.rdma.port),
             gid: number("UPDRAFT_RDMA_GID")?.or(self.rdma.gid),
+            read_only: switch("UPDRAFT_RDMA_READ_ONLY")?.unwrap_or(self.rdma.read_only),
         };
         let mut spill = self.spill.clone();
         if let Some(directories) = env::var_os("UPDRAFT_SPILL_DIRS") {

@@ -56,7 +56,10 @@ pub(crate) mod reads_and_writes_the_memory_of_a_peer {
         model[64..72].copy_from_slice(&1u64.to_ne_bytes());
 
         assert_eq!(end.fabric.borrow().outstanding(end.peer), 0);
-        if end.fabric.borrow().path(end.peer) == Some(Path::Shm) {
+        let path = end.fabric.borrow().path(end.peer);
+        let is_direct = matches!(path, Some(Path::Shm | Path::Rdma));
+        assert_eq!(region.is_direct(), is_direct);
+        if path == Some(Path::Shm) {
             let words = region.words().unwrap();
             assert_eq!(words[8].load(Ordering::Acquire), 1);
         } else {
@@ -415,6 +418,8 @@ pub(crate) mod takes_memory_back_once_no_peer_can_touch_it {
         assert_eq!(end.receive().await.unwrap().as_slice(), b"taken back");
         if let Some(words) = region.words() {
             assert_eq!(words[0].load(Ordering::Relaxed), 0x0505_0505_0505_0505);
+        }
+        if region.is_direct() {
             // It learns that it should let go.
             poll_fn(|_| {
                 end.take_in();
@@ -434,7 +439,8 @@ pub(crate) mod takes_memory_back_once_no_peer_can_touch_it {
         let exposed = end.expose(&[5; BYTES]).await;
         assert_eq!(end.receive().await.unwrap().as_slice(), b"attached");
         drop(exposed);
-        if end.fabric.borrow().path(end.peer) == Some(Path::Shm) {
+        let path = end.fabric.borrow().path(end.peer);
+        if matches!(path, Some(Path::Shm | Path::Rdma)) {
             let early = end.fabric.borrow().loan(BYTES).unwrap();
             assert!(early.is_none(), "a peer can touch it");
         }

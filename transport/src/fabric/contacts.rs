@@ -168,6 +168,10 @@ impl Fabric {
         if let Contact::Open(link) = &self.peers[peer as usize] {
             let traffic = &mut self.traffic[peer as usize];
             (traffic.path, traffic.waits) = (Some(link.path()), link.waits());
+            if let Link::Rdma(_) = link {
+                // Its queue pair is gone, so its device reaches nothing here any more.
+                self.onesided.table().borrow_mut().forget(peer);
+            }
         }
         let end = match &error {
             Error::PeerLost { cause, .. } => End::Lost(cause.clone()),

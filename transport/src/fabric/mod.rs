@@ -789,9 +789,13 @@ impl Fabric {
 impl Drop for Fabric {
     fn drop(&mut self) {
         self.tell_about_memory();
-        for peer in &mut self.peers {
-            if let Contact::Open(link) = peer {
+        for (peer, contact) in self.peers.iter_mut().enumerate() {
+            if let Contact::Open(link) = contact {
                 link.close();
+                if let Link::Rdma(_) = link {
+                    // Its device reaches nothing here any more.
+                    self.onesided.table().borrow_mut().forget(peer as Rank);
+                }
             }
         }
     }

@@ -7,8 +7,14 @@ use std::{
     rc::Rc,
 };
 
-use super::{Frame, Name, Reason, RegionHandle, WORD_BYTES, Words, load, store};
-use crate::{Buffer, Error, Loan, Rank, arena::Arena, secret, sync::AtomicU64};
+use super::{Access, Frame, Name, Reason, RegionHandle, WORD_BYTES, Words, load, store};
+use crate::{
+    Buffer, Error, Loan, Rank,
+    arena::Arena,
+    link::{Link, rdma::Exposure},
+    secret,
+    sync::AtomicU64,
+};
 
 /// Memory of ours that other ranks read and write by themselves. Dropping it takes the memory back.
 ///
@@ -16,9 +22,9 @@ use crate::{Buffer, Error, Loan, Rank, arena::Arena, secret, sync::AtomicU64};
 /// [words](Self::words), and copies. Bytes have the order of this machine within a word.
 ///
 /// After the drop no rank can attach or ask for anything; where it is exposed no more they are told so
-/// ([`Error::NotExposed`]). A rank that has mapped it (one of this node) may still touch it, until it
-/// drops its [`RemoteRegion`] or its process ends: only then does the memory go back to the arena. So
-/// whoever exposes need not agree with anyone on when to stop.
+/// ([`Error::NotExposed`]). A rank that has mapped it (one of this node), or whose RDMA device may use it, may still
+/// touch it, until it drops its [`RemoteRegion`] or its process or link ends: only then does the memory go
+/// back to the arena. So whoever exposes need not agree with anyone on when to stop.
 pub struct Exposed {
     words: Words,
     handle: RegionHandle,
@@ -88,7 +94,9 @@ impl fmt::Debug for Exposed {
 /// # What is visible when
 ///
 /// All accesses are of words of eight bytes, aligned, and each word is read and written whole; bytes that do
-/// not fill a word are merged into it. Larger copies may be seen in parts.
+/// not fill a word are merged into it. Larger copies may be seen in parts. (Where RDMA devices put and get, that words are whole
+/// is how adapters move data, and nothing that the verbs promise; Soft-RoCE may show a word in parts to whoever
+/// looks at it before what was put is published.)
 ///
 /// * Operations of one rank on the memory of one owner are carried out in the order in which they were issued.
 /// * An operation is *complete*, carried out at the owner, when it returned [`Issued::Done`](crate::Issued), or
@@ -100,7 +108,9 @@ impl fmt::Debug for Exposed {
 ///   operation complete before the message is sent.
 /// * An atomic operation, and a message received, has what was published before it seen by a
 ///   [`get`](crate::Fabric::get) that follows.
-/// * Atomic operations are atomic with those of all other ranks, on whatever paths, and with the owner's own.
+/// * Atomic operations are atomic with those of all other ranks, on whatever paths, and with the owner's own. An RDMA
+///   device carries them out only if it says that processors see them so (`IBV_ATOMIC_GLOB`); otherwise the owner does,
+///   asked by a message, and what is issued while such a question is on its way goes by messages behind it.
 #[derive(Clone)]
 pub struct RemoteRegion(pub(crate) Rc<Attached>);
 
@@ -111,6 +121,8 @@ pub(crate) struct Attached {
     pub(crate) bytes: u64,
     /// The memory itself, when we have mapped it.
     words: Option<Words>,
+    /// How our RDMA device reaches it, when it may, and where it is in the owner's arena.
+    access: Option<(Access, u64)>,
     revoked: Cell<bool>,
     /// Our own book, which passes on that we let go.
     table: Rc<RefCell<Table>>,
@@ -143,6 +155,12 @@ impl RemoteRegion {
         self.0.words()
     }
 
+    /// Whether the memory is put to and got from without the program of its owner: in place, or by RDMA devices. Then it
+    /// is not lent again before this is dropped.
+    pub fn is_direct(&self) -> bool {
+        self.0.is_direct()
+    }
+
     /// Whether the owner is known to have taken the memory back. Then it should be dropped, because
     /// the owner waits for that.
     pub fn is_revoked(&self) -> bool {
@@ -156,6 +174,7 @@ impl Attached {
         name: Name,
         bytes: u64,
         words: Option<Words>,
+        access: Option<(Access, u64)>,
         table: Rc<RefCell<Table>>,
     ) -> Self {
         Self {
@@ -163,6 +182,7 @@ impl Attached {
             name,
             bytes,
             words,
+            access,
             revoked: Cell::new(false),
             table,
         }
@@ -173,6 +193,14 @@ impl Attached {
         self.words.as_ref().map(Words::as_slice)
     }
 
+    pub(crate) fn access(&self) -> Option<(Access, u64)> {
+        self.access
+    }
+
+    fn is_direct(&self) -> bool {
+        self.words.is_some() || self.access.is_some()
+    }
+
     pub(crate) fn revoke(&self) {
         self.revoked.set(true);
     }
@@ -180,7 +208,7 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        if self.words.is_some() {
+        if self.is_direct() {
             self.table.borrow_mut().let_go(self.owner, self.name);
         }
     }
@@ -210,10 +238,19 @@ struct Entry {
     words: Words,
     offset: u64,
     bytes: u64,
+    /// Lets devices of peers use it.
+    exposure: Option<Exposure>,
     /// Keeps the memory from being lent again.
     buffer: Option<Buffer>,
-    /// The ranks that have it mapped, and how often each has attached.
+    /// The ranks that have it mapped, or whose device may use it, and how often each has attached.
     holders: BTreeMap<Rank, u64>,
+}
+
+/// Where exposed memory is in its owner's arena, and how the device of who asked reaches it.
+pub(crate) struct Place {
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+    pub(crate) access: Option<Access>,
 }
 
 impl Table {
@@ -246,6 +283,7 @@ impl Table {
             words: words()?,
             offset,
             bytes,
+            exposure: None,
             buffer: Some(buffer),
             holders: BTreeMap::new(),
         };
@@ -283,7 +321,7 @@ impl Table {
         (entry.key == name.key).then_some(entry)
     }
 
-    /// Exposes it no longer, and tells those who have it mapped.
+    /// Exposes it no longer, and tells those who hold it.
     fn close(&mut self, name: Name) {
         if let Some(entry) = self.entry(name) {
             entry.open = false;
@@ -306,13 +344,38 @@ impl Table {
         }
     }
 
-    /// Where the memory is, for `holder`, which is going to map it if it `maps`.
-    pub(crate) fn attach(&mut self, name: Name, holder: Rank, maps: bool) -> Option<(u64, u64)> {
+    /// Where the memory is, for `holder`, which is ourselves or at the other end of the link. It holds the memory from then on
+    /// where it can map it, or its device may use it.
+    pub(crate) fn attach(
+        &mut self,
+        name: Name,
+        holder: Rank,
+        link: Option<&Link>,
+    ) -> Option<Place> {
         let entry = self.entry(name).filter(|entry| entry.open)?;
-        if maps {
+        let access = match link {
+            Some(Link::Rdma(link)) => {
+                if entry.exposure.is_none() {
+                    entry.exposure = link.expose(entry.offset, entry.bytes);
+                }
+                entry.exposure.as_ref().map(Exposure::access)
+            }
+            _ => None,
+        };
+        if access.is_some() || matches!(link, None | Some(Link::Shm(_))) {
             *entry.holders.entry(holder).or_default() += 1;
         }
-        Some((entry.offset, entry.bytes))
+        Some(Place {
+            offset: entry.offset,
+            bytes: entry.bytes,
+            access,
+        })
+    }
+
+    /// Whether nothing is exposed or held.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.iter().all(Option::is_none)
     }
 
     /// The exposed words by that name, all `bytes` bytes from `offset` on being among them.
@@ -343,7 +406,7 @@ impl Table {
         }
     }
 
-    /// Takes note that the process of `holder` has ended, so that it touches nothing any more.
+    /// Takes note that the process of `holder`, or its link over RDMA, has ended, so that it touches nothing any more.
     pub(crate) fn forget(&mut self, holder: Rank) {
         for entry in &mut self.entries {
             if let Some(held) = entry {
@@ -377,6 +440,7 @@ impl Table {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        self.exposure = None; // From here on no device touches it.
         if let Some(buffer) = self.buffer.take()
             && !self.holders.is_empty()
         {

@@ -13,6 +13,34 @@ pub(crate) struct Name {
     pub(crate) key: u64,
 }
 
+/// By what the device of another rank reaches exposed memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Opens the memory to puts and gets.
+    pub(crate) key: u32,
+    /// Whether what the owner's device does to a word is atomic for its processors, too.
+    pub(crate) atomics: bool,
+}
+
+impl Access {
+    const IS_THERE: u64 = 1 << 32;
+    const ATOMICS: u64 = 1 << 33;
+
+    fn to_word(access: Option<Self>) -> u64 {
+        access.map_or(0, |access| {
+            let atomics = if access.atomics { Self::ATOMICS } else { 0 };
+            u64::from(access.key) | Self::IS_THERE | atomics
+        })
+    }
+
+    fn from_word(word: u64) -> Option<Self> {
+        (word & Self::IS_THERE != 0).then_some(Self {
+            key: word as u32,
+            atomics: word & Self::ATOMICS != 0,
+        })
+    }
+}
+
 /// Why an owner does not do what it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
@@ -50,10 +78,11 @@ pub(crate) enum Frame {
         new: u64,
     },
 
-    /// The memory is there in the owner's arena.
+    /// The memory is there in the owner's arena, and our device may use it if there is an `access`.
     Attached {
         offset: u64,
         bytes: u64,
+        access: Option<Access>,
     },
     Written,
     /// A part of what was to be read, in its order.
@@ -98,7 +127,11 @@ impl Frame {
                 expected,
                 new,
             } => (5, name, [offset, expected, new]),
-            Self::Attached { offset, bytes } => (6, NONE, [offset, bytes, 0]),
+            Self::Attached {
+                offset,
+                bytes,
+                access,
+            } => (6, NONE, [offset, bytes, Access::to_word(access)]),
             Self::Written => (7, NONE, [0; 3]),
             Self::Read { bytes } => (8, NONE, [bytes, 0, 0]),
             Self::Old { value } => (9, NONE, [value, 0, 0]),
@@ -154,6 +187,7 @@ impl Frame {
             6 => Self::Attached {
                 offset: a,
                 bytes: b,
+                access: Access::from_word(c),
             },
             7 => Self::Written,
             8 => Self::Read { bytes: a },
@@ -179,15 +213,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_frame_is_read_as_it_was_written(index: u32, key: u64, offset: u64, a: u64, b: u64) {
+        fn a_frame_is_read_as_it_was_written(
+            index: u32, key: u64, offset: u64, a: u64, b: u64, opens: u32, atomics: bool,
+        ) {
             let name = Name { index, key };
+            let access = Some(Access { key: opens, atomics });
             for frame in [
                 Frame::Attach(name),
                 Frame::Put { name, offset, bytes: a },
                 Frame::Get { name, offset, bytes: a },
                 Frame::FetchAdd { name, offset, value: a },
                 Frame::CompareSwap { name, offset, expected: a, new: b },
-                Frame::Attached { offset, bytes: a },
+                Frame::Attached { offset, bytes: a, access: None },
+                Frame::Attached { offset, bytes: a, access },
                 Frame::Written,
                 Frame::Read { bytes: a },
                 Frame::Old { value: a },

@@ -14,13 +14,16 @@ use std::{
 };
 
 use super::{
-    Attached, Frame, Name, Reason, RemoteRegion, Table, WORD_BYTES, Words, compare_swap, fetch_add,
-    load, store,
+    Access, Attached, Frame, Name, Place, Reason, RemoteRegion, Table, WORD_BYTES, Words,
+    compare_swap, fetch_add, load, store,
 };
 use crate::{
     Arena, Buffer, Error, Event, Loan, Path, Rank,
     arena::INLINE_BYTES,
-    link::{End, Link},
+    link::{
+        End, Link,
+        rdma::{Deed, Direct, Rdma},
+    },
 };
 
 /// Operations on the memory of one peer that can be under way at a time.
@@ -40,7 +43,7 @@ pub struct Operation(pub(crate) u64);
 #[derive(Debug)]
 #[must_use = "an operation may not have been issued for want of room"]
 pub enum Issued<T> {
-    /// It is complete: that is so on shared memory.
+    /// It is complete: that is so on shared memory, and of nothing.
     Done(T),
     /// An [`Event::Completed`] will tell how it went.
     Pending(Operation),
@@ -130,6 +133,8 @@ struct Getting {
 #[derive(Default)]
 struct Lane {
     questions: VecDeque<Question>,
+    /// Operations that devices carry out, in their order.
+    directs: VecDeque<Operation>,
     /// Frames that wait for a link to be made.
     unsent: Vec<(u64, Frame)>,
     announced: Announced,
@@ -180,8 +185,10 @@ impl Onesided {
         name: Name,
         bytes: u64,
         words: Option<Words>,
+        access: Option<(Access, u64)>,
     ) -> RemoteRegion {
-        let attached = Rc::new(Attached::new(owner, name, bytes, words, self.table.clone()));
+        let table = self.table.clone();
+        let attached = Rc::new(Attached::new(owner, name, bytes, words, access, table));
         self.attached.retain(|region| region.strong_count() > 0);
         self.attached.push(Rc::downgrade(&attached));
         RemoteRegion(attached)
@@ -199,7 +206,13 @@ impl Onesided {
     /// Operations under way at `peer`.
     pub(crate) fn outstanding(&self, peer: Rank) -> usize {
         let lane = self.lanes.get(peer as usize).and_then(Option::as_ref);
-        lane.map_or(0, |lane| lane.questions.len())
+        lane.map_or(0, |lane| lane.questions.len() + lane.directs.len())
+    }
+
+    /// Whether questions to `peer` wait for their answers. What its device did now, it might do before them.
+    pub(crate) fn is_asking(&self, peer: Rank) -> bool {
+        let lane = self.lanes.get(peer as usize).and_then(Option::as_ref);
+        lane.is_some_and(|lane| !lane.questions.is_empty())
     }
 
     pub(crate) fn has_room(&self, peer: Rank) -> bool {
@@ -229,6 +242,30 @@ impl Onesided {
         operation
     }
 
+    /// Has devices carry out an operation on memory of the peer at the other end of `link`, when nothing is
+    /// [asked](Self::is_asking) of it: at `at` of its arena, to which `key` gives access.
+    pub(crate) fn operate(
+        &mut self,
+        peer: Rank,
+        link: Option<&mut Rdma>,
+        key: u32,
+        at: u64,
+        deed: Deed,
+    ) -> Operation {
+        self.next += 1;
+        let number = self.next;
+        self.lane(peer).directs.push_back(Operation(number));
+        if let Some(link) = link {
+            link.operate(Direct {
+                number,
+                key,
+                at,
+                deed,
+            });
+        }
+        Operation(number)
+    }
+
     /// Sends what waited for the link to `peer`.
     pub(crate) fn opened(&mut self, peer: Rank, link: &mut Link) {
         if let Some(lane) = &mut self.lanes[peer as usize] {
@@ -244,11 +281,11 @@ impl Onesided {
             return;
         };
         self.blocked -= usize::from(lane.is_blocked());
-        events.extend(
-            lane.questions
-                .into_iter()
-                .map(|question| completed(peer, question.operation, Err(end.error(peer)))),
-        );
+        let asked = lane.questions.iter().map(|question| question.operation);
+        let mut under_way: Vec<_> = asked.chain(lane.directs).collect();
+        under_way.sort_unstable();
+        let unknown = |operation| completed(peer, operation, Err(end.error(peer)));
+        events.extend(under_way.into_iter().map(unknown));
     }
 
     /// Whether something waits behind a `Get` in any lane.
@@ -266,7 +303,7 @@ impl Onesided {
                 .is_some_and(|lane| lane.is_blocked())
     }
 
-    /// Takes in all that came from `peer` beside its messages.
+    /// Takes in all that came from `peer` beside its messages, and what devices have done.
     pub(crate) fn take_asides(
         &mut self,
         peer: Rank,
@@ -274,6 +311,13 @@ impl Onesided {
         arena: &Arena,
         events: &mut VecDeque<Event>,
     ) -> Result<(), End> {
+        if let Link::Rdma(link) = link {
+            while let Some((number, outcome)) = link.take_done() {
+                let operation = self.lane(peer).directs.pop_front();
+                debug_assert_eq!(operation, Some(Operation(number)), "in their order");
+                events.push_back(completed(peer, Operation(number), Ok(outcome)));
+            }
+        }
         while let Some(aside) = link.take_aside() {
             self.take(peer, link, arena, aside, events)?;
         }
@@ -402,15 +446,32 @@ impl Onesided {
         }
         let outcome = match (frame, question.asked) {
             (Frame::Refused(reason), asked) => Err(refusal(peer, reason, &asked)),
-            (Frame::Attached { offset, bytes }, Asked::Attach(name)) => {
+            (
+                Frame::Attached {
+                    offset,
+                    bytes,
+                    access,
+                },
+                Asked::Attach(name),
+            ) => {
+                let outside = || End::protocol("it exposed what is not in its arena");
                 let words = match link {
-                    Link::Shm(link) => Some(
-                        Words::new(link.mapping(), offset, bytes)
-                            .ok_or(End::protocol("it exposed what is not in its arena"))?,
-                    ),
+                    Link::Shm(link) => {
+                        Some(Words::new(link.mapping(), offset, bytes).ok_or_else(outside)?)
+                    }
+                    Link::Rdma(link) if access.is_some() && !link.reaches(offset, bytes) => {
+                        return Err(outside());
+                    }
                     _ => None,
                 };
-                Ok(Outcome::Attached(self.region(peer, name, bytes, words)))
+                if access.is_some() && !matches!(link, Link::Rdma(_)) {
+                    return Err(End::protocol(
+                        "it exposed memory to a device that is not there",
+                    ));
+                }
+                let access = access.map(|access| (access, offset));
+                let region = self.region(peer, name, bytes, words, access);
+                Ok(Outcome::Attached(region))
             }
             (Frame::Written, Asked::Put) => Ok(Outcome::Put),
             (Frame::Old { value }, Asked::Old) => Ok(Outcome::Old(value)),
@@ -523,8 +584,16 @@ fn carry_out(
     link: &mut Link,
 ) {
     let answer = match frame {
-        Frame::Attach(name) => match table.attach(name, peer, link.path() == Path::Shm) {
-            Some((offset, bytes)) => Frame::Attached { offset, bytes },
+        Frame::Attach(name) => match table.attach(name, peer, Some(link)) {
+            Some(Place {
+                offset,
+                bytes,
+                access,
+            }) => Frame::Attached {
+                offset,
+                bytes,
+                access,
+            },
             None => Frame::Refused(Reason::NotExposed),
         },
         Frame::Put {

@@ -7,6 +7,8 @@
 //! protection domain, queues and context. So objects end after all that was made from them, which is the order that
 //! the verbs ask for, and a pointer of a living object is valid.
 
+#[cfg(all(test, not(loom)))]
+mod layout;
 pub(crate) mod sys;
 
 use std::{

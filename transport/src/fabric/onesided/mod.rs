@@ -1,5 +1,7 @@
 //! One-sided operations, as a fabric offers them. See [`remote`](crate::remote) for how they are done.
 
+#[cfg(all(test, not(loom)))]
+mod devices;
 mod serving;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -10,8 +12,12 @@ use super::{Contact, Fabric};
 use crate::{
     Buffer, Error, Exposed, Issued, Loan, Operation, Rank, RegionHandle, RemoteRegion,
     arena::INLINE_BYTES,
+    link::{
+        Link,
+        rdma::{Deed, part_of},
+    },
     remote::{
-        Asked, Frame, PIECE_BYTES, Table, WORD_BYTES, Words, compare_swap, fetch_add, load,
+        Asked, Frame, PIECE_BYTES, Place, Table, WORD_BYTES, Words, compare_swap, fetch_add, load,
         piece_of, store,
     },
     sync::AtomicU64,
@@ -21,8 +27,11 @@ impl Fabric {
     /// Exposes memory of this rank, so that others read and write it by themselves: its length is rounded up
     /// to whole words of eight bytes. Its [handle](Exposed::handle) is to be sent to them.
     ///
-    /// Over TCP and in a simulation they do so while this fabric is driven. What they put there comes in pieces
-    /// of up to 128 KiB, each of which needs a loan as a message does: so not all of an arena should be exposed.
+    /// On this node they do so in place, and over RDMA the devices do (see [`RemoteRegion::is_direct`]), for which this rank's
+    /// registers the memory when the first attaches: those bytes are counted once more against the limit of locked memory, and
+    /// where that does not allow it, or [`RdmaConfig::read_only`](crate::RdmaConfig) forbids it, messages do it. Over TCP and
+    /// in a simulation it happens by messages, while this fabric is driven. What is put comes in pieces
+    /// of up to 128 KiB then, each of which needs a loan as a message does: so not all of an arena should be exposed.
     ///
     /// ```
     /// use std::sync::atomic::Ordering;
@@ -52,7 +61,8 @@ impl Fabric {
     /// Attaches to memory that another rank, or this one, has exposed. The owner is asked, and a
     /// link to it made if there is none; its answer is an [`Outcome::Attached`](crate::Outcome).
     ///
-    /// Memory of a rank of this node that is reached over shared memory is mapped, and used in place from then on.
+    /// Memory of a rank of this node that is reached over shared memory is mapped, and used in place from then on; memory of
+    /// one that is reached over RDMA is used by the devices.
     ///
     /// # Errors
     ///
@@ -88,10 +98,10 @@ impl Fabric {
     fn attach_to_own(&mut self, handle: &RegionHandle) -> Result<RemoteRegion, Error> {
         let (rank, name) = (self.rank, handle.name);
         let missing = Error::NotExposed { peer: rank };
-        let place = self.onesided.table().borrow_mut().attach(name, rank, true);
-        let (offset, bytes) = place.ok_or(missing)?;
+        let place = self.onesided.table().borrow_mut().attach(name, rank, None);
+        let Place { offset, bytes, .. } = place.ok_or(missing)?;
         let words = Words::new(self.arena.mapping(), offset, bytes);
-        Ok(self.onesided.region(rank, name, bytes, words))
+        Ok(self.onesided.region(rank, name, bytes, words, None))
     }
 
     /// Copies `bytes` to `offset` of the memory of a peer. What is visible when, and to whom, is told at
@@ -122,7 +132,7 @@ impl Fabric {
     /// Copies `bytes` bytes from `offset` on of the memory of a peer. On shared memory it is done at once, and
     /// [`RemoteRegion::words`] reads them without a copy; the event is an [`Outcome::Got`](crate::Outcome).
     ///
-    /// An owner that has no memory to answer with does so in small pieces, or, when much else waits behind
+    /// Where messages do it, an owner that has no memory to answer with does so in small pieces, or, when much else waits behind
     /// the answer, not at all: that is an [`Error::PeerFull`] in the event.
     ///
     /// # Errors
@@ -168,6 +178,10 @@ impl Fabric {
             load(words, offset as usize, &mut whole);
             return Ok(Issued::Done(whole.freeze()));
         }
+        if let Some(device) = self.device(region, offset) {
+            let deed = Deed::Get { whole, asked: 0 };
+            return Ok(Issued::Pending(self.operate(region.owner(), device, deed)));
+        }
         let frame = Frame::Get {
             name: region.0.name,
             offset,
@@ -197,6 +211,9 @@ impl Fabric {
         if let Some(word) = word(region, offset) {
             return Ok(Issued::Done(fetch_add(word, value)));
         }
+        if let Some(device) = self.device_for_words(region, offset) {
+            return self.operate_on_word(region, device, |old| Deed::FetchAdd { value, old });
+        }
         let frame = Frame::FetchAdd {
             name: region.0.name,
             offset,
@@ -222,6 +239,13 @@ impl Fabric {
         self.check_word(region, offset)?;
         if let Some(word) = word(region, offset) {
             return Ok(Issued::Done(compare_swap(word, expected, new)));
+        }
+        if let Some(device) = self.device_for_words(region, offset) {
+            return self.operate_on_word(region, device, |old| Deed::CompareSwap {
+                expected,
+                new,
+                old,
+            });
         }
         let frame = Frame::CompareSwap {
             name: region.0.name,
@@ -299,13 +323,21 @@ impl Fabric {
         if !self.onesided.has_room(owner) {
             return Ok(Issued::NoRoom);
         }
-        let mut pieces = Vec::new();
+        let device = self.device(region, offset);
+        let by_value_max = device
+            .as_ref()
+            .map_or(INLINE_BYTES, |device| device.inline_bytes);
+        let mut pieces = VecDeque::new();
         let mut rest = bytes;
         while !rest.is_empty() {
             let at = offset + (bytes.len() - rest.len()) as u64;
-            let (piece, others) = rest.split_at(piece_of(at, rest.len() as u64, PIECE_BYTES));
+            let (piece, others) = rest.split_at(match device {
+                Some(_) => part_of(at, rest.len(), PIECE_BYTES),
+                None => piece_of(at, rest.len() as u64, PIECE_BYTES),
+            });
             rest = others;
-            pieces.push(match Buffer::inline(0, piece) {
+            let by_value = (piece.len() <= by_value_max).then(|| Buffer::inline(0, piece));
+            pieces.push_back(match by_value.flatten() {
                 Some(piece) => piece,
                 None => {
                     let Some(mut loan) = self.loan(piece.len())? else {
@@ -316,11 +348,16 @@ impl Fabric {
                 }
             });
         }
+        if let Some(device) = device {
+            let deed = Deed::Put { pieces };
+            return Ok(Issued::Pending(self.operate(owner, device, deed)));
+        }
         let frame = Frame::Put {
             name: region.0.name,
             offset,
             bytes: bytes.len() as u64,
         };
+        let pieces = pieces.into();
         Ok(Issued::Pending(self.ask(owner, frame, Asked::Put, pieces)))
     }
 
@@ -333,6 +370,54 @@ impl Fabric {
         Ok(Issued::Pending(operation))
     }
 
+    /// How devices reach `offset` of the memory, if they may and can keep the order now.
+    fn device(&self, region: &RemoteRegion, offset: u64) -> Option<Device> {
+        let (access, start) = region.0.access()?;
+        let owner = region.owner();
+        match self.peers.get(owner as usize) {
+            Some(Contact::Open(Link::Rdma(link))) if !self.onesided.is_asking(owner) => {
+                Some(Device {
+                    key: access.key,
+                    at: start + offset,
+                    inline_bytes: link.inline_bytes(),
+                    operates_on_words: access.atomics && link.has_atomics(),
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// The same for operations on words.
+    fn device_for_words(&self, region: &RemoteRegion, offset: u64) -> Option<Device> {
+        let device = self.device(region, offset)?;
+        device.operates_on_words.then_some(device)
+    }
+
+    fn operate_on_word(
+        &mut self,
+        region: &RemoteRegion,
+        device: Device,
+        deed: impl FnOnce(Loan) -> Deed,
+    ) -> Result<Issued<u64>, Error> {
+        let owner = region.owner();
+        if !self.onesided.has_room(owner) {
+            return Ok(Issued::NoRoom);
+        }
+        let Some(old) = self.loan(WORD_BYTES)? else {
+            return Ok(Issued::NoRoom);
+        };
+        Ok(Issued::Pending(self.operate(owner, device, deed(old))))
+    }
+
+    fn operate(&mut self, owner: Rank, device: Device, deed: Deed) -> Operation {
+        let Device { key, at, .. } = device;
+        let link = match &mut self.peers[owner as usize] {
+            Contact::Open(Link::Rdma(link)) => Some(&mut **link),
+            _ => None,
+        };
+        self.onesided.operate(owner, link, key, at, deed)
+    }
+
     fn ask(&mut self, peer: Rank, frame: Frame, asked: Asked, pieces: Vec<Buffer>) -> Operation {
         let link = match &mut self.peers[peer as usize] {
             Contact::Open(link) => Some(link),
@@ -340,6 +425,16 @@ impl Fabric {
         };
         self.onesided.ask(peer, link, frame, asked, pieces)
     }
+}
+
+/// How devices reach exposed memory of a peer.
+struct Device {
+    key: u32,
+    /// Where in its arena.
+    at: u64,
+    /// The most bytes that go inside a request.
+    inline_bytes: usize,
+    operates_on_words: bool,
 }
 
 /// The word at an offset that has been checked, if we have mapped it.

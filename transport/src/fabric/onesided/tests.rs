@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::{
     Arena, Event, Ledger, Loss, Outcome, Simulation,
-    remote::{Name, Reason},
+    remote::{Access, Name, Reason},
 };
 
 /// Two ranks, of which the second says what it likes.
@@ -81,7 +81,11 @@ fn what_is_no_frame_or_answers_no_question_ends_the_link() {
     let frames = [
         Frame::Written,
         Frame::Old { value: 1 },
-        Frame::Attached { offset, bytes: 8 },
+        Frame::Attached {
+            offset,
+            bytes: 8,
+            access: None,
+        },
         Frame::Read { bytes: 1 },
         Frame::Refused(Reason::NotExposed),
         Frame::Put {
@@ -240,6 +244,7 @@ fn answers_to_other_questions_or_longer_than_asked_end_the_link() {
             Frame::Attached {
                 offset: 0,
                 bytes: 64,
+                access: None,
             },
         );
         let [Event::Completed { completion, .. }] = &pair.heard()[..] else {
@@ -320,4 +325,28 @@ fn a_get_behind_which_too_much_waits_is_refused_and_nothing_else_is_lost() {
         Ok(Outcome::Old(0x0909_0909_0909_0909))
     ));
     drop(lent);
+}
+
+#[test]
+fn a_peer_that_is_not_reached_by_devices_cannot_claim_it() {
+    let handle = RegionHandle::from_bytes(&{
+        let mut bytes = [0; RegionHandle::BYTES];
+        bytes[0] = 1;
+        bytes
+    });
+    let mut pair = Pair::new(1 << 20);
+    assert!(matches!(pair.here.attach(&handle), Ok(Issued::Pending(_))));
+    let access = Some(Access {
+        key: 7,
+        atomics: true,
+    });
+    pair.say(
+        1,
+        Frame::Attached {
+            offset: 0,
+            bytes: 64,
+            access,
+        },
+    );
+    pair.assert_disbelieved();
 }

@@ -18,6 +18,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::endpoint::{Endpoint, Wire};
 use crate::{
     Arena, Loan, Loss, Rank, Unusable,
+    remote::Access,
     secret::random,
     verbs::{
         AsyncEvent, Channel, Context, Cq, Devices, Mr, Pd, Qp, Srq, VerbError,
@@ -67,6 +68,9 @@ pub struct RdmaConfig {
     /// The entry in the port's table of addresses. Unless set, it is the first of RoCE v2 with an IPv4 address,
     /// else of RoCE v2 with an IPv6 address, else of RoCE v1. InfiniBand needs none.
     pub gid: Option<u32>,
+    /// Whether devices of peers may only read here. What others put to and get from memory that this rank exposes then goes by
+    /// messages, as over TCP.
+    pub read_only: bool,
 }
 
 impl RdmaConfig {
@@ -130,6 +134,10 @@ pub(crate) struct Adapter {
     name: String,
     port: Port,
     read_limits: (u8, u8),
+    read_only: bool,
+    /// Whether our device operates on words of peers, and whether what it does to ours is atomic for our processors, too.
+    has_atomics: bool,
+    serves_atomics: Cell<bool>,
     links_max: u32,
     inboxes: RefCell<HashMap<u32, Rc<Inbox>>>,
     /// The one that the last completion was for, which is most often that of the next.
@@ -185,6 +193,9 @@ impl Adapter {
                 reads(device.max_qp_init_rd_atom),
                 reads(device.max_qp_rd_atom),
             ),
+            read_only: config.read_only,
+            has_atomics: device.atomic_cap != sys::IBV_ATOMIC_NONE,
+            serves_atomics: Cell::new(device.atomic_cap == sys::IBV_ATOMIC_GLOB),
             links_max,
             inboxes: RefCell::default(),
             last: RefCell::default(),
@@ -228,7 +239,7 @@ impl Adapter {
         let init = ibv_qp_attr {
             qp_state: sys::IBV_QPS_INIT,
             port_num: self.port.number,
-            qp_access_flags: sys::IBV_ACCESS_REMOTE_READ as u32,
+            qp_access_flags: self.qp_access() as u32,
             ..ibv_qp_attr::default()
         };
         let mask = sys::IBV_QP_STATE
@@ -259,6 +270,51 @@ impl Adapter {
             local,
             adapter: self.clone(),
         })
+    }
+
+    /// What peers may do at all; each registration says what they may do there.
+    fn qp_access(&self) -> c_int {
+        match (self.read_only, self.has_atomics) {
+            (true, _) => sys::IBV_ACCESS_REMOTE_READ,
+            (false, false) => sys::IBV_ACCESS_REMOTE_READ | sys::IBV_ACCESS_REMOTE_WRITE,
+            (false, true) => {
+                sys::IBV_ACCESS_REMOTE_READ
+                    | sys::IBV_ACCESS_REMOTE_WRITE
+                    | sys::IBV_ACCESS_REMOTE_ATOMIC
+            }
+        }
+    }
+
+    pub(super) fn has_atomics(&self) -> bool {
+        self.has_atomics
+    }
+
+    /// Registers exposed memory, at `offset` of the arena, so that peers may write there and nowhere else. None if that
+    /// is not wanted, or the device or the limit of locked memory does not allow it.
+    pub(super) fn expose(&self, offset: u64, bytes: u64) -> Option<Exposure> {
+        if self.read_only {
+            return None;
+        }
+        let start = self.arena.region().data(offset, bytes)?;
+        let atomics = self.serves_atomics.get();
+        let access = sys::IBV_ACCESS_LOCAL_WRITE
+            | sys::IBV_ACCESS_REMOTE_READ
+            | sys::IBV_ACCESS_REMOTE_WRITE
+            | if atomics {
+                sys::IBV_ACCESS_REMOTE_ATOMIC
+            } else {
+                0
+            };
+        // SAFETY: its owner keeps the memory mapped and lent while it is registered, and touches it by atomics alone.
+        let registered = unsafe { Mr::register(&self.pd, start, bytes as usize, access) };
+        registered.ok().map(|region| Exposure { region, atomics })
+    }
+
+    /// Has words operated on by devices where the devices only answer for each other: for memory that no processor operates
+    /// on.
+    #[cfg(test)]
+    pub(super) fn serve_atomics(&self) {
+        self.serves_atomics.set(true);
     }
 
     /// Sets memory aside for links to `peers` peers, or to as many as an eighth of the arena serves, so that they are
@@ -402,6 +458,11 @@ impl Adapter {
         };
         inbox.news.set(true);
         match (completion.status, received) {
+            (sys::IBV_WC_SUCCESS, true) if completion.opcode != sys::IBV_WC_RECV => {
+                // A write with an immediate takes a slot, and leaves it as it was.
+                inbox.fail(Loss::Protocol("it sent what is not a packet"));
+                self.free(slot);
+            }
             (sys::IBV_WC_SUCCESS, true) => inbox
                 .packets
                 .borrow_mut()
@@ -426,7 +487,7 @@ impl Adapter {
             ),
             sys::IBV_WC_RNR_RETRY_EXC_ERR => "its device had no receive posted".to_owned(),
             sys::IBV_WC_REM_ACCESS_ERR => {
-                return Loss::Protocol("it offered memory that its device does not let us read");
+                return Loss::Protocol("it offered memory that its device does not let us use");
             }
             sys::IBV_WC_WR_FLUSH_ERR => "the queue pair had failed".to_owned(),
             other => self.context.status_text(other),
@@ -585,6 +646,22 @@ fn register(pd: &Rc<Pd>, device: &str, arena: &Arena) -> Result<Mr, Unusable> {
         },
         _ => error.into(),
     })
+}
+
+/// Exposed memory that devices of peers may use, until this is dropped.
+pub(crate) struct Exposure {
+    region: Mr,
+    atomics: bool,
+}
+
+impl Exposure {
+    /// What peers have to know.
+    pub(crate) fn access(&self) -> Access {
+        Access {
+            key: self.region.remote_key(),
+            atomics: self.atomics,
+        }
+    }
 }
 
 /// The number of a link's first packet: 24 bits that an earlier link of the same number did not use.

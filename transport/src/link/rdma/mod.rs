@@ -4,7 +4,7 @@
 //! arena it is in, into a receive slot, and from there into a loan. A larger one is offered: the receiver's device reads it
 //! straight from the sender's arena into a loan of the receiver's, and its loan is the sender's until the
 //! *receiver* has dropped the message, as on the other links. (Reading costs the sender's processor
-//! nothing.)
+//! nothing.) Memory that is exposed is written, read and operated on by the devices in the same way, see `direct`.
 //!
 //! Receive slots are counted out to each peer as credits, so no packet finds none. Requests are posted in
 //! chains, and one in sixteen says that it completed. A TCP connection, over which the two ends got to know each other,
@@ -12,6 +12,7 @@
 //! asked after a silence by reading nothing of its memory, which costs its processor nothing.
 
 mod adapter;
+mod direct;
 mod endpoint;
 mod packet;
 mod receive;
@@ -24,17 +25,19 @@ use mio::net::TcpStream;
 
 pub use self::adapter::RdmaConfig;
 pub(crate) use self::{
-    adapter::{Adapter, Connected, Prepared},
+    adapter::{Adapter, Connected, Exposure, Prepared},
+    direct::{Deed, Direct, part_of},
     endpoint::{ENDPOINT_BYTES, Endpoint as RdmaEndpoint},
 };
 use self::{
     adapter::{CONTROL_SLOTS, DATA_SLOTS, Inbox, Parts, REQUESTS, STAGED_BYTES},
+    direct::Last,
     packet::{Class, Lane},
     watch::Goodbye,
 };
 use super::{End, Endpoint};
 use crate::{
-    Arena, Buffer, Error, Loan, Rank,
+    Arena, Buffer, Error, Loan, Outcome, Rank,
     arena::Returns,
     verbs::{Qp, sys},
 };
@@ -60,6 +63,12 @@ enum Posted {
     Read { last: bool },
     /// The peer's device was asked whether it is there.
     Probe,
+    /// A part of an operation on exposed memory, with what is written; the last one completes it.
+    Direct {
+        _piece: Option<Buffer>,
+        fetches: bool,
+        last: Option<(u64, Last)>,
+    },
 }
 
 /// A message on its way to the program.
@@ -107,6 +116,12 @@ pub(crate) struct Rdma {
     waits: u64,
     /// What came about exposed memory.
     asides: VecDeque<Buffer>,
+    /// Operations on exposed memory of the peer, of which requests are still to be posted; packets wait for that.
+    directs: VecDeque<Direct>,
+    /// Requests on their way that bring something of that memory here.
+    fetches: usize,
+    /// Operations that are done, and what they brought.
+    done: VecDeque<(u64, Outcome)>,
     staging: Loan,
     free_stages: Vec<usize>,
     /// Requests on their way, and the number of the first.
@@ -171,6 +186,9 @@ impl Rdma {
             goodbye: Goodbye::default(),
             outgoing: VecDeque::new(),
             asides: VecDeque::new(),
+            directs: VecDeque::new(),
+            fetches: 0,
+            done: VecDeque::new(),
             waiting: false,
             waits: 0,
             staging,
@@ -243,7 +261,10 @@ impl Rdma {
         if self.unsignalled > 0 {
             self.probe();
         }
-        self.outgoing.is_empty() && self.posted.is_empty() && self.offered == self.fetched
+        self.outgoing.is_empty()
+            && self.directs.is_empty()
+            && self.posted.is_empty()
+            && self.offered == self.fetched
     }
 
     /// Nothing arrives: tells the peer what could wait, and has loans come back that wait for a later request to
@@ -271,7 +292,6 @@ impl Rdma {
     }
 
     /// Asks the peer's device, by reading nothing of its memory, to say that all before has arrived.
-    /// (Writing nothing needs a queue pair that may be written through.)
     fn probe(&mut self) {
         if self.posted.len() >= REQUESTS as usize {
             return;
@@ -331,6 +351,7 @@ impl Rdma {
             Err(end) => end,
         });
         self.outgoing.clear();
+        self.directs.clear();
         self.posted.clear();
         self.unreturned.clear();
         self.returns.borrow_mut().clear();
@@ -379,7 +400,7 @@ impl Rdma {
     }
 
     pub(crate) fn has_aside(&self) -> bool {
-        !self.asides.is_empty()
+        !self.asides.is_empty() || !self.done.is_empty()
     }
 
     pub(crate) fn take_aside(&mut self) -> Option<Buffer> {
@@ -422,7 +443,7 @@ impl Endpoint for Rdma {
         }
         match (received, &self.end) {
             (Ok(None), Some(end))
-                if self.asides.is_empty() && (!self.starved || self.unread.is_empty()) =>
+                if !self.has_aside() && (!self.starved || self.unread.is_empty()) =>
             {
                 Err(end.error(self.peer))
             }

@@ -13,9 +13,9 @@ use crate::{
 };
 
 /// Bytes of one read; a larger message is read in several.
-const READ_BYTES: u64 = 1 << 20;
+pub(super) const READ_BYTES: u64 = 1 << 20;
 /// Requests that reads leave to packets.
-const KEPT_FOR_PACKETS: usize = 32;
+pub(super) const KEPT_FOR_PACKETS: usize = 32;
 /// Messages taken out of their packets before the program asks for them, so that reads overlap.
 const AHEAD: usize = 32;
 
@@ -43,6 +43,7 @@ impl Rdma {
         match posted {
             Posted::Packet { stage, .. } => self.free_stages.extend(stage),
             Posted::Probe | Posted::Read { last: false } => {}
+            Posted::Direct { fetches, last, .. } => self.direct_completed(fetches, last),
             Posted::Read { last: true } => {
                 // Reads complete in order.
                 let first = self.arriving.iter().position(Arriving::is_reading);
@@ -232,7 +233,7 @@ impl Rdma {
                     length: bytes as u32,
                     lkey: self.adapter.local_key(),
                 };
-                request.remote_addr = from + asked;
+                request.wr.rdma.remote_addr = from + asked;
                 request.num_sge = 1;
                 self.post(&mut [request], &mut [[piece, ibv_sge::default()]]);
                 self.posted.push_back(Posted::Read { last });

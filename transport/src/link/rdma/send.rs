@@ -5,14 +5,14 @@ use std::{ptr, slice};
 use super::{
     CHAIN, CONTROL, DATA, Posted, Rdma, SLOTS,
     adapter::{CONTROL_SLOTS, DATA_SLOTS, EAGER_BYTES, REQUESTS, STAGED_BYTES},
-    packet::{Class, GATHERED_BYTES, Head, NUMBERS_MAX, NUMBERS_WITH_DATA, Writer},
+    packet::{Class, GATHERED_BYTES, Head, Lane, NUMBERS_MAX, NUMBERS_WITH_DATA, Writer},
 };
 use crate::{
     Buffer, Loan, Loss,
     link::copy_into,
     verbs::{
         Qp, VerbError,
-        sys::{self, ibv_send_wr, ibv_sge},
+        sys::{self, ibv_send_wr, ibv_sge, ibv_wr, ibv_wr_rdma},
     },
 };
 
@@ -32,7 +32,12 @@ impl Rdma {
         if self.reading {
             self.read_more();
         }
-        while self.qp.is_some() && !self.outgoing.is_empty() && self.can_send(Class::Data) {
+        self.push_directs();
+        while self.qp.is_some()
+            && self.directs.is_empty()
+            && !self.outgoing.is_empty()
+            && self.can_send(Class::Data)
+        {
             if self.push_chain() == 0 {
                 break; // There is no room to make a message ours.
             }
@@ -133,6 +138,7 @@ impl Rdma {
         let bytes = Self::stage(&mut self.staging, stage);
         let mut writer = Writer::new(bytes, head, &numbers);
         let mut payload = None;
+        let mut about_memory = false;
         while let Some((lane, message)) = self.outgoing.front() {
             let lane = *lane;
             let (tag, len) = (message.tag(), message.len());
@@ -140,6 +146,7 @@ impl Rdma {
                 if !writer.has_room_for(len) {
                     break;
                 }
+                about_memory |= lane == Lane::Memory;
                 writer.message(lane, tag, message);
                 self.outgoing.pop_front();
                 continue;
@@ -166,7 +173,11 @@ impl Rdma {
         }
         let len = writer.len();
         self.sent[DATA] = self.sent[DATA].wrapping_add(1);
-        Some(self.packet(stage, len, payload, ahead))
+        let (mut request, pieces, posted) = self.packet(stage, len, payload, ahead);
+        if about_memory && self.fetches > 0 {
+            request.send_flags |= sys::IBV_SEND_FENCE;
+        }
+        Some((request, pieces, posted))
     }
 
     /// Sees to it that the device can read the first message: one that lies in another's arena is copied to ours,
@@ -245,7 +256,7 @@ impl Rdma {
     }
 
     /// The piece of registered memory that starts at `bytes`.
-    fn piece(&self, bytes: &[u8]) -> ibv_sge {
+    pub(super) fn piece(&self, bytes: &[u8]) -> ibv_sge {
         ibv_sge {
             addr: bytes.as_ptr() as u64,
             length: bytes.len() as u32,
@@ -292,9 +303,12 @@ impl Rdma {
             opcode,
             send_flags: if signalled { sys::IBV_SEND_SIGNALED } else { 0 },
             imm_data: 0,
-            remote_addr: self.remote.start,
-            rkey: self.remote.key,
-            _rest_of_wr: [0; 2],
+            wr: ibv_wr {
+                rdma: ibv_wr_rdma {
+                    remote_addr: self.remote.start,
+                    rkey: self.remote.key,
+                },
+            },
             _qp_type: 0,
             _bind_mw: [0; 6],
         }
@@ -315,8 +329,9 @@ impl Rdma {
         };
         // SAFETY: the chain runs through `requests` and `pieces`, which live until the call returns. What the
         // pieces name is in the arena, which stays registered longer than the queue pair. It is a stage that is not in
-        // `free_stages`, a payload that `posted` holds, or a loan of `arriving`, until the request has
-        // completed or the queue pair is gone; a stage that is free earlier was sent inline.
+        // `free_stages`, a payload that `posted` holds, or a loan of `arriving`, `directs` or `posted`, until the request
+        // has completed or the queue pair is gone; a stage that is free earlier, and a piece that is put by value, was sent
+        // inline.
         let posted = unsafe { qp.post(first) };
         self.fail_unless(posted);
     }
