@@ -4,7 +4,8 @@ use std::mem::offset_of;
 
 use super::sys::*;
 
-/// Has `$layout` look at every struct: with the word "whole" at its size, too. A field may have another name in C.
+/// Has `$layout` look at every struct: with the word "whole" at its size, too. A field may have another name in C and,
+/// behind `@`, in the crate, or none there that others may use.
 macro_rules! structs {
     ($layout:ident, $into:ident) => {
         $layout!($into, ibv_context_ops "whole" { poll_cq, req_notify_cq, post_srq_recv, post_send });
@@ -13,19 +14,19 @@ macro_rules! structs {
         $layout!($into, ibv_comp_channel "whole" { context, fd, refcnt });
         $layout!($into, ibv_qp { context, qp_context, pd, send_cq, recv_cq, srq, handle, qp_num });
         $layout!($into, ibv_wc "whole" {
-            wr_id, status, opcode, vendor_err, byte_len, imm_data, qp_num,
+            wr_id @ [], status @ [], opcode @ [], vendor_err @ [], byte_len @ [], imm_data, qp_num,
             src_qp, wc_flags,
             pkey_index, slid, sl, dlid_path_bits,
         });
         $layout!($into, ibv_sge "whole" { addr, length, lkey });
         $layout!($into, ibv_send_wr "whole" {
             wr_id, next, sg_list, num_sge, opcode, send_flags,
-            imm_data,
+            imm_data @ [__bindgen_anon_1.imm_data],
             wr.rdma.remote_addr = "wr.rdma.remote_addr", wr.rdma.rkey = "wr.rdma.rkey",
             wr.atomic.remote_addr = "wr.atomic.remote_addr",
             wr.atomic.compare_add = "wr.atomic.compare_add", wr.atomic.swap = "wr.atomic.swap",
             wr.atomic.rkey = "wr.atomic.rkey",
-            _qp_type = "qp_type", _bind_mw = "bind_mw",
+            _qp_type = "qp_type" @ [qp_type], _bind_mw = "bind_mw" @ [__bindgen_anon_2],
         });
         $layout!($into, ibv_recv_wr "whole" { wr_id, next, sg_list, num_sge });
         $layout!($into, ibv_qp_cap "whole" {
@@ -83,7 +84,7 @@ mod header {
     /// its size.
     macro_rules! layout {
         ($asserts:ident, $name:ident $($whole:literal)? {
-            $($($field:ident).+ $(= $c:literal)?),* $(,)?
+            $($($field:ident).+ $(= $c:literal)? $(@ [$($there:ident).*])?),* $(,)?
         }) => {
             let name = stringify!($name);
             $(
@@ -185,5 +186,47 @@ mod header {
         input.write_all(asserts.as_bytes()).unwrap();
         drop(input);
         assert!(compiler.wait().unwrap().success(), "see what cc says");
+    }
+}
+
+/// The crate has its layouts from bindgen, which had them from the header of the rdma-core that comes with it.
+#[cfg(feature = "rdma-ibverbs")]
+mod ibverbs {
+    use super::*;
+
+    /// Asserts that the struct has its fields where the crate has them; and, unless only its start is declared, its
+    /// size. Counts what was compared.
+    macro_rules! layout {
+        ($compared:ident, $name:ident $($whole:literal)? {
+            $($($field:ident).+ $(= $c:literal)? $(@ [$($there:ident).*])?),* $(,)?
+        }) => {
+            $(
+                let _: &str = $whole;
+                let (ours, theirs) = (size_of::<$name>(), size_of::<ibverbs_sys::$name>());
+                assert_eq!(ours, theirs, "the size of {}", stringify!($name));
+                $compared += 1;
+            )?
+            $(place!($compared, $name, [$($field).+] $(@ [$($there).*])?);)*
+        };
+    }
+
+    macro_rules! place {
+        ($compared:ident, $name:ident, [$($field:ident).+]) => {
+            place!($compared, $name, [$($field).+] @ [$($field).+]);
+        };
+        ($compared:ident, $name:ident, [$($field:ident).+] @ []) => {};
+        ($compared:ident, $name:ident, [$($field:ident).+] @ [$($there:ident).+]) => {
+            let ours = offset_of!($name, $($field).+);
+            let theirs = offset_of!(ibverbs_sys::$name, $($there).+);
+            assert_eq!(ours, theirs, "{}.{}", stringify!($name), stringify!($($field).+));
+            $compared += 1;
+        };
+    }
+
+    #[test]
+    fn every_struct_is_that_of_the_crate() {
+        let mut compared = 0;
+        structs!(layout, compared);
+        println!("{compared} sizes and offsets are those of ibverbs-sys");
     }
 }

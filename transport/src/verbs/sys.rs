@@ -4,7 +4,8 @@
 //! since `IBVERBS_1.1`: structs only grow behind what is here, and functions keep their versions. Those of which
 //! only the start is read are declared as far as that. What in C is an inline function (`ibv_post_send`,
 //! `ibv_poll_cq`, `ibv_req_notify_cq`, `ibv_post_srq_recv`) is a call through the table in the context.
-//! A test compares every size, offset and constant with the header of the machine: see `layout`.
+//! Tests compare every size, offset and constant with the header of the machine, and every size and offset with the crate
+//! `ibverbs-sys`: see `layout`.
 
 // The names are those of the header, so that both can be read side by side.
 #![allow(non_camel_case_types)]
