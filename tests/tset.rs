@@ -448,6 +448,45 @@ fn a_job_that_repeats_itself_gives_what_a_plain_loop_gives() {
 }
 
 #[test]
+fn what_persists_is_computed_in_the_first_run_of_a_job_that_repeats_itself() {
+    for level in [Level::Memory, Level::MemoryAndDisk, Level::Disk] {
+        for executors_in_all in 1..=3 {
+            let calls = Arc::new(AtomicU64::new(0));
+            let (counted, bound) = (calls.clone(), Variable::new(1u64));
+            let kept = generate(1000, |n| n)
+                .map(move |n| {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    n
+                })
+                .persist(level);
+            let job = kept
+                .clone()
+                .filter_with(&bound, |n, bound| n % bound == 0)
+                .exchange_by_hash()
+                .count()
+                .first();
+            let found = updraft::run(executors(executors_in_all), |env| {
+                env.repeat(&job, Vec::new(), move |found, count| {
+                    let tried = *bound.get();
+                    found.push(count);
+                    if tried == 5 {
+                        kept.unpersist();
+                    }
+                    bound.set(tried + 1);
+                    Ok(tried < 20)
+                })
+            });
+            let expected: Vec<_> = (1..=20)
+                .map(|bound| Some(1000u64.div_ceil(bound)))
+                .collect();
+            assert_eq!(found.unwrap(), expected, "{level:?}");
+            // Once for the runs in which it was kept, and in each of the 15 after that.
+            assert_eq!(calls.load(Ordering::Relaxed), 16 * 1000, "{level:?}");
+        }
+    }
+}
+
+#[test]
 fn what_goes_wrong_between_two_runs_ends_the_job() {
     for (last, said) in [(13, "thirteen"), (14, "fourteen")] {
         let error = counts(2, last).unwrap_err();

@@ -244,6 +244,21 @@ fn a_run_that_is_cancelled_says_so_on_every_rank() {
     }
 }
 
+/// What a counter says once it has not moved for a while.
+fn settled(counter: &AtomicU64) -> u64 {
+    let start = Instant::now();
+    let mut last = counter.load(Ordering::Relaxed);
+    loop {
+        thread::sleep(Duration::from_millis(50));
+        let now = counter.load(Ordering::Relaxed);
+        if now == last {
+            return now;
+        }
+        last = now;
+        assert!(start.elapsed() < Duration::from_secs(10), "it goes on");
+    }
+}
+
 #[test]
 fn a_run_that_stands_still_calls_no_function_and_goes_on_when_it_may() {
     const ALL: u64 = 2_000_000;
@@ -267,13 +282,14 @@ fn a_run_that_stands_still_calls_no_function_and_goes_on_when_it_may() {
             thread::sleep(Duration::from_millis(100));
             assert_eq!(seen.load(Ordering::Relaxed), 0);
             for _ in 0..5 {
+                let before = seen.load(Ordering::Relaxed);
                 paused.resume();
-                thread::sleep(Duration::from_millis(5));
+                while seen.load(Ordering::Relaxed) < before + 10_000 {
+                    thread::yield_now();
+                }
                 paused.pause();
-                thread::sleep(Duration::from_millis(50));
-                let still = seen.load(Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(50));
-                assert_eq!(seen.load(Ordering::Relaxed), still);
+                let still = settled(&seen);
+                assert!(still < ALL, "it has gone on to its end");
             }
             paused.resume();
         });

@@ -13,8 +13,8 @@ use std::{
 };
 
 use dataflow::{
-    Accumulator, Error, GraphBuilder, Job, Progress, Stop, Window, Windows, channel, collection,
-    generate, generate_unbounded, inline, schedule::Task, simulate,
+    Accumulator, Error, GraphBuilder, Job, Level, Progress, Stop, Window, Windows, channel,
+    collection, generate, generate_unbounded, inline, schedule::Task, simulate,
 };
 use proptest::prelude::*;
 use updraft::Config;
@@ -519,4 +519,33 @@ fn a_record_that_comes_alone_arrives_soon() {
     assert!(longest < Duration::from_millis(400), "{longest:?}");
     drop(sender);
     program.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_has_no_end_says_so_and_time_passes_behind_a_forgotten_type_and_helpers() {
+    let numbers = || generate_unbounded(|n| n).boxed().map_blocking(2, |n| n);
+    let (task, _) = refusal(&numbers().count().collect());
+    assert!(task.contains("count"), "{task}");
+    let (_, input) = refusal(&numbers().persist(Level::Memory).collect());
+    assert!(input.ends_with("persist"), "{input}");
+
+    // Windows give something before the end only if they learn how far time is: otherwise the memory is soon full.
+    let windows = generate_unbounded(|n| n as i64)
+        .watermarks(0, |n| n)
+        .boxed()
+        .map_blocking(2, |n| (n % 2, n))
+        .window_by_key(Windows::tumbling(10), |n| n)
+        .aggregate(|of| of.count())
+        .filter(|(_, (_, count))| count > 0)
+        .take(20)
+        .count()
+        .first();
+    let config = Config {
+        executors: Some(2),
+        memory_bytes: Some(64 << 20),
+        progress: false,
+        ..Config::default()
+    };
+    let found = updraft::run(config, |env| env.run(&windows));
+    assert_eq!(found.unwrap(), Some(20));
 }

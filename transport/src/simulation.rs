@@ -45,7 +45,7 @@ struct State {
     /// Who something has arrived at since that was last asked for.
     arrived: BTreeSet<Rank>,
     ended: Vec<Option<End>>,
-    /// Those of whom that is known.
+    /// The ranks that have ended, so that nobody has to look at all.
     gone: Vec<Rank>,
     /// How many messages more each rank sends before it dies, if that is settled.
     left: Vec<Option<u64>>,
