@@ -431,6 +431,8 @@ impl Executor {
             return;
         };
         let totals = run.totals();
+        // Before the program learns of it: then nothing of the run is in use any more.
+        drop(run);
         let links = Links::of(&self.site.fabric.borrow(), self.site.executors);
         let done = Done {
             runs,
