@@ -25,10 +25,11 @@ use transport::{Buffer, Ledger, Rank, Reservation};
 use crate::{
     Error, Record,
     demand::{Kept, Look},
-    exchange::{Direct, Outbox, Receiver, Routed},
+    exchange::{Direct, Outbox, Routed},
     graph::{Extent, Graph},
+    kept::{Computed, Keep},
     operator::narrow::Pass,
-    persist::{Both, Keep, read_on},
+    persist::read_on,
     spill::{File, INDEX_BYTES, Reader, Run, Writer},
     stage::{Input, Narrow, Place, Progress, Sink},
     tset::{BETWEEN, Source, TSet},
@@ -462,10 +463,10 @@ impl<T: Record> Source for Checkpointed<T> {
                     read: 0,
                 }
             }
-            None => Way::Computed {
-                receiver: Receiver::new(place, 0),
-                part: Part::new(&self.store, write, place)?.map(Box::new),
-            },
+            None => Way::Computed(Computed::new(
+                place,
+                Part::new(&self.store, write, place)?.map(Box::new),
+            )),
         };
         Ok(Restored {
             way,
@@ -489,10 +490,7 @@ enum Way<T: Record> {
         read: u64,
         _reservation: Reservation,
     },
-    Computed {
-        receiver: Receiver<T>,
-        part: Option<Box<Part<T>>>,
-    },
+    Computed(Computed<T, Part<T>>),
 }
 
 impl<T: Record> Input for Restored<T> {
@@ -500,19 +498,19 @@ impl<T: Record> Input for Restored<T> {
 
     fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
         match &mut self.way {
-            Way::Computed { receiver, .. } => receiver.receive(port, from, batch),
+            Way::Computed(computed) => computed.receive(port, from, batch),
             Way::Read { .. } => Ok(()), // It was sent before its sender could know.
         }
     }
 
     fn ended(&mut self, port: usize, from: Rank) {
-        if let Way::Computed { receiver, .. } = &mut self.way {
-            receiver.ended(port, from);
+        if let Way::Computed(computed) = &mut self.way {
+            computed.ended(port, from);
         }
     }
 
     fn is_reading(&self) -> bool {
-        matches!(self.way, Way::Computed { .. })
+        matches!(self.way, Way::Computed(_))
     }
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
@@ -528,21 +526,7 @@ impl<T: Record> Input for Restored<T> {
                 self.place.counters.read(*read - before, 0);
                 progress
             }
-            Way::Computed { receiver, part } => {
-                let progress = receiver.poll(&mut Both {
-                    keeper: part.as_deref_mut(),
-                    down,
-                })?;
-                if let Some(error) = part.as_mut().and_then(|part| part.error.take()) {
-                    return Err(error);
-                }
-                if progress == Progress::Done
-                    && let Some(part) = part.take()
-                {
-                    part.finish()?;
-                }
-                Ok(progress)
-            }
+            Way::Computed(computed) => computed.poll(down, &self.place),
         }
     }
 
@@ -552,7 +536,7 @@ impl<T: Record> Input for Restored<T> {
                 let path = self.store.part(key.0, key.1);
                 format!("record {} of {}", read.wrapping_sub(1), path.display())
             }
-            Way::Computed { receiver, .. } => receiver.last(),
+            Way::Computed(computed) => computed.last(),
         }
     }
 }
@@ -606,34 +590,6 @@ impl<T: Record> Part<T> {
             error: None,
         }))
     }
-
-    /// All have come: has them on the disk, and gives the part its name.
-    fn finish(mut self) -> Result<(), Error> {
-        let run = self.writer.finish()?;
-        let (body, index) = (run.file().len(), run.index());
-        let checksum = u64::from(crc32fast::hash(&index));
-        let (store, generation) = (&self.store, self.generation);
-        let trailer = store.trailer(generation, self.part, self.parts, body, checksum);
-        run.file().append(&[&index[..], &trailer].concat())?;
-        run.file().sync()?;
-        let folder = store.generation(generation);
-        if self.part == 0 {
-            let hidden = folder.join(format!(".plan.{}", process::id()));
-            let manifest = store.manifest(self.parts);
-            write_named(&hidden, &folder.join("plan"), manifest.as_bytes())?;
-        }
-        let path = store.part(generation, self.part);
-        fs::rename(&self.hidden, &path).map_err(failed("write", &path))?;
-        sync_folder(&folder)?;
-        sync_folder(&store.folder)?;
-        // As one that was found: what stays when the run is over is not on its ledger.
-        drop(run);
-        if let Some(run) = store.open(generation, self.part, self.parts)? {
-            let key = (generation, self.part);
-            store.lock().parts.insert(key, Arc::new(run));
-        }
-        Ok(())
-    }
 }
 
 /// Writes a small file whole, or not at all.
@@ -663,6 +619,38 @@ impl<T: Record> Keep<T> for Part<T> {
 
     fn has_failed(&self) -> bool {
         self.error.is_some()
+    }
+
+    fn failure(&mut self) -> Option<Error> {
+        self.error.take()
+    }
+
+    /// Has them on the disk, and gives the part its name.
+    fn finish(mut self, _place: &Place) -> Result<(), Error> {
+        let run = self.writer.finish()?;
+        let (body, index) = (run.file().len(), run.index());
+        let checksum = u64::from(crc32fast::hash(&index));
+        let (store, generation) = (&self.store, self.generation);
+        let trailer = store.trailer(generation, self.part, self.parts, body, checksum);
+        run.file().append(&[&index[..], &trailer].concat())?;
+        run.file().sync()?;
+        let folder = store.generation(generation);
+        if self.part == 0 {
+            let hidden = folder.join(format!(".plan.{}", process::id()));
+            let manifest = store.manifest(self.parts);
+            write_named(&hidden, &folder.join("plan"), manifest.as_bytes())?;
+        }
+        let path = store.part(generation, self.part);
+        fs::rename(&self.hidden, &path).map_err(failed("write", &path))?;
+        sync_folder(&folder)?;
+        sync_folder(&store.folder)?;
+        // As one that was found: what stays when the run is over is not on its ledger.
+        drop(run);
+        if let Some(run) = store.open(generation, self.part, self.parts)? {
+            let key = (generation, self.part);
+            store.lock().parts.insert(key, Arc::new(run));
+        }
+        Ok(())
     }
 }
 

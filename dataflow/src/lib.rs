@@ -38,6 +38,7 @@ mod exchange;
 pub mod fuzzing;
 mod graph;
 mod inline;
+mod kept;
 mod operated;
 mod operator;
 mod pages;

@@ -22,12 +22,13 @@ use transport::{Buffer, Ledger, Offer, Rank, Reservation, Yielding};
 use crate::{
     Error, Record,
     demand::{Kept, Look},
-    exchange::{Direct, Outbox, Receiver, Routed},
+    exchange::{Direct, Outbox, Routed},
     graph::Extent,
+    kept::{Computed, Keep},
     operator::narrow::Pass,
     pages::{At, PageWriter, Pages},
     spill::{self, Reader, Run, Writer},
-    stage::{Input, Narrow, Place, Progress, Push, Sink},
+    stage::{Input, Narrow, Place, Progress, Sink},
     tset::{Source, TSet},
 };
 
@@ -368,10 +369,10 @@ impl<T: Record> Source for Persisted<T> {
                     cached: 0,
                 });
             }
-            None => Way::Computed {
-                receiver: Receiver::new(place, 0),
-                keeper: Keeper::new(&self.store, &slot, place)?,
-            },
+            None => Way::Computed(Computed::new(
+                place,
+                Keeper::new(&self.store, &slot, place)?,
+            )),
         };
         Ok(Recall {
             way,
@@ -395,10 +396,7 @@ enum Way<T: Record> {
         read: u64,
         _reservation: Reservation,
     },
-    Computed {
-        receiver: Receiver<T>,
-        keeper: Option<Box<Keeper<T>>>,
-    },
+    Computed(Computed<T, Keeper<T>>),
 }
 
 impl<T: Record> Input for Recall<T> {
@@ -406,19 +404,19 @@ impl<T: Record> Input for Recall<T> {
 
     fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
         match &mut self.way {
-            Way::Computed { receiver, .. } => receiver.receive(port, from, batch),
+            Way::Computed(computed) => computed.receive(port, from, batch),
             _ => Ok(()), // It was sent before its sender could know.
         }
     }
 
     fn ended(&mut self, port: usize, from: Rank) {
-        if let Way::Computed { receiver, .. } = &mut self.way {
-            receiver.ended(port, from);
+        if let Way::Computed(computed) = &mut self.way {
+            computed.ended(port, from);
         }
     }
 
     fn is_reading(&self) -> bool {
-        matches!(self.way, Way::Computed { .. })
+        matches!(self.way, Way::Computed(_))
     }
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
@@ -439,21 +437,7 @@ impl<T: Record> Input for Recall<T> {
                 self.place.counters.read(*read - before, 0);
                 progress
             }
-            Way::Computed { receiver, keeper } => {
-                let progress = receiver.poll(&mut Both {
-                    keeper: keeper.as_deref_mut(),
-                    down,
-                })?;
-                if let Some(failed) = keeper.as_mut().and_then(|keeper| keeper.error.take()) {
-                    return Err(failed);
-                }
-                if progress == Progress::Done
-                    && let Some(keeper) = keeper.take()
-                {
-                    keeper.finish(&self.place)?;
-                }
-                Ok(progress)
-            }
+            Way::Computed(computed) => computed.poll(down, &self.place),
         }
     }
 
@@ -466,7 +450,7 @@ impl<T: Record> Input for Recall<T> {
                     read.wrapping_sub(1)
                 )
             }
-            Way::Computed { receiver, .. } => receiver.last(),
+            Way::Computed(computed) => computed.last(),
         }
     }
 }
@@ -496,42 +480,6 @@ impl<T: Record> fmt::Debug for Recall<T> {
         f.debug_struct("Recall")
             .field("is_reading", &self.is_reading())
             .finish_non_exhaustive()
-    }
-}
-
-/// Keeps the records of a partition as they come.
-pub(crate) trait Keep<T: Record> {
-    /// Keeps one.
-    fn push(&mut self, view: T::View<'_>);
-
-    /// Whether that cannot go on.
-    fn has_failed(&self) -> bool;
-}
-
-/// Hands records to who keeps them and to who reads them.
-pub(crate) struct Both<'a, K, D> {
-    pub(crate) keeper: Option<&'a mut K>,
-    pub(crate) down: &'a mut D,
-}
-
-impl<T: Record, K: Keep<T>, D: Sink<T>> Push<T> for Both<'_, K, D> {
-    #[inline]
-    fn push(&mut self, view: T::View<'_>) {
-        if let Some(keeper) = &mut self.keeper {
-            keeper.push(T::shorten(view));
-        }
-        self.down.push(view);
-    }
-}
-
-impl<T: Record, K: Keep<T>, D: Sink<T>> Sink<T> for Both<'_, K, D> {
-    #[inline]
-    fn is_full(&self) -> bool {
-        self.down.is_full()
-            || self
-                .keeper
-                .as_ref()
-                .is_some_and(|keeper| keeper.has_failed())
     }
 }
 
@@ -629,24 +577,6 @@ impl<T: Record> Keeper<T> {
         }
     }
 
-    /// All have come.
-    fn finish(mut self, place: &Place) -> Result<(), Error> {
-        let content = match self.medium.take() {
-            None => return Ok(()),
-            Some(Medium::Memory(writer)) => Content::Memory {
-                pages: Arc::new(writer.finish()),
-                _evictable: self.evictable(),
-            },
-            Some(Medium::Disk(mut writer)) => {
-                let run = writer.finish()?;
-                place.counters.spilled(run.disk_bytes());
-                Content::Disk(run)
-            }
-        };
-        self.slot.put(content);
-        Ok(())
-    }
-
     /// Has the ledger ask for the partition when others need its memory.
     fn evictable(&self) -> Arc<dyn Yielding> {
         let to_disk = self.level == Level::MemoryAndDisk;
@@ -674,6 +604,27 @@ impl<T: Record> Keep<T> for Keeper<T> {
 
     fn has_failed(&self) -> bool {
         self.error.is_some()
+    }
+
+    fn failure(&mut self) -> Option<Error> {
+        self.error.take()
+    }
+
+    fn finish(mut self, place: &Place) -> Result<(), Error> {
+        let content = match self.medium.take() {
+            None => return Ok(()),
+            Some(Medium::Memory(writer)) => Content::Memory {
+                pages: Arc::new(writer.finish()),
+                _evictable: self.evictable(),
+            },
+            Some(Medium::Disk(mut writer)) => {
+                let run = writer.finish()?;
+                place.counters.spilled(run.disk_bytes());
+                Content::Disk(run)
+            }
+        };
+        self.slot.put(content);
+        Ok(())
     }
 }
 
