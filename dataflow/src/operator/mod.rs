@@ -21,6 +21,7 @@ pub(crate) mod room;
 pub(crate) mod running;
 pub(crate) mod sort;
 pub(crate) mod statistics;
+mod table;
 pub(crate) mod union;
 pub(crate) mod variable;
 pub(crate) mod watermarks;

@@ -11,7 +11,6 @@
 
 use std::{fmt, marker::PhantomData, mem};
 
-use hashbrown::{HashTable, hash_table};
 use transport::{Buffer, Rank, Reservation};
 
 use crate::{
@@ -22,7 +21,7 @@ use crate::{
     operator::{
         aside::{Aside, ByHash},
         narrow::{Keyed, Keys, Pass, Then},
-        room::Room,
+        table::{Drain, Merged, Table},
     },
     stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
     tset::{Source, TSet},
@@ -249,157 +248,6 @@ impl<K, I, A> fmt::Debug for Reduced<K, I, A> {
 /// The most bytes that values combined before the exchange may take.
 const COMBINE_BYTES_MAX: u64 = 512 << 20;
 
-/// What a table keeps of a key.
-struct Entry<K: Key, V> {
-    hash: u64,
-    key: K::Stored,
-    value: V,
-}
-
-/// What is kept by key.
-struct Table<K: Key, I: Record, A: Accumulate<I>> {
-    entries: HashTable<Entry<K, A::State>>,
-    accumulate: A,
-    /// Bytes that keys and values keep outside of the table, and bytes that are entered for that.
-    outside: u64,
-    entered: u64,
-    /// Bytes of what was drained and is not all gone.
-    draining: u64,
-    /// Whether keys that are not there are refused.
-    is_frozen: bool,
-    room: Room,
-}
-
-/// What became of a pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Merged {
-    /// It was combined with what was there.
-    Combined,
-    /// It is the first of its key.
-    New,
-    /// It would be, but there is no room for another key.
-    Refused,
-    /// It was combined, and takes more room than there is.
-    TooMuch,
-}
-
-/// Bytes entered at a time for what is outside of a table.
-const ENTERED: u64 = 64 << 10;
-
-/// The values of a table on their way out.
-type Drain<K, V> = hash_table::IntoIter<Entry<K, V>>;
-
-impl<K: Key, I: Record, A: Accumulate<I>> Table<K, I, A> {
-    fn new(accumulate: A, place: &Place, holder: &'static str) -> Result<Self, Error> {
-        Ok(Self {
-            entries: HashTable::new(),
-            accumulate,
-            outside: 0,
-            entered: 0,
-            draining: 0,
-            is_frozen: false,
-            room: Room::new(place, holder)?,
-        })
-    }
-
-    /// Combines a pair with what is there.
-    #[inline]
-    fn merge(&mut self, key: K::View<'_>, value: I::View<'_>) -> Merged {
-        let hash = K::hash(key);
-        let same = |entry: &Entry<K, A::State>| entry.hash == hash && K::is(&entry.key, key);
-        match self.entries.find_mut(hash, same) {
-            Some(entry) if mem::needs_drop::<A::State>() => {
-                let before = entry.value.heap_bytes() as u64;
-                self.accumulate.add(&mut entry.value, value);
-                let after = entry.value.heap_bytes() as u64;
-                self.outside = (self.outside + after).saturating_sub(before);
-                if after > before && !self.enter() {
-                    return Merged::TooMuch;
-                }
-                Merged::Combined
-            }
-            Some(entry) => {
-                self.accumulate.add(&mut entry.value, value);
-                Merged::Combined
-            }
-            None => self.insert(hash, key, value),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn insert(&mut self, hash: u64, key: K::View<'_>, value: I::View<'_>) -> Merged {
-        if self.is_frozen {
-            return Merged::Refused;
-        }
-        if self.entries.len() == self.entries.capacity() && !self.make_room() {
-            return Merged::Refused;
-        }
-        let entry = Entry {
-            hash,
-            key: K::store(key),
-            value: self.accumulate.start(value),
-        };
-        let bytes = (K::stored_bytes(&entry.key) + entry.value.heap_bytes()) as u64;
-        self.outside += bytes;
-        if bytes > 0 && !self.enter() {
-            self.outside -= bytes;
-            return Merged::Refused;
-        }
-        self.entries.insert_unique(hash, entry, |entry| entry.hash);
-        Merged::New
-    }
-
-    /// Enters on the ledger what is outside of the table; false when there is no room for it.
-    #[inline]
-    fn enter(&mut self) -> bool {
-        if self.outside <= self.entered {
-            return true;
-        }
-        let more = (self.outside - self.entered).next_multiple_of(ENTERED);
-        let is_entered = self.room.take(more);
-        if is_entered {
-            self.entered += more;
-        }
-        is_entered
-    }
-
-    /// Doubles the table, if there is room for that. While it grows, the old one is there too.
-    fn make_room(&mut self) -> bool {
-        let before = self.entries.allocation_size();
-        let capacity = self.entries.capacity();
-        let after = 2 * before.max(8 * size_of::<Entry<K, A::State>>());
-        if !self.room.take(after as u64) {
-            return false;
-        }
-        self.entries.reserve(capacity.max(1), |entry| entry.hash);
-        self.forget_what_is_gone();
-        true
-    }
-
-    /// Leaves on the ledger what is still there.
-    fn forget_what_is_gone(&mut self) {
-        let here = self.entries.allocation_size() as u64 + self.entered;
-        self.room.shrink_to(self.draining + here);
-    }
-
-    fn bytes(&self) -> u64 {
-        self.room.bytes()
-    }
-
-    fn drain(&mut self) -> Drain<K, A::State> {
-        (self.outside, self.entered) = (0, 0);
-        self.draining = self.room.bytes();
-        mem::take(&mut self.entries).into_iter()
-    }
-
-    /// What was drained is gone; there may be new entries.
-    fn drained(&mut self) {
-        self.draining = 0;
-        self.forget_what_is_gone();
-    }
-}
-
 /// Combines the pairs of each key before they are exchanged.
 struct Combine<K: Key, I: Record, A: Accumulate<I>> {
     table: Table<K, I, A>,
@@ -439,8 +287,8 @@ impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
                 self.table.drained();
                 return true;
             };
-            let lane = self.outbox.lane_of(entry.hash);
             let key = K::stored(&entry.key);
+            let lane = self.outbox.lane_of(K::hash(key));
             entry.value.with_view(|value| {
                 self.outbox
                     .push_to(lane, &(K::shorten(key), A::State::shorten(value)));
@@ -487,7 +335,7 @@ impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
     /// Looks, when the table has a new key, whether it pays and has room.
     #[inline]
     fn look(&mut self) {
-        let len = self.table.entries.len();
+        let len = self.table.len();
         if self.table.bytes() > self.bytes_max {
             self.start_drain();
         } else if len == KEYS_TO_LOOK && self.seen < PAIRS_A_KEY_MIN * len as u64 {
@@ -531,7 +379,7 @@ impl<K: Key, I: Record, A: Accumulate<I>> Output<(K, I)> for Combine<K, I, A> {
 
     fn finish(&mut self) -> Result<bool, Error> {
         self.poll()?;
-        if self.drain.is_none() && !self.table.entries.is_empty() {
+        if self.drain.is_none() && self.table.len() > 0 {
             self.drain = Some(self.table.drain());
         }
         Ok(self.send_on() && self.outbox.finish()?)
@@ -606,17 +454,21 @@ where
         for (key, value) in batch.views(0) {
             match self.table.merge(key, value) {
                 Merged::Combined | Merged::New => {}
-                Merged::Refused => {
-                    self.table.is_frozen = true;
-                    if self.rest == Rest::Nothing {
-                        self.rest = Rest::Others;
-                    }
-                    self.aside.push((key, value))?;
-                }
+                Merged::Refused => self.set_aside(key, value)?,
                 Merged::TooMuch => self.set_table_aside()?,
             }
         }
         Ok(())
+    }
+
+    /// Sets a pair aside whose key finds no room in the table.
+    #[cold]
+    fn set_aside(&mut self, key: K::View<'_>, value: I::View<'_>) -> Result<(), Error> {
+        self.table.is_frozen = true;
+        if self.rest == Rest::Nothing {
+            self.rest = Rest::Others;
+        }
+        self.aside.push((K::shorten(key), I::shorten(value)))
     }
 
     /// Sets all aside that is in the table, so that the values there, which have grown, make room.
@@ -776,7 +628,7 @@ where
 impl<K: Key, I: Record, A: Accumulate<I>> fmt::Debug for Reduce<K, I, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reduce")
-            .field("keys", &self.table.entries.len())
+            .field("keys", &self.table.len())
             .finish_non_exhaustive()
     }
 }
