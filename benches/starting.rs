@@ -8,7 +8,6 @@ mod build;
 mod support;
 
 use std::{
-    fs::File,
     io,
     process::{Command, Stdio},
     time::Instant,
@@ -28,6 +27,8 @@ const CASES: [(u32, &str, f64); 3] = [
 const ROUNDS: usize = 7;
 /// Workers in a case that takes a moment.
 const SMOKE_WORKERS: u32 = 4;
+/// Lines at the end of what a launcher says whose job failed.
+const LINES_OF_FAILURE: usize = 4;
 
 fn main() -> io::Result<()> {
     let options = Options::read()?;
@@ -37,15 +38,25 @@ fn main() -> io::Result<()> {
     }
     println!("{}", measure::machine());
     let mut rows = Rows::default();
+    let mut has_failed = false;
     for (workers, part, most) in CASES {
         let (workers, rounds) = if options.smoke {
             (workers.min(SMOKE_WORKERS), 1)
         } else {
             (workers, ROUNDS)
         };
-        start(workers)?;
-        let pairs = (0..rounds).map(|_| start(workers));
-        let pairs = pairs.collect::<io::Result<Vec<(f64, f64)>>>()?;
+        let point = format!("{workers} workers");
+        let runs = (0..=rounds).map(|_| start(workers));
+        let pairs = match runs.collect::<io::Result<Vec<(f64, f64)>>>() {
+            // The first is there to read the programs from disk.
+            Ok(mut pairs) => pairs.split_off(1),
+            Err(error) => {
+                println!("{error}");
+                rows.absent(["P21", part, &point], &error.to_string());
+                has_failed = true;
+                continue;
+            }
+        };
         let first = Spread::of(pairs.iter().map(|pair| pair.0));
         let whole = Spread::of(pairs.iter().map(|pair| pair.1));
         let verdict = if first.median <= most {
@@ -60,10 +71,13 @@ fn main() -> io::Result<()> {
             most * 1e3
         );
         let seconds: Vec<(f64, f64)> = pairs.iter().map(|pair| (pair.0, 1.0)).collect();
-        let point = format!("{workers} workers");
         rows.pairs(["P21", part, &point, "a second"], &seconds);
     }
-    rows.write(&options)
+    rows.write(&options)?;
+    if has_failed {
+        return Err(io::Error::other("not every job was done"));
+    }
+    Ok(())
 }
 
 /// Starts a job whose workers count one record. Gives the seconds to its first result, and to its end.
@@ -72,7 +86,7 @@ fn start(workers: u32) -> io::Result<(f64, f64)> {
     let launcher = measure::launcher()?;
     let started = std::time::SystemTime::now();
     let start = Instant::now();
-    let status = Command::new(&launcher)
+    let output = Command::new(&launcher)
         .args(["run", "-n", &workers.to_string(), "--executors", "1", "--"])
         .arg(&launcher)
         .args([
@@ -85,12 +99,16 @@ fn start(workers: u32) -> io::Result<(f64, f64)> {
         .args(["--keys=1", "--repeats=1", "--warmup=0"])
         .arg(format!("--results={}", results.path().display()))
         .stdout(Stdio::null())
-        .stderr(File::create("/dev/null")?)
-        .status()?;
+        .output()?;
     let whole = start.elapsed().as_secs_f64();
-    if !status.success() {
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        // The launcher says in its last lines who failed first, and why.
+        let why: Vec<&str> = said.lines().rev().take(LINES_OF_FAILURE).collect();
+        let why = why.iter().rev().copied().collect::<Vec<_>>().join("; ");
         return Err(io::Error::other(format!(
-            "{workers} workers failed: {status}"
+            "{workers} workers failed, {}: {why}",
+            output.status
         )));
     }
     let text = std::fs::read_to_string(results.path())?;

@@ -22,7 +22,7 @@ use mio::{
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    CONNECT_TIMEOUT, Config, Transport,
+    Config, Transport, connect_time_max,
     greeting::{Greeting, Here, Offer, Progress, Stream},
 };
 use crate::{
@@ -282,9 +282,13 @@ impl Sockets {
     fn greet(&mut self, stream: Stream, to: Rank) -> Result<Id, Loss> {
         let connector = Connector::new(&self.here.config.secret, self.here.config.rank, to)
             .map_err(|error| Loss::Unreachable(error.to_string()))?;
-        let deadline = self.now + CONNECT_TIMEOUT;
+        let deadline = self.greeting_deadline();
         self.register(Greeting::connecting(stream, to, connector, deadline))
             .map_err(unreachable)
+    }
+
+    fn greeting_deadline(&self) -> Duration {
+        self.now + connect_time_max(self.here.config.size)
     }
 
     fn register(&mut self, mut greeting: Greeting) -> io::Result<Id> {
@@ -366,7 +370,7 @@ impl Sockets {
                         self.forget_oldest_stranger();
                     }
                     // What cannot be registered is dropped, and its peer told by that.
-                    let _ = self.register(Greeting::accepted(stream, self.now + CONNECT_TIMEOUT));
+                    let _ = self.register(Greeting::accepted(stream, self.greeting_deadline()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
