@@ -327,24 +327,16 @@ fn exchange_by_tasks(records: u64) -> Result<Job<Vec<Sums>>, updraft::Error> {
 
 fn reduce_by_tasks(records: u64) -> Result<Job<Vec<Sums>>, updraft::Error> {
     let mut graph = GraphBuilder::new();
-    // Reduces what it makes before it sends that, as the operator does.
-    let start = move |place: &updraft::dataflow::Place| (share(place, records), HashMap::new());
+    let start = move |place: &updraft::dataflow::Place| share(place, records).map(pair_of_few);
     let mut make = graph.task_on_each_rank("make", start);
     let pairs = make.output::<(u64, u64)>("pairs");
-    make.produce(move |(left, table): &mut (_, HashMap<u64, u64>), out| {
-        for n in left.by_ref() {
-            let (key, value) = pair_of_few(n);
-            let sum = table.entry(key).or_default();
-            *sum = sum.wrapping_add(value);
-        }
-        let mut sums = std::mem::take(table).into_iter();
+    make.produce(move |left, out| {
         while !out.is_full() {
-            match sums.next() {
+            match left.next() {
                 Some(pair) => out.push(pairs, pair),
                 None => return Progress::Done,
             }
         }
-        *table = sums.collect();
         Progress::Made
     });
     let make = make.done();
