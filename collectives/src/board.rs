@@ -12,15 +12,7 @@
 //! This is how MPI libraries exchange small operands within a node (Graham, Shipman: "MPI support for multi-core
 //! architectures: optimized shared memory collectives", EuroPVM/MPI 2008), with the operand beside the flag.
 
-use std::{
-    cell::{Cell, RefCell},
-    future::poll_fn,
-    hint,
-    ops::Range,
-    rc::Rc,
-    sync::atomic::{AtomicU64, Ordering},
-    task::Poll,
-};
+use std::{future::poll_fn, hint, ops::Range, rc::Rc, task::Poll};
 
 use transport::{Exposed, RemoteRegion, prefetch_read, prefetch_write};
 
@@ -29,10 +21,10 @@ use crate::{
     call::{Call, Waiting},
     group::FIRST_CALL,
     op::Op,
+    slots::{self, SLOTS, Turns, is_before, used_for},
+    sync::{AtomicU64, Ordering},
 };
 
-/// Slots of a board: calls that may be under way, or not yet left behind by all.
-pub(crate) const SLOTS: usize = 8;
 /// Bytes of a word.
 const WORD: usize = size_of::<u64>();
 /// Words of the line that counts.
@@ -58,25 +50,12 @@ const FIRST_BYTES: usize = (LINE - OPERAND) * WORD;
 const FETCHED: usize = 2;
 const CHUNK: usize = 64;
 
-/// Whether call `one` is before call `other`: numbers wrap around after four thousand million calls.
-#[inline]
-pub(crate) fn is_before(one: u32, other: u32) -> bool {
-    one.wrapping_sub(other).cast_signed() < 0
-}
-
 /// The boards of a group.
 pub(crate) struct Board {
     own: Exposed,
     /// Those of all members; our own among them.
     boards: Vec<Rc<RemoteRegion>>,
-    /// Calls that each member is known to have left behind.
-    seen: Vec<Cell<u32>>,
-    /// The least of these.
-    passed: Cell<u32>,
-    /// Calls that this member has left behind, without a gap, and those after a gap.
-    ended: Cell<u32>,
-    has_early: Cell<bool>,
-    ended_early: RefCell<Vec<u32>>,
+    turns: Turns,
 }
 
 impl Board {
@@ -84,13 +63,10 @@ impl Board {
     pub(crate) fn new(own: Exposed, boards: Vec<RemoteRegion>, ended: u32) -> Self {
         let board = Self {
             own,
-            seen: boards.iter().map(|_| Cell::new(FIRST_CALL)).collect(),
+            turns: Turns::new(boards.len(), FIRST_CALL),
             boards: boards.into_iter().map(Rc::new).collect(),
-            passed: Cell::new(FIRST_CALL),
-            ended: Cell::new(FIRST_CALL),
-            has_early: Cell::new(false),
-            ended_early: RefCell::default(),
         };
+        board.turns.set_ended(ended);
         board.tell_ended(ended);
         board
     }
@@ -125,8 +101,8 @@ impl Board {
         call: &Call<'_>,
         operand: &[T],
     ) -> Result<(), Error> {
-        if is_before(self.passed.get(), Self::used_for(call)) {
-            self.have_all_pass(call, Self::used_for(call)).await?;
+        if !self.turns.have_all_passed(call.me(), used_for(call.number)) {
+            self.have_all_pass(call, used_for(call.number)).await?;
         }
         self.put(call, operand);
         Ok(())
@@ -135,19 +111,11 @@ impl Board {
     /// The same now; false, and nothing is written, if somebody may still read it.
     #[inline]
     pub(crate) fn write_now<T: Element>(&self, call: &Call<'_>, operand: &[T]) -> bool {
-        let used_for = Self::used_for(call);
-        let is_free = !is_before(self.passed.get(), used_for)
-            || !is_before(self.count_passed(call), used_for);
+        let is_free = self.turns.have_all_passed(call.me(), used_for(call.number));
         if is_free {
             self.put(call, operand);
         }
         is_free
-    }
-
-    /// Calls that all members have to have left behind, before the slot of a call is written.
-    #[inline]
-    fn used_for(call: &Call<'_>) -> u32 {
-        call.number.wrapping_sub(SLOTS as u32 - 1)
     }
 
     #[inline]
@@ -155,7 +123,7 @@ impl Board {
         let slot = Self::slot(call.number);
         let bytes: &[u8] = bytemuck::cast_slice(operand);
         if let Some([stamp, count, rest @ ..]) = self.own.words().get(slot..slot + SLOT_WORDS) {
-            count.store(u64::from(self.ended.get()), Ordering::Relaxed);
+            count.store(u64::from(self.turns.ended()), Ordering::Relaxed);
             if bytes.len() == WORD {
                 if let (Some(word), Some(&bytes)) = (rest.first(), bytes.first_chunk()) {
                     word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
@@ -163,7 +131,7 @@ impl Board {
             } else if !bytes.is_empty() {
                 self.own.write((slot + OPERAND) * WORD, bytes);
             }
-            stamp.store(call.stamp, Ordering::Release);
+            slots::publish(stamp, call.stamp);
         }
         self.fetch_next(call.number, bytes.len());
         let fabric = call.group.engine.fabric().borrow();
@@ -190,26 +158,15 @@ impl Board {
     /// Waits until all members have left behind the first `calls` calls.
     async fn have_all_pass(&self, call: &Call<'_>, calls: u32) -> Result<(), Error> {
         // We are one of them: an earlier call of ours that is still under way reads our own slot as well.
-        self.seen[call.me()].set(self.ended.get());
-        for (member, seen) in self.seen.iter().enumerate() {
-            if is_before(seen.get(), calls) {
+        self.turns.note(call.me(), self.turns.ended());
+        for from in 0..call.size() {
+            if !self.turns.has_passed(from, calls) {
                 let enough = |ended: u64| !is_before(ended as u32, calls);
-                let found = self.look(call, member, 0, enough, |_| false).await?;
-                seen.set(found as u32);
+                let found = self.look(call, from, 0, enough, |_| false).await?;
+                self.turns.note(from, found as u32);
             }
         }
-        self.count_passed(call);
         Ok(())
-    }
-
-    /// Calls that all members are known to have left behind.
-    fn count_passed(&self, call: &Call<'_>) -> u32 {
-        self.seen[call.me()].set(self.ended.get());
-        let seen = self.seen.iter().map(Cell::get);
-        let passed = seen.reduce(|one, other| if is_before(other, one) { other } else { one });
-        let passed = passed.unwrap_or(FIRST_CALL);
-        self.passed.set(passed);
-        passed
     }
 
     /// Waits until member `from` has written its operand.
@@ -240,9 +197,10 @@ impl Board {
         let Some([stamp, count, ..]) = self.words(from).get(slot..slot + OPERAND) else {
             return false;
         };
-        let here = stamp.load(Ordering::Acquire) == call.stamp;
+        let here = slots::look(stamp) == call.stamp;
         if here {
-            self.seen[from].set(count.load(Ordering::Relaxed) as u32);
+            let ended = count.load(Ordering::Relaxed);
+            self.turns.note(from, ended as u32);
         }
         here
     }
@@ -286,8 +244,7 @@ impl Board {
                 return Poll::Ready(Err(Error::Transport(reason)));
             };
             for _ in 0..engine.0.spins.min(SPINS_A_POLL) {
-                // Pairs with the release of the stamp, and that of the count.
-                let found = there.load(Ordering::Acquire);
+                let found = slots::look(there);
                 if wanted(found) {
                     return Poll::Ready(Ok(found));
                 }
@@ -297,7 +254,7 @@ impl Board {
                 .turn()
                 .and_then(|()| call.waits_for(from, &mut waiting));
             // After what has arrived, because a member that wrote and then went has written.
-            let found = there.load(Ordering::Acquire);
+            let found = slots::look(there);
             if wanted(found) {
                 return Poll::Ready(Ok(found));
             }
@@ -441,36 +398,15 @@ impl Board {
     /// This member leaves a call behind.
     #[inline]
     pub(crate) fn leave(&self, number: u32) {
-        if number != self.ended.get() || self.has_early.get() {
-            return self.leave_out_of_turn(number);
+        if let Some(ended) = self.turns.leave(number) {
+            self.tell_ended(ended);
         }
-        self.tell_ended(number.wrapping_add(1));
-    }
-
-    /// The same, when several calls are under way.
-    #[cold]
-    fn leave_out_of_turn(&self, number: u32) {
-        let mut early = self.ended_early.borrow_mut();
-        if number != self.ended.get() {
-            early.push(number);
-            self.has_early.set(true);
-            return;
-        }
-        let mut ended = number.wrapping_add(1);
-        while let Some(index) = early.iter().position(|&call| call == ended) {
-            early.swap_remove(index);
-            ended = ended.wrapping_add(1);
-        }
-        self.has_early.set(!early.is_empty());
-        self.tell_ended(ended);
     }
 
     #[inline]
     fn tell_ended(&self, ended: u32) {
-        self.ended.set(ended);
-        if let Some(word) = self.own.words().first() {
-            // Hands over the slots of others that we have read; pairs with the acquire in `look`.
-            word.store(u64::from(ended), Ordering::Release);
+        if let Some(count) = self.own.words().first() {
+            slots::hand_back(count, ended);
         }
     }
 }

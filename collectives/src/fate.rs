@@ -13,9 +13,9 @@ use transport::Rank;
 use crate::{
     Algorithm, Engine, Error,
     agree::Agreements,
-    board::is_before,
     group::{CALLS_AHEAD, FIRST_CALL},
     notice::{Check, Notice},
+    slots::is_before,
     tag,
 };
 

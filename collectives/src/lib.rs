@@ -65,6 +65,8 @@ mod reduce;
 mod reduce_scatter;
 mod scan;
 mod scratch;
+mod slots;
+mod sync;
 mod tag;
 mod topology;
 mod value;
