@@ -155,6 +155,17 @@ impl Board {
         }
     }
 
+    /// Has the processor fetch this word of the members after `from`, which are mostly asked for next: lines that are asked for
+    /// at once arrive as soon as one.
+    #[inline]
+    fn fetch_others(&self, call: &Call<'_>, from: usize, word: usize) {
+        for other in (from + 1..self.boards.len()).filter(|&other| other != call.me()) {
+            if let Some(word) = self.words(other).get(word) {
+                prefetch_read((&raw const *word).cast());
+            }
+        }
+    }
+
     /// Waits until all members have left behind the first `calls` calls.
     async fn have_all_pass(&self, call: &Call<'_>, calls: u32) -> Result<(), Error> {
         // We are one of them: an earlier call of ours that is still under way reads our own slot as well.
@@ -208,7 +219,7 @@ impl Board {
     /// The same, after a while of spinning. The operand has so many bytes.
     #[inline]
     pub(crate) fn arrives_soon(&self, call: &Call<'_>, from: usize, bytes: usize) -> bool {
-        let spins = call.group.engine.0.spins;
+        let spins = call.group.engine.0.spins.get();
         let second = Self::slot(call.number) + LINE;
         let second = self.words(from).get(second).filter(|_| bytes > FIRST_BYTES);
         for spin in 0..spins {
@@ -243,12 +254,16 @@ impl Board {
                 let reason = "the board of a member is too short".to_owned();
                 return Poll::Ready(Err(Error::Transport(reason)));
             };
-            for _ in 0..engine.0.spins.min(SPINS_A_POLL) {
+            for _ in 0..engine.0.spins.get().min(SPINS_A_POLL) {
                 let found = slots::look(there);
                 if wanted(found) {
                     return Poll::Ready(Ok(found));
                 }
                 hint::spin_loop();
+            }
+            if engine.0.glances.get() {
+                self.fetch_others(call, from, word);
+                return Poll::Pending;
             }
             let told = engine
                 .turn()

@@ -28,14 +28,14 @@ use crate::{
 };
 
 /// The longest a waiting rank sleeps without looking at the time.
-const SLEEP_MAX: Duration = Duration::from_millis(100);
+pub(crate) const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// Polls of shared words before a waiting operation lets others go on.
 const SPINS: u32 = 256;
 /// How long an operation is polled before its rank rests, with a core of its own: about as long as a member takes to copy
 /// a large vector. To be woken takes as long as to copy a small one.
 const SPIN_MAX: Duration = Duration::from_micros(100);
 /// Polls between two looks at the time.
-const POLLS_A_LOOK: u32 = 32;
+pub(crate) const POLLS_A_LOOK: u32 = 32;
 /// How long a member that has no room waits before it copies what it holds for others that may have none either.
 pub(crate) const ROOM_PATIENCE: Duration = Duration::from_millis(2);
 /// How often it has done so before it copies whole buffers too, which members were promised without a copy.
@@ -54,14 +54,20 @@ const WATCHED_MAX: usize = 64;
 pub struct Engine(pub(crate) Rc<Inner>);
 
 pub(crate) struct Inner {
-    fabric: Rc<RefCell<Fabric>>,
+    pub(crate) fabric: Rc<RefCell<Fabric>>,
     rank: Rank,
     size: u32,
     clock: Option<Box<dyn Fn() -> Duration>>,
     /// Polls of shared words before giving way.
-    pub(crate) spins: u32,
+    pub(crate) spins: Cell<u32>,
     /// How long an operation is polled before resting.
-    spin_max: Duration,
+    pub(crate) spin_max: Duration,
+    /// Whether this rank shares its thread with others: see [`cooperate`](crate::cooperate).
+    pub(crate) cooperates: Cell<bool>,
+    /// Whether waiting operations look at shared words and at nothing else for now.
+    pub(crate) glances: Cell<bool>,
+    /// Whether an operation has begun, or something has arrived, since this was last asked.
+    pub(crate) went_on: Cell<bool>,
     inbox: RefCell<Inbox>,
     /// The bytes of an arena that messages of one sender may take before anybody wants them: of its own where it is read in
     /// place, otherwise of the receiver's.
@@ -215,8 +221,11 @@ impl Engine {
             rank,
             size,
             clock,
-            spins: if spins { SPINS } else { 1 },
+            spins: Cell::new(if spins { SPINS } else { 1 }),
             spin_max: if spins { SPIN_MAX } else { Duration::ZERO },
+            cooperates: Cell::new(false),
+            glances: Cell::new(false),
+            went_on: Cell::new(false),
             inbox: RefCell::new(Inbox::new(size)),
             share: Cell::new(capacity / UNREAD_PART / u64::from(size)),
             capacity,
@@ -292,6 +301,7 @@ impl Engine {
             let event = self.0.fabric.borrow_mut().receive();
             let event = event.map_err(|error| Error::from(*error))?;
             let Some(event) = event else { break };
+            self.0.went_on.set(true);
             match event {
                 Event::Message { from, buffer } => {
                     if let Some(message) = self.offer(from, buffer) {
@@ -319,8 +329,16 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// Those of the future, or [`Error::Transport`] when the links fail altogether.
+    /// Those of the future, or [`Error::Transport`] when the links fail altogether. [`Error::Argument`] where other ranks
+    /// share the thread, which would wait for ever: there, await the future.
     pub fn block_on<T>(&self, future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        if self.0.cooperates.get() {
+            return Err(Error::Argument {
+                call: "wait",
+                reason: "other ranks share this thread, and go on only while this one awaits"
+                    .to_owned(),
+            });
+        }
         let mut future = pin!(future);
         let mut context = Context::from_waker(Waker::noop());
         let mut polls = 0u32;
@@ -330,8 +348,7 @@ impl Engine {
                 return result;
             }
             if polls.is_multiple_of(POLLS_A_LOOK) {
-                let now = self.clock();
-                self.0.now.set(now.max(self.now()));
+                let now = self.look_at_clock();
                 since = if polls == 0 { now } else { since };
                 if now - since >= self.0.spin_max && !self.0.is_busy.get() {
                     self.rest()?;
@@ -339,7 +356,7 @@ impl Engine {
                 }
             }
             polls = polls.wrapping_add(1);
-            self.0.watched.borrow_mut().clear();
+            self.forget_watched();
         }
     }
 
@@ -355,14 +372,27 @@ impl Engine {
     fn rest(&self) -> Result<(), Error> {
         self.tick(self.clock());
         let mut fabric = self.0.fabric.borrow_mut();
-        let watched = self.0.watched.borrow();
-        let has_changed = |watched: &Watched| {
+        fabric.wait_until(Some(SLEEP_MAX), || self.has_changed())?;
+        Ok(())
+    }
+
+    /// Whether a word that a future waits for is not as it was.
+    pub(crate) fn has_changed(&self) -> bool {
+        self.0.watched.borrow().iter().any(|watched| {
             let words = watched.region.words().unwrap_or_default();
             (words.get(watched.word))
                 .is_some_and(|word| word.load(Ordering::Acquire) != watched.seen)
-        };
-        fabric.wait_until(Some(SLEEP_MAX), || watched.iter().any(has_changed))?;
-        Ok(())
+        })
+    }
+
+    /// Forgets the words that futures waited for.
+    pub(crate) fn forget_watched(&self) {
+        self.0.watched.borrow_mut().clear();
+    }
+
+    /// Whether what goes on beside the operations can go on at once.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.0.is_busy.get()
     }
 
     pub(crate) fn has_clock(&self) -> bool {
@@ -375,6 +405,13 @@ impl Engine {
             .clock
             .as_ref()
             .map_or(Duration::ZERO, |clock| clock())
+    }
+
+    /// Has the operations know the time.
+    pub(crate) fn look_at_clock(&self) -> Duration {
+        let now = self.clock();
+        self.0.now.set(now.max(self.now()));
+        now
     }
 
     /// The time when it was last looked at.

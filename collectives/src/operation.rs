@@ -19,7 +19,7 @@ impl<T, F: Future<Output = Result<T, Error>>> Operation<'_, F> {
     ///
     /// # Errors
     ///
-    /// Those of the operation.
+    /// Those of the operation, and those of [`Engine::block_on`].
     pub fn wait(self) -> Result<T, Error> {
         self.engine.block_on(self.future)
     }
@@ -37,6 +37,7 @@ impl<F: Future> IntoFuture for Operation<'_, F> {
 impl Group {
     #[inline]
     pub(crate) fn operation<F>(&self, future: F) -> Operation<'_, F> {
+        self.engine.0.went_on.set(true);
         Operation {
             engine: &self.engine,
             future,

@@ -25,7 +25,7 @@ use crate::{
     control::Controller,
     coordinator::{Client, Entry, Membership},
     counters::{Counts, Snapshot},
-    executor::{self, Command, Done, Report, Seat, Work},
+    executor::{self, Command, Done, Means, Report, Seat, Work},
     helpers::Pool,
     progress::Progress,
     repeat::Repeat,
@@ -480,16 +480,27 @@ impl Env {
         &mut self,
         program: impl Fn(&Group) -> Result<R, Error> + Send + Sync + 'static,
     ) -> Result<Vec<R>, Error> {
+        self.in_groups(move |engine, _| {
+            let result = taking_part(engine, || {
+                let world = engine.block_on(engine.world())?;
+                program(&world)
+            })?;
+            Ok(vec![(engine.rank(), result)])
+        })
+    }
+
+    /// Has every executor do `work`, and gives what it made of its ranks, in their order.
+    pub(crate) fn in_groups<R: Send + 'static>(
+        &mut self,
+        work: impl Fn(&Engine, &Means) -> Result<Vec<(Rank, R)>, Error> + Send + Sync + 'static,
+    ) -> Result<Vec<R>, Error> {
         let results: Arc<Mutex<BTreeMap<Rank, R>>> = Arc::default();
         let work = {
             let results = results.clone();
-            Work::Groups(Arc::new(move |engine: &Engine| {
-                let result = taking_part(engine, || {
-                    let world = engine.block_on(engine.world())?;
-                    program(&world)
-                })?;
+            Work::Groups(Arc::new(move |engine: &Engine, means: &Means| {
+                let of_it = work(engine, means)?;
                 let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-                results.insert(engine.rank(), result);
+                results.extend(of_it);
                 Ok(())
             }))
         };
@@ -639,25 +650,35 @@ fn schedulable(entries: &[Entry]) -> Vec<Worker> {
     entries.iter().map(worker).collect()
 }
 
-/// What `program` gives. If that is nothing, the other ranks are told, so that they do not wait for this one.
-fn taking_part<R>(engine: &Engine, program: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
-    /// Tells them if the program panics.
-    struct Part<'e>(&'e Engine, &'static str);
-    impl Drop for Part<'_> {
-        fn drop(&mut self) {
-            if !self.1.is_empty() {
-                self.0.give_up(self.1);
-            }
+/// Tells the other ranks, so that they do not wait for this one, unless it ends well.
+pub(crate) struct Part<'e>(pub(crate) &'e Engine);
+
+impl Part<'_> {
+    /// The program of this rank has ended.
+    pub(crate) fn end(self, error: Option<&Error>) {
+        if let Some(error) = error
+            && !error.is_consequence()
+        {
+            self.0.give_up(&dataflow::one_line(error));
         }
+        std::mem::forget(self);
     }
-    let mut part = Part(engine, "it panicked");
+}
+
+impl Drop for Part<'_> {
+    fn drop(&mut self) {
+        self.0.give_up("it panicked");
+    }
+}
+
+/// What `program` gives. If that is nothing, the other ranks are told.
+pub(crate) fn taking_part<R>(
+    engine: &Engine,
+    program: impl FnOnce() -> Result<R, Error>,
+) -> Result<R, Error> {
+    let part = Part(engine);
     let result = program();
-    part.1 = "";
-    if let Err(error) = &result
-        && !error.is_consequence()
-    {
-        engine.give_up(&dataflow::one_line(error));
-    }
+    part.end(result.as_ref().err());
     result
 }
 

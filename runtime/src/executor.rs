@@ -75,7 +75,14 @@ pub(crate) enum Work {
 }
 
 type OnLinks = dyn Fn(&mut Fabric) -> Result<(), Error> + Send + Sync;
-type InGroups = dyn Fn(&Engine) -> Result<(), Error> + Send + Sync;
+type InGroups = dyn Fn(&Engine, &Means) -> Result<(), Error> + Send + Sync;
+
+/// What more ranks on the thread of an executor are made of.
+pub(crate) struct Means {
+    pub(crate) links: transport::Config,
+    pub(crate) arena_bytes: u64,
+    pub(crate) ledger: Ledger,
+}
 
 /// What an executor has to say.
 pub(crate) enum Report {
@@ -134,6 +141,7 @@ struct Repeated {
 struct Executor {
     rank: Rank,
     site: Site,
+    means: Means,
     controller: Controller,
     commands: Receiver<Command>,
     reports: Sender<Report>,
@@ -142,7 +150,6 @@ struct Executor {
     job: Option<Repeated>,
     /// What makes operations of groups go on, once there has been one.
     engine: Option<Engine>,
-    spin: bool,
     /// Messages of runs that this rank has not started.
     early: VecDeque<(Rank, Buffer)>,
     /// Whether the last turn was spent on the run, so that the sockets have not been looked at since, and when they were.
@@ -157,7 +164,12 @@ struct Executor {
 
 impl Executor {
     fn new(seat: Seat) -> Result<Self, Error> {
-        let (rank, spin) = (seat.links.rank, seat.links.spin);
+        let rank = seat.links.rank;
+        let means = Means {
+            links: seat.links.clone(),
+            arena_bytes: seat.arena_bytes,
+            ledger: seat.ledger.clone(),
+        };
         let arena = Arena::new(&seat.ledger, seat.arena_bytes)?;
         let fabric = Fabric::new(seat.links, arena)?;
         if let (Some(address), Some(waker)) = (fabric.address(), fabric.waker()?) {
@@ -185,13 +197,13 @@ impl Executor {
         Ok(Self {
             rank,
             site,
+            means,
             controller: seat.controller,
             commands: seat.commands,
             reports: seat.reports,
             run: None,
             job: None,
             engine: None,
-            spin,
             early: VecDeque::new(),
             worked: false,
             looked: Duration::ZERO,
@@ -280,7 +292,7 @@ impl Executor {
                     return Err(copy_of(error).into());
                 }
                 let engine = self.engine().clone();
-                work(&engine)?;
+                work(&engine, &self.means)?;
                 while let Some(message) = engine.take_foreign() {
                     self.early.push_back(message);
                 }
@@ -296,7 +308,7 @@ impl Executor {
     }
 
     fn engine(&mut self) -> &Engine {
-        let (site, spin, started) = (&self.site, self.spin, self.started);
+        let (site, spin, started) = (&self.site, self.means.links.spin, self.started);
         let fabric = &site.fabric;
         let early = &mut self.early;
         self.engine.get_or_insert_with(|| {
@@ -545,7 +557,7 @@ fn copy_of(error: &transport::Error) -> transport::Error {
 }
 
 /// What `call` gives; a panic in it is an error of `rank`.
-fn catching<T>(rank: Rank, call: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+pub(crate) fn catching<T>(rank: Rank, call: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
         Err(Error::Panicked {
             rank,

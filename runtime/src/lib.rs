@@ -68,6 +68,7 @@ pub use transport;
 mod affinity;
 mod config;
 mod control;
+mod cooperative;
 pub mod coordinator;
 mod counters;
 mod env;

@@ -2,6 +2,7 @@
 //! algorithm, the number of members, the length and the network.
 
 mod buffers;
+mod cooperative;
 mod exact;
 mod failure;
 mod flight;

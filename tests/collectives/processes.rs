@@ -15,7 +15,7 @@ use std::{
 };
 
 use collectives::{
-    Algorithm, Engine, Error, Group, Operator,
+    Algorithm, Engine, Error, Group, Operator, Part, cooperate,
     harp::{Elementwise, Modulo, Table},
     op::Sum,
 };
@@ -50,14 +50,8 @@ struct RankProcess {
 }
 
 impl RankProcess {
-    fn start() -> Self {
-        let arguments = [
-            "--exact",
-            "processes::the_rank",
-            "--ignored",
-            "--nocapture",
-            "-q",
-        ];
+    fn start(process: &str) -> Self {
+        let arguments = ["--exact", process, "--ignored", "--nocapture", "-q"];
         let mut child = Command::new(env::current_exe().unwrap())
             .args(arguments)
             .stdin(Stdio::piped())
@@ -99,8 +93,13 @@ impl Drop for RankProcess {
 
 /// Starts a job whose ranks all do `work`.
 fn job(size: u32, links: &str, work: &str) -> Vec<RankProcess> {
+    job_of("processes::the_rank", size, links, work)
+}
+
+/// The same, of such processes.
+fn job_of(process: &str, size: u32, links: &str, work: &str) -> Vec<RankProcess> {
     let secret = Secret::random().unwrap();
-    let mut ranks: Vec<_> = (0..size).map(|_| RankProcess::start()).collect();
+    let mut ranks: Vec<_> = (0..size).map(|_| RankProcess::start(process)).collect();
     for (rank, process) in ranks.iter_mut().enumerate() {
         (process.input.as_mut().unwrap())
             .write_all(secret.as_bytes())
@@ -117,47 +116,9 @@ fn job(size: u32, links: &str, work: &str) -> Vec<RankProcess> {
 #[test]
 #[ignore = "the other processes of the tests here"]
 fn the_rank() {
-    let mut input = BufReader::new(std::io::stdin());
-    let mut secret = [0; Secret::BYTES];
-    input.read_exact(&mut secret).unwrap();
-    let mut line = String::new();
-    input.read_line(&mut line).unwrap();
-    let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-    let (rank, size) = (words[0].parse().unwrap(), words[1].parse().unwrap());
-    let (_, links) = LINKS
-        .into_iter()
-        .find(|(name, _)| *name == words[2])
-        .unwrap();
-    let config = Config {
-        transport: links,
-        spin: false,
-        ..Config::new(rank, size, &Secret::from(secret))
-    };
-    let arena = Arena::new(&Ledger::new(ARENA), ARENA).unwrap();
-    let mut fabric = Fabric::new(config, arena).unwrap();
-    println!("ADDRESS={}", fabric.address().unwrap());
-    line.clear();
-    input.read_line(&mut line).unwrap();
-    let book: Vec<Address> = line
-        .split_whitespace()
-        .map(|text| text.parse().unwrap())
-        .collect();
-    fabric.join(&book).unwrap();
-    let start = Instant::now();
-    let engine = Engine::new(Rc::new(RefCell::new(fabric)), false, move || {
-        start.elapsed()
-    });
-
-    let stop = Arc::new(AtomicBool::new(false));
-    let told = stop.clone();
-    thread::spawn(move || {
-        // One line more is the word to stop, and the end of the input that to end.
-        let mut lines = input.lines();
-        lines.next();
-        told.store(true, Ordering::Relaxed);
-        lines.for_each(drop);
-        std::process::exit(0);
-    });
+    let (engines, words, input) = begin(1);
+    let engine = &engines[0];
+    let stop = until_told(input);
     let result = engine.block_on(async {
         let group = engine.world().await?;
         println!("READY");
@@ -179,13 +140,136 @@ fn the_rank() {
         at.as_nanos(),
         result.unwrap_or_else(|error| error.to_string())
     );
-    // Others may still have to be told something.
+    stay(&engines);
+}
+
+/// Joins a job with so many ranks, as the first two lines of the input say. Gives the words of the first as well.
+fn begin(here: u32) -> (Vec<Engine>, Vec<String>, BufReader<std::io::Stdin>) {
+    let mut input = BufReader::new(std::io::stdin());
+    let mut secret = [0; Secret::BYTES];
+    input.read_exact(&mut secret).unwrap();
+    let mut line = String::new();
+    input.read_line(&mut line).unwrap();
+    let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+    let [process, processes] = [0, 1].map(|word| words[word].parse::<u32>().unwrap());
+    let (_, links) = LINKS
+        .into_iter()
+        .find(|(name, _)| *name == words[2])
+        .unwrap();
+    let fabric = |index| {
+        let config = Config {
+            transport: links,
+            spin: false,
+            ..Config::new(
+                process * here + index,
+                processes * here,
+                &Secret::from(secret),
+            )
+        };
+        let arena = Arena::new(&Ledger::new(ARENA), ARENA).unwrap();
+        Fabric::new(config, arena).unwrap()
+    };
+    let mut fabrics: Vec<_> = (0..here).map(fabric).collect();
+    let addresses = fabrics.iter().map(|fabric| fabric.address().unwrap());
+    let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+    println!("ADDRESS={}", addresses.join(" "));
+    line.clear();
+    input.read_line(&mut line).unwrap();
+    let book: Vec<Address> = line
+        .split_whitespace()
+        .map(|text| text.parse().unwrap())
+        .collect();
+    let start = Instant::now();
+    let engine = |mut fabric: Fabric| {
+        fabric.join(&book).unwrap();
+        let fabric = Rc::new(RefCell::new(fabric));
+        Engine::new(fabric, false, move || start.elapsed())
+    };
+    (fabrics.drain(..).map(engine).collect(), words, input)
+}
+
+/// True once one line more has come: the word to stop. The end of the input ends the process.
+fn until_told(input: BufReader<std::io::Stdin>) -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = stop.clone();
+    thread::spawn(move || {
+        let mut lines = input.lines();
+        lines.next();
+        told.store(true, Ordering::Relaxed);
+        lines.for_each(drop);
+        std::process::exit(0);
+    });
+    stop
+}
+
+/// Others may still have to be told something.
+fn stay(engines: &[Engine]) -> ! {
     loop {
-        let _ = engine.turn();
-        engine.flush();
-        let mut fabric = engine.fabric().borrow_mut();
-        let _ = fabric.flush();
-        let _ = fabric.wait(Some(Duration::from_millis(5)));
+        for engine in engines {
+            let _ = engine.turn();
+            engine.flush();
+            let mut fabric = engine.fabric().borrow_mut();
+            let _ = fabric.flush();
+            let _ = fabric.wait(Some(Duration::from_millis(5)));
+        }
+    }
+}
+
+/// Ranks of a process that share its thread as futures.
+const SHARING: u32 = 3;
+
+#[test]
+#[ignore = "the other processes of a test here"]
+fn the_ranks_of_a_thread() {
+    let (engines, words, input) = begin(SHARING);
+    let stop = until_told(input);
+    let operator = Operator::ALL[words[3].parse::<usize>().unwrap()];
+    let part = |engine: &Engine| -> (Engine, Part<'_, ()>) {
+        let (part, stop) = (engine.clone(), &stop);
+        let part = async move {
+            let result = async {
+                let group = part.world().await?;
+                if part.rank().is_multiple_of(SHARING) {
+                    println!("READY");
+                }
+                work_until(&group, operator, None, stop).await
+            };
+            let result = result.await;
+            let said = result.unwrap_or_else(|error| error.to_string());
+            println!("ENDED={} {said}", now().as_nanos());
+        };
+        (engine.clone(), Box::pin(part))
+    };
+    cooperate(engines.iter().map(part).collect()).unwrap();
+    stay(&engines);
+}
+
+#[test]
+fn the_death_of_a_process_with_ranks_that_share_a_thread_is_told_to_all_that_share_others() {
+    for operator in 0..Operator::ALL.len() {
+        let (links, _) = LINKS[operator % LINKS.len()];
+        let process = "processes::the_ranks_of_a_thread";
+        let mut ranks = job_of(process, 3, links, &operator.to_string());
+        for rank in &mut ranks {
+            rank.hear("READY");
+        }
+        thread::sleep(Duration::from_millis(5 + operator as u64));
+        let victim = operator % 3;
+        let killed = now();
+        ranks[victim].signal(Signal::SIGKILL);
+        let survivors = ranks.iter_mut().enumerate();
+        for (survivor, process) in survivors.filter(|(rank, _)| *rank != victim) {
+            for _ in 0..SHARING {
+                let ended = process.hear("ENDED=");
+                let (at, error) = ended.split_once(' ').unwrap();
+                let first = victim as u32 * SHARING;
+                let lost = |rank| error.contains(&format!("rank {rank} was lost"));
+                let is_told = (first..first + SHARING).any(lost);
+                assert!(is_told, "{links}: process {survivor} of {victim}: {error}");
+                let at = Duration::from_nanos(at.parse().unwrap());
+                assert!(at.saturating_sub(killed) <= DEATH_TOLD_MAX, "{links}");
+            }
+        }
     }
 }
 
@@ -213,7 +297,7 @@ async fn work_until(
     Ok("in order".to_owned())
 }
 
-async fn one(group: &Group, operator: Operator, len: usize) -> Result<(), Error> {
+pub(crate) async fn one(group: &Group, operator: Operator, len: usize) -> Result<(), Error> {
     let size = group.size();
     let (mut data, mut all) = (vec![1u64; len], vec![1u64; len * size]);
     match operator {

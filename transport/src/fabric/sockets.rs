@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fmt, io,
     os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         linux::net::SocketAddrExt,
         unix::net::SocketAddr as UnixAddress,
     },
@@ -182,6 +182,11 @@ impl Sockets {
             .try_clone_to_owned()
             .map_err(Error::io("duplicate an eventfd"))?;
         Ok(Waker(Arc::new(fd)))
+    }
+
+    /// The event queue, which can be read from when there is something to say.
+    pub(super) fn queue(&self) -> BorrowedFd<'_> {
+        self.poll.registry().as_fd()
     }
 
     /// Whether someone woke us, in whatever look that was seen.

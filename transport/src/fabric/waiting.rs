@@ -1,7 +1,15 @@
 //! How a rank waits that has nothing to do: it spins while that pays, gives its core away where others need it,
 //! and then sleeps.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::DerefMut,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
 use super::{Contact, Fabric, POLLS_A_GLANCE, POLLS_A_LOOK, sockets::Sockets};
 use crate::{Error, Rank, bell, link::Link};
@@ -57,6 +65,86 @@ impl Fabric {
         waited
     }
 
+    /// The same for several ranks that share a thread: until there may be something for any of them. It does not spin: who
+    /// polls for several ranks has done so. Ranks that have no core of their own give their turn away before they sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn wait_for_any<F: DerefMut<Target = Self>>(
+        fabrics: &mut [F],
+        timeout: Option<Duration>,
+        mut ready: impl FnMut() -> bool,
+    ) -> Result<(), Error> {
+        let mut timeout = timeout;
+        for fabric in &mut *fabrics {
+            fabric.tell_about_memory();
+            fabric.idle();
+            timeout = fabric.until_tick(timeout);
+        }
+        let mut is_news =
+            |fabrics: &mut [F]| ready() || fabrics.iter_mut().any(|fabric| fabric.has_news());
+        let yields = match fabrics.iter().all(|fabric| fabric.spin) {
+            true => 0,
+            false => YIELDS_MAX,
+        };
+        for _ in 0..yields {
+            if is_news(fabrics) {
+                return Ok(());
+            }
+            std::thread::yield_now();
+        }
+        let armed = fabrics.iter().map(|fabric| fabric.arm());
+        let waited = if armed.fold(true, |all, one| all & one) && !is_news(fabrics) {
+            Self::sleep_all(fabrics, timeout)
+        } else {
+            Ok(())
+        };
+        for fabric in fabrics {
+            fabric.arena.region().bell().disarm();
+            if let Some(sockets) = &mut fabric.sockets {
+                sockets.forget_waking();
+            }
+        }
+        waited
+    }
+
+    /// Sleeps until the sockets of one of them have something to say, and takes that in.
+    fn sleep_all<F: DerefMut<Target = Self>>(
+        fabrics: &mut [F],
+        timeout: Option<Duration>,
+    ) -> Result<(), Error> {
+        let queues = fabrics
+            .iter()
+            .filter_map(|fabric| fabric.sockets.as_ref())
+            .map(|sockets| PollFd::new(sockets.queue(), PollFlags::POLLIN));
+        let mut queues: Vec<PollFd<'_>> = queues.collect();
+        if queues.is_empty() {
+            return Ok(()); // Nobody could wake us.
+        }
+        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
+            // Not less than asked for, so that nobody wakes up again and again before its time.
+            PollTimeout::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut queues, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::os("sleep")(errno)),
+        }
+        fabrics
+            .iter_mut()
+            .try_for_each(|fabric| fabric.look(Some(Duration::ZERO)))
+    }
+
+    /// Says that we are about to sleep; false if that cannot be said. Look once more after this.
+    fn arm(&self) -> bool {
+        let bell = self.arena.region().bell();
+        let armed = bell.arm(self.reasons(), self.fences_all);
+        if let Some(sockets) = &self.sockets {
+            sockets.arm_rdma();
+        }
+        armed
+    }
+
     /// Wakes `peer` if it sleeps in [`wait_until`](Self::wait_until): something has just been written into exposed
     /// memory, ours or its, that it may be waiting for. It costs next to nothing while the peer is awake, and
     /// nothing at all on paths other than shared memory, where memory cannot be waited for.
@@ -85,15 +173,7 @@ impl Fabric {
         if self.spin_for_news(ready)? || self.sockets.is_none() {
             return Ok(());
         }
-        let armed = self
-            .arena
-            .region()
-            .bell()
-            .arm(self.reasons(), self.fences_all);
-        if let Some(sockets) = &self.sockets {
-            sockets.arm_rdma();
-        }
-        let waited = if !armed || self.has_news() || ready() {
+        let waited = if !self.arm() || self.has_news() || ready() {
             Ok(())
         } else {
             let asleep = Instant::now();
