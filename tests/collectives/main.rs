@@ -7,8 +7,12 @@ mod exact;
 mod failure;
 mod flight;
 mod harness;
+#[path = "../support/machines.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod machines;
 mod messages;
 mod operations;
+mod partition;
 mod plans;
 mod processes;
 mod tables;
