@@ -283,6 +283,7 @@ impl JobArguments {
             one_by_one: measure == Measure::Latency,
             floor: false,
             algorithm: None,
+            cooperative: None,
             results: results.path(),
         }
     }

@@ -134,6 +134,9 @@ pub struct Arguments {
     /// The algorithm of an operator, if not the one that the model chooses.
     #[arg(long)]
     pub(crate) algorithm: Option<Algorithm>,
+    /// So many ranks on each executor, as futures that share its thread.
+    #[arg(long)]
+    pub(crate) cooperative: Option<u32>,
     /// Where the results go.
     #[arg(long)]
     pub(crate) results: PathBuf,
@@ -161,6 +164,10 @@ impl Arguments {
                 .map(|algorithm| format!("--algorithm={algorithm}")),
         );
         words.extend(
+            self.cooperative
+                .map(|ranks| format!("--cooperative={ranks}")),
+        );
+        words.extend(
             flags
                 .into_iter()
                 .filter(|flag| flag.1)
@@ -177,6 +184,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), updraft::Error> {
 }
 
 fn measure(env: &mut Env, arguments: Arguments) -> Result<(), updraft::Error> {
+    if let Some(ranks) = arguments.cooperative {
+        return collectives::measure_cooperative(env, arguments, ranks);
+    }
     if let Some(operator) = arguments.measure.operator() {
         return collectives::measure(env, arguments, operator);
     }

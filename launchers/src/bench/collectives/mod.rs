@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 use updraft::collectives::{Algorithm, Operator};
 
-pub(crate) use self::rank::measure;
+pub(crate) use self::rank::{measure, measure_cooperative};
 use super::{
     JobArguments, Results, job,
     machine::Machine,

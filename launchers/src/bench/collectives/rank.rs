@@ -22,7 +22,7 @@ use updraft::{
 };
 
 use super::super::{
-    rank::{Arguments, HOP_TRIPS, HOP_WARM, failed, write},
+    rank::{Arguments, HOP_TRIPS, HOP_WARM, failed, trips_of, write},
     samples::Line,
 };
 
@@ -51,6 +51,83 @@ pub(crate) fn measure(
     .map(drop)
 }
 
+/// Measures an operator, or messages between pairs, among ranks that share the threads of executors.
+pub(crate) fn measure_cooperative(
+    env: &mut Env,
+    arguments: Arguments,
+    ranks: u32,
+) -> Result<(), updraft::Error> {
+    env.bsp_cooperative(ranks, async move |world: &Group| {
+        let mut lines = String::new();
+        for &bytes in &arguments.sizes.0 {
+            for batch in 0..arguments.warmup + arguments.repeats {
+                let ns = match arguments.measure.operator() {
+                    Some(operator) => {
+                        let player = Player {
+                            world,
+                            arguments: &arguments,
+                            operator,
+                            hop: None,
+                        };
+                        player.await_batch(bytes, &mut player.operands(bytes)).await
+                    }
+                    None => bounce(world, bytes).await,
+                };
+                let ns = ns?;
+                if batch >= arguments.warmup {
+                    lines += &Line::Batch {
+                        bytes,
+                        hops: [0.0; 2],
+                        floor_ns: 0.0,
+                        ns,
+                    }
+                    .to_string();
+                }
+            }
+        }
+        // Of messages each pair has its own times.
+        let is_operator = arguments.measure.operator().is_some();
+        if world.rank() == 0 || !is_operator && world.rank().is_multiple_of(2) {
+            write(&arguments.results, &lines).map_err(failed("write the results"))?;
+        }
+        Ok(())
+    })
+    .map(drop)
+}
+
+/// A batch of round trips between the two ranks of a pair, all pairs at the same time; nanoseconds one way.
+async fn bounce(world: &Group, bytes: usize) -> Result<f64, Error> {
+    let peer = world.rank() ^ 1;
+    let trips = trips_of(bytes);
+    let mut buffer = vec![0u8; bytes];
+    let mut start = Instant::now();
+    let warm = trips / 10 + 1;
+    for trip in 0..warm + trips {
+        if trip == warm {
+            start = Instant::now();
+        }
+        let value = (trip | 1) as u8;
+        if world.rank().is_multiple_of(2) {
+            buffer.fill(value);
+            world.send(peer, 0, &buffer).await?;
+        }
+        let message = world.receive::<u8>(Some(peer), Some(0)).await?;
+        let all = message.iter().fold(0, |all, byte| all | byte);
+        if all != value {
+            return Err(Error::Argument {
+                call: "receive",
+                reason: format!("{all} was found where {value} should be"),
+            });
+        }
+        if !world.rank().is_multiple_of(2) {
+            drop(message);
+            buffer.fill(all);
+            world.send(peer, 0, &buffer).await?;
+        }
+    }
+    Ok(start.elapsed().as_nanos() as f64 / f64::from(2 * trips))
+}
+
 /// Operations in a batch.
 fn rounds_of(bytes: usize, size: usize) -> u32 {
     let most = if size > 2 { 100 } else { 500 };
@@ -71,6 +148,26 @@ struct Operands {
     len: usize,
     given: Vec<f64>,
     taken: Vec<f64>,
+}
+
+/// Carries the operator of a player out, and waits for it, or awaits it.
+macro_rules! carry_out {
+    ($player:expr, $operands:expr, $round:expr, $($end:tt)+) => {{
+        let Operands { given, taken, .. } = $operands;
+        let (world, root) = ($player.world, $player.root($round));
+        match $player.operator {
+            Operator::Broadcast => world.broadcast(root, taken).$($end)+,
+            Operator::Reduce => world.reduce(root, taken, Sum).$($end)+,
+            Operator::AllReduce => world.all_reduce(taken, Sum).$($end)+,
+            Operator::ReduceScatter => world.reduce_scatter(given, taken, Sum).$($end)+,
+            Operator::Scan => world.scan(taken, Sum).$($end)+,
+            Operator::Gather => world.gather(root, given, taken).$($end)+,
+            Operator::Scatter => world.scatter(root, given, taken).$($end)+,
+            Operator::AllGather => world.all_gather(given, taken).$($end)+,
+            Operator::AllToAll => world.all_to_all(given, taken).$($end)+,
+            _ => world.barrier().$($end)+,
+        }
+    }};
 }
 
 impl<'a> Player<'a> {
@@ -247,20 +344,22 @@ impl<'a> Player<'a> {
 
     #[inline]
     fn carry_out(&self, operands: &mut Operands, round: u32) -> Result<(), Error> {
-        let Operands { given, taken, .. } = operands;
-        let (world, root) = (self.world, self.root(round));
-        match self.operator {
-            Operator::Broadcast => world.broadcast(root, taken).wait(),
-            Operator::Reduce => world.reduce(root, taken, Sum).wait(),
-            Operator::AllReduce => world.all_reduce(taken, Sum).wait(),
-            Operator::ReduceScatter => world.reduce_scatter(given, taken, Sum).wait(),
-            Operator::Scan => world.scan(taken, Sum).wait(),
-            Operator::Gather => world.gather(root, given, taken).wait(),
-            Operator::Scatter => world.scatter(root, given, taken).wait(),
-            Operator::AllGather => world.all_gather(given, taken).wait(),
-            Operator::AllToAll => world.all_to_all(given, taken).wait(),
-            _ => world.barrier().wait(),
+        carry_out!(self, operands, round, wait())
+    }
+
+    /// A batch of short operations of a rank that shares its thread with others; nanoseconds for each.
+    async fn await_batch(&self, bytes: usize, operands: &mut Operands) -> Result<f64, Error> {
+        let rounds = rounds_of(bytes, self.world.size());
+        self.world.barrier().await?;
+        let start = Instant::now();
+        for round in 0..rounds {
+            self.write(operands, round);
+            carry_out!(self, &mut *operands, round, await)?;
+            self.read(operands, round)?;
         }
+        let mut slowest = [start.elapsed().as_nanos() as f64 / f64::from(rounds)];
+        self.world.all_reduce(&mut slowest, Max).await?;
+        Ok(slowest[0])
     }
 
     /// Reads every byte of the result, which has to be what the ranks gave.

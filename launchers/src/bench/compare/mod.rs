@@ -297,11 +297,12 @@ impl<'a> Comparison<'a> {
                     .targets_of(trial)
                     .any(|target| target.against == Against::Floor),
             algorithm: None,
+            cooperative: trial.ranks.cooperative(),
             results: results.path(),
         };
         let mut command = Command::new(worker::OURSELVES);
         command
-            .args(["run", "-n", &effort.ranks(trial).to_string()])
+            .args(["run", "-n", &effort.workers(trial).to_string()])
             .args(["--executors", "1", "--transport", trial.transport, "--"])
             .args(job(&ranks_do));
         let mut samples = Samples::default();

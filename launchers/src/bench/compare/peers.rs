@@ -50,6 +50,15 @@ impl Effort {
         match trial.ranks {
             Ranks::Two => 2,
             Ranks::PerCore(ranks) => (ranks * self.cores).next_multiple_of(2),
+            Ranks::Cooperative(ranks) => ranks * self.cores,
+        }
+    }
+
+    /// Processes of ours.
+    pub(crate) fn workers(&self, trial: &Trial) -> u32 {
+        match trial.ranks {
+            Ranks::Cooperative(_) => self.cores,
+            _ => self.ranks(trial),
         }
     }
 }

@@ -66,6 +66,18 @@ pub(crate) enum Ranks {
     Two,
     /// So many for each core.
     PerCore(u32),
+    /// The same; ours share one thread on each core as futures.
+    Cooperative(u32),
+}
+
+impl Ranks {
+    /// How many of ours are on one thread, if they are futures.
+    pub(crate) fn cooperative(self) -> Option<u32> {
+        match self {
+            Self::Cooperative(ranks) => Some(ranks),
+            _ => None,
+        }
+    }
 }
 
 /// One way to measure. Targets that share it share its runs.
@@ -171,6 +183,16 @@ const CROWD_OF_4: Trial = Trial {
     ranks: Ranks::PerCore(4),
     ..CROWD_OF_2
 };
+const FUTURES_OF_2: Trial = Trial {
+    name: "futures-of-2",
+    ranks: Ranks::Cooperative(2),
+    ..CROWD_OF_2
+};
+const FUTURES_OF_4: Trial = Trial {
+    name: "futures-of-4",
+    ranks: Ranks::Cooperative(4),
+    ..CROWD_OF_2
+};
 const IDLE: Trial = Trial {
     name: "idle",
     measure: Measure::Idle,
@@ -220,6 +242,8 @@ struct Operators {
     pair: Trial,
     crowd_of_2: Trial,
     crowd_of_4: Trial,
+    futures_of_2: Trial,
+    futures_of_4: Trial,
 }
 
 macro_rules! operator {
@@ -235,18 +259,24 @@ macro_rules! operator {
             crowd_of_2: Trial {
                 name: concat!($name, "-crowd-of-2"),
                 measure: Measure::$measure,
-                floor: false,
-                ranks: Ranks::PerCore(2),
                 sizes: $crowd,
-                ..LATENCY
+                ..CROWD_OF_2
             },
             crowd_of_4: Trial {
                 name: concat!($name, "-crowd-of-4"),
                 measure: Measure::$measure,
-                floor: false,
-                ranks: Ranks::PerCore(4),
                 sizes: $crowd,
-                ..LATENCY
+                ..CROWD_OF_4
+            },
+            futures_of_2: Trial {
+                name: concat!($name, "-futures-of-2"),
+                measure: Measure::$measure,
+                ..FUTURES_OF_2
+            },
+            futures_of_4: Trial {
+                name: concat!($name, "-futures-of-4"),
+                measure: Measure::$measure,
+                ..FUTURES_OF_4
             },
         }
     };
@@ -300,6 +330,12 @@ pub(crate) const TARGETS: &[Target] = {
         target!("P6" "barrier, 4 ranks a core", BARRIER.crowd_of_4 &[8], Mpi, AtMost(0.5)),
         target!("P6" "all_reduce, 2 ranks a core", ALL_REDUCE.crowd_of_2 &[8], Mpi, AtMost(0.5)),
         target!("P6" "all_reduce, 4 ranks a core", ALL_REDUCE.crowd_of_4 &[8], Mpi, AtMost(0.5)),
+        target!("P6" "2 futures a core", FUTURES_OF_2 &[8], Mpi, AtMost(0.05)),
+        target!("P6" "4 futures a core", FUTURES_OF_4 &[8], Mpi, AtMost(0.05)),
+        target!("P6" "barrier by 2 futures a core", BARRIER.futures_of_2 &[8], Mpi, AtMost(0.05)),
+        target!("P6" "barrier by 4 futures a core", BARRIER.futures_of_4 &[8], Mpi, AtMost(0.05)),
+        target!("P6" "all_reduce by 2 futures a core", ALL_REDUCE.futures_of_2 &[8], Mpi, AtMost(0.05)),
+        target!("P6" "all_reduce by 4 futures a core", ALL_REDUCE.futures_of_4 &[8], Mpi, AtMost(0.05)),
         target!("P7" "idle executor", IDLE &[], Itself, AtMost(0.005)),
         target!("P8" "", TCP TCP.sizes, Bare(Kind::Tcp), AtMost(1.15)),
         target!("P8" "stream", TCP_STREAM &[MI], Bare(Kind::TcpStream), AtLeast(0.95)),
