@@ -38,6 +38,8 @@ const CLAIMS_AT: [usize; 2] = [512, 516];
 const PAYLOADS_AT: usize = 4096;
 /// Payloads up to this size lie in the line of the word.
 const BESIDE_THE_WORD: usize = 56;
+/// Bytes that are copied at a time: few, because more are copied by an instruction that is slow on some processors.
+const PIECE: usize = 1024;
 /// Looks at the other side's word after which it is given up: some seconds, as one takes 10 ns or more.
 const LOOKS_MAX: u64 = 1 << 28;
 
@@ -187,6 +189,53 @@ impl Handover {
         Ok(())
     }
 
+    /// Has the other side, which [serves](Self::serve), write bytes, and waits until it has: they are in its
+    /// cache then, to be [copied](Self::copy). For the side that leads.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the other side does not answer for some seconds.
+    pub fn ask(&mut self) -> Result<(), Error> {
+        self.give(0, Stores::Plain);
+        self.take(0)
+    }
+
+    /// Writes `bytes` bytes for the other side, once it [asks](Self::ask) for them. For the side that follows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the other side does not ask for some seconds.
+    ///
+    /// # Panics
+    ///
+    /// If there is no room for `bytes` bytes.
+    pub fn serve(&mut self, bytes: usize) -> Result<(), Error> {
+        assert!(
+            bytes <= self.payload_bytes_max,
+            "{bytes} bytes do not fit in {}",
+            self.payload_bytes_max
+        );
+        self.take(0)?;
+        self.give(bytes, Stores::Plain);
+        Ok(())
+    }
+
+    /// Copies what was [asked](Self::ask) for.
+    ///
+    /// # Panics
+    ///
+    /// If there is no room for as many bytes.
+    pub fn copy(&self, into: &mut [u8]) {
+        assert!(into.len() <= self.payload_bytes_max, "that is too much");
+        let from = self.payload(1 - self.side, into.len());
+        for (index, into) in into.chunks_mut(PIECE).enumerate() {
+            let from = from.wrapping_add(index * PIECE);
+            // SAFETY: the payload has room for all of `into`; the other side writes no more of it until we move our
+            // word, and nobody but us has `into`.
+            unsafe { into.as_mut_ptr().copy_from_nonoverlapping(from, into.len()) };
+        }
+    }
+
     fn give(&mut self, bytes: usize, stores: Stores) {
         self.turn += 1;
         let payload = self.payload(self.side, bytes);
@@ -322,6 +371,24 @@ mod tests {
     use std::thread;
 
     use super::*;
+
+    #[test]
+    fn what_one_side_asks_for_it_can_copy() {
+        let mut lead = Handover::lead(5000).unwrap();
+        let path = lead.path();
+        const SIZES: [usize; 5] = [8, 56, 57, 1025, 4999];
+        let serves = thread::spawn(move || {
+            let mut follow = Handover::follow(&path)?;
+            SIZES.into_iter().try_for_each(|bytes| follow.serve(bytes))
+        });
+        for (index, bytes) in SIZES.into_iter().enumerate() {
+            let mut copy = vec![0; bytes];
+            lead.ask().unwrap();
+            lead.copy(&mut copy);
+            assert_eq!(copy, vec![index as u8 + 1; bytes]);
+        }
+        serves.join().unwrap().unwrap();
+    }
 
     #[test]
     fn every_size_comes_back_whole_by_either_kind_of_store() {

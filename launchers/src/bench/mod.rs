@@ -74,6 +74,10 @@ pub enum Command {
     /// Prints a line for each target and point: the ratio to the best peer, or to the bare machine, with its
     /// spread and what it is made of; then how many are met. Peers are run in turns with ours, and figures
     /// are compared only where the cores were at the same distance.
+    ///
+    /// Where a point against MPI is missed, the line ends with the bare floor, measured beside ours, and its ratio to
+    /// the peer: how far the machine itself lets the point come. It is the bare hand-over of the bytes between two ranks, or,
+    /// from 4 KiB on in operations of groups, the bare copy of what the other rank has just written.
     Compare(compare::Arguments),
 
     /// What a rank of a measurement is.

@@ -193,7 +193,9 @@ impl<'a> Player<'a> {
     fn meet(&mut self) -> Result<(), Error> {
         let mut place = [0u8; PATH_BYTES];
         if self.world.rank() == 0 {
-            self.hop = Handover::lead(0).ok();
+            let largest = self.arguments.sizes.0.last().copied();
+            let largest = largest.filter(|_| self.arguments.floor);
+            self.hop = Handover::lead(largest.unwrap_or(0)).ok();
             let path = self.hop.as_ref().map(Handover::path).unwrap_or_default();
             let path = path.as_os_str().as_encoded_bytes();
             if let Some(start) = place.get_mut(..path.len()) {
@@ -225,10 +227,10 @@ impl<'a> Player<'a> {
             let mut operands = self.operands(bytes);
             for batch in 0..self.arguments.warmup + self.arguments.repeats {
                 let before = self.take_hop();
+                let floor_ns = self.take_floor(bytes);
                 let ns = self.batch(bytes, &mut operands)?;
                 let hops = [before, self.take_hop()];
                 if batch >= self.arguments.warmup {
-                    let floor_ns = 0.0;
                     lines += &Line::Batch {
                         bytes,
                         hops,
@@ -252,6 +254,47 @@ impl<'a> Player<'a> {
             .to_string();
         }
         Ok(lines)
+    }
+
+    /// The least that any operation of two ranks takes, in nanoseconds, if that is asked for: the bare hand-over of the
+    /// bytes, one way, where operands are written and results read in that time, and otherwise the bare copy of what
+    /// the other rank has just written.
+    fn take_floor(&mut self, bytes: usize) -> f64 {
+        let leads = self.world.rank() == 0;
+        let Some(handover) = self.hop.as_mut().filter(|_| self.arguments.floor) else {
+            return 0.0;
+        };
+        if bytes < LONG {
+            let mut trips = |trips| handover.round_trips(trips, bytes, Stores::Plain);
+            if trips(HOP_WARM).is_err() {
+                return 0.0;
+            }
+            let start = Instant::now();
+            return match trips(HOP_TRIPS) {
+                Ok(()) => start.elapsed().as_nanos() as f64 / f64::from(2 * HOP_TRIPS),
+                Err(_) => 0.0,
+            };
+        }
+        let rounds = rounds_of(bytes, 2);
+        let mut copy = vec![0; bytes];
+        let mut inside = Duration::ZERO;
+        for _ in 0..rounds {
+            let asked = if leads {
+                handover.ask()
+            } else {
+                handover.serve(bytes)
+            };
+            if asked.is_err() {
+                return 0.0;
+            }
+            if leads {
+                let start = Instant::now();
+                handover.copy(&mut copy);
+                black_box(&copy);
+                inside += start.elapsed();
+            }
+        }
+        inside.as_nanos() as f64 / f64::from(rounds)
     }
 
     /// The bare hand-over of a line, one way, in nanoseconds.

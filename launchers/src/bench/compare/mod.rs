@@ -295,7 +295,7 @@ impl<'a> Comparison<'a> {
             floor: trial.floor
                 && self
                     .targets_of(trial)
-                    .any(|target| target.against == Against::Floor),
+                    .any(|target| matches!(target.against, Against::Floor | Against::Mpi)),
             algorithm: None,
             cooperative: trial.ranks.cooperative(),
             results: results.path(),

@@ -252,7 +252,6 @@ macro_rules! operator {
             pair: Trial {
                 name: $name,
                 measure: Measure::$measure,
-                floor: false,
                 sizes: $pair,
                 ..LATENCY
             },

@@ -36,12 +36,11 @@ impl Rounds {
 
     /// The middle over all rounds, in nanoseconds.
     pub(crate) fn middle(&self, bytes: usize, cores: Cores) -> Option<f64> {
-        let rounds = self.at(bytes, cores);
-        self.middle_of(rounds.values().flat_map(|batches| batches.iter()))
+        self.beside(bytes, cores, |batch| batch.ns)
     }
 
-    fn middle_of<'a>(&self, batches: impl Iterator<Item = &'a Batch>) -> Option<f64> {
-        let times: Vec<f64> = batches.map(|batch| batch.ns).collect();
+    fn middle_of(&self, times: impl Iterator<Item = f64>) -> Option<f64> {
+        let times: Vec<f64> = times.collect();
         if self.crowded && !times.is_empty() {
             return Some(times.iter().sum::<f64>() / times.len() as f64);
         }
@@ -49,9 +48,20 @@ impl Rounds {
     }
 
     fn hop(&self, bytes: usize, cores: Cores) -> f64 {
+        self.beside(bytes, cores, |batch| batch.hop_ns)
+            .unwrap_or(0.0)
+    }
+
+    /// The bare machine, beside ours, if it was measured.
+    fn floor(&self, bytes: usize, cores: Cores) -> Option<f64> {
+        let floor = self.beside(bytes, cores, |batch| batch.floor_ns);
+        floor.filter(|&floor| floor > 0.0)
+    }
+
+    fn beside(&self, bytes: usize, cores: Cores, figure: fn(&Batch) -> f64) -> Option<f64> {
         let rounds = self.at(bytes, cores);
         let all = rounds.values().flat_map(|batches| batches.iter());
-        Spread::of(all.map(|batch| batch.hop_ns)).map_or(0.0, |spread| spread.median)
+        self.middle_of(all.map(figure))
     }
 }
 
@@ -64,6 +74,9 @@ pub(crate) struct Measured {
     /// What theirs took.
     theirs: String,
     hop_ns: f64,
+    /// The least that the machine allows at this point, in nanoseconds, and how it stands to theirs, if it was measured
+    /// beside ours.
+    floor: Option<(f64, f64)>,
 }
 
 /// One point of a target.
@@ -96,6 +109,7 @@ impl Verdict {
                 ours,
                 theirs,
                 hop_ns,
+                floor,
             }) => {
                 let met = if self.is_met() { "met" } else { "missed" };
                 let Spread { median, min, max } = ratio;
@@ -103,10 +117,16 @@ impl Verdict {
                     0.0 => String::new(),
                     hop => format!(", hop {}", digits(hop / 1e3)),
                 };
+                let floor = match floor {
+                    Some((ns, ratio)) if !self.is_met() => {
+                        format!("; the bare floor, {} us, is {ratio:.2}", digits(ns / 1e3))
+                    }
+                    _ => String::new(),
+                };
                 let places = self.target.bound.places(*median);
                 format!(
                     "{name} {point} {median:.places$} target {bound} {met}  \
-                     ({min:.places$}-{max:.places$}; {ours} against {theirs}{hop})"
+                     ({min:.places$}-{max:.places$}; {ours} against {theirs}{hop}{floor})"
                 )
             }
         }
@@ -125,6 +145,10 @@ impl Verdict {
                 value["ours"] = measured.ours.clone().into();
                 value["theirs"] = measured.theirs.clone().into();
                 value["hop_ns"] = measured.hop_ns.into();
+                if let Some((ns, ratio)) = measured.floor {
+                    value["floor_ns"] = ns.into();
+                    value["floor_ratio"] = ratio.into();
+                }
             }
             Err(why) => value["why"] = why.clone().into(),
         }
@@ -168,6 +192,7 @@ pub(crate) fn judge(
             ours: format!("{} of a core", digits(ratio.median)),
             theirs: "nothing".to_owned(),
             hop_ns: 0.0,
+            floor: None,
         });
         let failed = || {
             trial
@@ -249,6 +274,7 @@ fn measure(
             ours: us(ours),
             theirs: format!("{} of {name}", us(Spread::of(all)?.median)),
             hop_ns,
+            floor: None,
         })
     };
     let (rival, other, name) = match target.against {
@@ -267,8 +293,10 @@ fn measure(
     let theirs = rival.middle(other, cores)?;
     let (of_ours, of_theirs) = (trial.ours.at(bytes, cores), rival.at(other, cores));
     let pairs = of_ours.iter().filter_map(|(round, batches)| {
-        let theirs = rival.middle_of(of_theirs.get(round)?.iter())?;
-        Some(bound.ratio(trial.ours.middle_of(batches.iter())?, theirs))
+        let theirs = of_theirs.get(round)?.iter().map(|batch| batch.ns);
+        let ours = batches.iter().map(|batch| batch.ns);
+        let ours = trial.ours.middle_of(ours)?;
+        Some(bound.ratio(ours, rival.middle_of(theirs)?))
     });
     // Where no round saw both at this distance, all rounds together did.
     let together = bound.ratio(ours, theirs);
@@ -277,11 +305,14 @@ fn measure(
         min: together,
         max: together,
     });
+    let floor = trial.ours.floor(bytes, cores);
+    let floor = floor.filter(|_| target.against == Against::Mpi);
     Some(Measured {
         ratio,
         ours: us(ours),
         theirs: format!("{} of {name}", us(theirs)),
         hop_ns,
+        floor: floor.map(|floor| (floor, bound.ratio(floor, theirs))),
     })
 }
 
@@ -334,6 +365,7 @@ pub(crate) fn judge_bench(target: &'static Target, report: &Result<Value, String
             ours: middle(|pair| pair.0),
             theirs: format!("{} of {}", middle(|pair| pair.1), text("against")),
             hop_ns: row["hop_ns"].as_f64().unwrap_or(0.0),
+            floor: None,
         };
         let point = match &*text("cores") {
             "" | "-" => text("point"),
@@ -417,12 +449,33 @@ mod tests {
             lines(&verdicts)[..2],
             [
                 "P2 8 B near 0.53 target <= 0.70 met  (0.50-0.55; 0.105 us against 0.200 us of quick, hop 0.070)",
-                "P2 8 B far 0.75 target <= 0.70 missed  (0.75-0.75; 0.300 us against 0.400 us of slow, hop 0.200)",
+                "P2 8 B far 0.75 target <= 0.70 missed  (0.75-0.75; 0.300 us against 0.400 us of slow, hop 0.200; \
+                 the bare floor, 0.210 us, is 0.53)",
             ]
         );
         assert!(lines(&verdicts)[2].starts_with("P2 64 B no pair at equal distance"));
         let bare = judge(target("P1", ""), &trial, &[], "");
         assert!(lines(&bare)[0].starts_with("P1 8 B near 1.50 target <= 1.30 missed"));
+    }
+
+    #[test]
+    fn a_point_that_is_missed_is_set_beside_what_the_bare_machine_takes() {
+        let trial = |ours: &str| Trials {
+            ours: rounds("ours", &[ours]),
+            peers: vec![rounds("quick", &["batch 8 200 200 0 250"])],
+            failed: None,
+        };
+        let line = |ours: &str| {
+            let verdicts = judge(target("P10", "barrier"), &trial(ours), &[0], "");
+            lines(&verdicts).remove(0)
+        };
+        let missed = line("batch 8 200 200 160 210");
+        assert!(
+            missed.ends_with("hop 0.200; the bare floor, 0.160 us, is 0.64)"),
+            "{missed}"
+        );
+        let met = line("batch 8 200 200 60 100");
+        assert!(met.ends_with("of quick, hop 0.200)"), "{met}");
     }
 
     #[test]
