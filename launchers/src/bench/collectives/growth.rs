@@ -101,25 +101,30 @@ fn counts(
         "operator", "algorithm", "ranks", "messages", "formula", "bytes", "formula"
     ));
     let mut counts = Vec::new();
-    for &operator in operators {
-        let algorithms = Algorithm::ALL
-            .into_iter()
-            .filter(|&algorithm| only.is_none_or(|only| only == algorithm));
-        for algorithm in algorithms.filter(|algorithm| algorithm.serves(operator, true)) {
-            for ranks in ranks_to(ranks_max) {
+    for ranks in ranks_to(ranks_max) {
+        let mut job: Option<Job> = None;
+        for &operator in operators {
+            let algorithms = Algorithm::ALL
+                .into_iter()
+                .filter(|&algorithm| only.is_none_or(|only| only == algorithm));
+            for algorithm in algorithms.filter(|algorithm| algorithm.serves(operator, true)) {
                 let bytes = bytes(operator, algorithm, ranks);
                 let Some(formula) = formula(operator, algorithm, ranks.into(), bytes as u64) else {
-                    break;
+                    continue;
                 };
                 if ranks > SQUARE_MAX && formula.messages > u64::from(ranks * ranks.ilog2() * 2) {
-                    break;
+                    continue;
                 }
-                let counted = count(operator, algorithm, ranks, bytes)?;
+                // That all ranks get to know one another takes longest: once is enough.
+                let job = match &mut job {
+                    Some(job) => job,
+                    none => none.insert(Job::new(ranks)?),
+                };
                 let count = Count {
                     operator,
                     algorithm,
                     ranks,
-                    counted,
+                    counted: job.count(operator, algorithm, bytes)?,
                     formula,
                 };
                 say(&count.row());
@@ -127,6 +132,14 @@ fn counts(
             }
         }
     }
+    // As they are drawn.
+    counts.sort_by_key(|count| {
+        let algorithm = |&algorithm: &Algorithm| algorithm == count.algorithm;
+        (
+            operators.iter().position(|&one| one == count.operator),
+            Algorithm::ALL.iter().position(algorithm),
+        )
+    });
     Ok(counts)
 }
 
@@ -209,44 +222,79 @@ fn formula(operator: Operator, algorithm: Algorithm, p: u64, n: u64) -> Option<F
     Some(Flow { messages, bytes })
 }
 
-type Program = Pin<Box<dyn Future<Output = Result<Flow, Failure>>>>;
+type Program<'g, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + 'g>>;
 
-/// Has `ranks` ranks carry out an operation on the simulated network, and counts what they send.
-fn count(
-    operator: Operator,
-    algorithm: Algorithm,
-    ranks: u32,
-    bytes: usize,
-) -> Result<Flow, Error> {
-    let network = Simulation::new(SEED, ranks);
-    // One for all: what is simulated here is not memory.
-    let failed = |error: &dyn std::error::Error| Error::Wrong {
-        reason: format!(
-            "{operator} by {algorithm} among {ranks} ranks: {}",
-            one_line(error)
-        ),
-    };
-    let arena =
-        Arena::new(&Ledger::new(ARENA_BYTES), ARENA_BYTES).map_err(|error| failed(&error))?;
-    let (mut engines, mut programs) = (Vec::new(), Vec::<Option<Program>>::new());
-    let mut total = Flow::default();
-    for rank in 0..ranks {
-        let engine = Engine::simulated(network.fabric(rank, &arena));
-        // None leaves before all are done: the others would have to be told.
-        engines.push(engine.clone());
-        let program = async move {
-            let group = engine.world().await?;
-            group.force(Some(algorithm));
-            let before = sent(&engine);
-            operate(&group, operator, bytes / WORD).await?;
-            let after = sent(&engine);
-            Ok(Flow {
-                messages: after.messages - before.messages,
-                bytes: after.bytes - before.bytes,
-            })
-        };
-        programs.push(Some(Box::pin(program)));
+/// Ranks on the simulated network that know one another.
+struct Job {
+    /// All of one, which nobody leaves: the others would have to be told.
+    worlds: Vec<Group>,
+    network: Simulation,
+    /// What all have sent so far.
+    sent: Flow,
+}
+
+impl Job {
+    fn new(ranks: u32) -> Result<Self, Error> {
+        let network = Simulation::new(SEED, ranks);
+        let what = format!("{ranks} ranks");
+        // One for all: what is simulated here is not memory.
+        let arena = Arena::new(&Ledger::new(ARENA_BYTES), ARENA_BYTES);
+        let arena = arena.map_err(|error| failed(&what, &error))?;
+        let fabrics = (0..ranks).map(|rank| network.fabric(rank, &arena));
+        let engines: Vec<Engine> = fabrics.map(Engine::simulated).collect();
+        let worlds = engines
+            .iter()
+            .map(|engine| -> Program<'_, Group> { Box::pin(async move { engine.world().await }) });
+        let worlds = run_all(&network, worlds.collect(), &what)?;
+        let sent = sent(&worlds);
+        Ok(Self {
+            worlds,
+            network,
+            sent,
+        })
     }
+
+    /// Has all ranks carry out an operation, and counts what they send.
+    fn count(
+        &mut self,
+        operator: Operator,
+        algorithm: Algorithm,
+        bytes: usize,
+    ) -> Result<Flow, Error> {
+        let what = format!(
+            "{operator} by {algorithm} among {} ranks",
+            self.worlds.len()
+        );
+        let programs = self.worlds.iter().map(|group| -> Program<'_, ()> {
+            Box::pin(async move {
+                group.force(Some(algorithm));
+                operate(group, operator, bytes / WORD).await
+            })
+        });
+        run_all(&self.network, programs.collect(), &what)?;
+        let before = std::mem::replace(&mut self.sent, sent(&self.worlds));
+        Ok(Flow {
+            messages: self.sent.messages - before.messages,
+            bytes: self.sent.bytes - before.bytes,
+        })
+    }
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> Error {
+    Error::Wrong {
+        reason: format!("{what}: {}", one_line(error)),
+    }
+}
+
+/// Polls what the ranks do until all are done: each when something has arrived for it.
+fn run_all<T>(
+    network: &Simulation,
+    programs: Vec<Program<'_, T>>,
+    what: &str,
+) -> Result<Vec<T>, Error> {
+    let ranks = programs.len() as u32;
+    let mut results: Vec<Option<T>> = programs.iter().map(|_| None).collect();
+    let mut programs: Vec<_> = programs.into_iter().map(Some).collect();
     let mut context = Context::from_waker(Waker::noop());
     let mut poll = |rank: Rank| -> Result<bool, Error> {
         let place = &mut programs[rank as usize];
@@ -257,9 +305,7 @@ fn count(
             return Ok(false);
         };
         *place = None;
-        let sent = result.map_err(|error| failed(&error))?;
-        total.messages += sent.messages;
-        total.bytes += sent.bytes;
+        results[rank as usize] = Some(result.map_err(|error| failed(what, &error))?);
         Ok(true)
     };
     let mut open = ranks;
@@ -269,24 +315,28 @@ fn count(
     while open > 0 {
         let arrived = network.take_arrived();
         if arrived.is_empty() && !network.advance() {
-            let reason = format!("{operator} by {algorithm} among {ranks} ranks does not end");
+            let reason = format!("{what}: it does not end");
             return Err(Error::Wrong { reason });
         }
         for rank in arrived {
             open -= u32::from(poll(rank)?);
         }
     }
-    Ok(total)
+    Ok(results.into_iter().flatten().collect())
 }
 
-/// What a rank has sent so far.
-fn sent(engine: &Engine) -> Flow {
-    let fabric = engine.fabric().borrow();
-    let flows = (0..fabric.size()).filter_map(|peer| Some(fabric.counters(peer)?.sent));
-    flows.fold(Flow::default(), |sum, flow| Flow {
-        messages: sum.messages + flow.messages,
-        bytes: sum.bytes + flow.bytes,
-    })
+/// What all ranks have sent so far.
+fn sent(worlds: &[Group]) -> Flow {
+    let mut sum = Flow::default();
+    for world in worlds {
+        let fabric = world.engine().fabric().borrow();
+        let flows = (0..fabric.size()).filter_map(|peer| Some(fabric.counters(peer)?.sent));
+        for flow in flows {
+            sum.messages += flow.messages;
+            sum.bytes += flow.bytes;
+        }
+    }
+    sum
 }
 
 async fn operate(group: &Group, operator: Operator, words: usize) -> Result<(), Failure> {
