@@ -414,10 +414,13 @@ fn member() {
         }
         "fails" => {
             client
-                .watch(|reason| {
-                    println!("told to stop: {reason}");
-                    std::process::exit(6);
-                })
+                .watch(
+                    |_, _| (),
+                    |reason| {
+                        println!("told to stop: {reason}");
+                        std::process::exit(6);
+                    },
+                )
                 .unwrap();
             thread::sleep(PATIENCE); // The word to stop ends it long before.
         }

@@ -484,6 +484,7 @@ impl Group {
     /// [`agree`](Self::agree) instead; [`Error::TooManyGroups`]; what else kept a member from making the group.
     pub fn shrink(&self) -> Operation<'_, impl Future<Output = Result<Self, Error>>> {
         self.operation(async move {
+            self.engine.check()?;
             // Who waits for us in an operation does so in vain.
             let error = Error::GaveUp {
                 peer: self.fate.rank(),

@@ -32,7 +32,7 @@ impl Group {
     /// [`Error::Transport`] for more than there is memory for messages; see [`Error`].
     pub fn loan(&self, bytes: usize) -> Operation<'_, impl Future<Output = Result<Loan, Error>>> {
         self.operation(async move {
-            self.fate.check()?;
+            self.check()?;
             self.engine.loan(bytes, &self.fate).await
         })
     }

@@ -94,11 +94,11 @@ impl<'g> Call<'g> {
         }
     }
 
-    /// Fails the group; what it failed by first counts.
+    /// Fails the group; what it failed by first counts, unless all is cancelled.
     #[cold]
     fn fail(&self, error: Error) -> Error {
         self.group.fate.fail(&self.group.engine, &error);
-        self.group.fate.check().err().unwrap_or(error)
+        self.group.check().err().unwrap_or(error)
     }
 
     /// The tag of the messages of a step.

@@ -47,6 +47,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// Somebody ended what the job does: see [`Engine::cancel`](crate::Engine::cancel).
+    #[error("{by} cancelled the run: {reason}")]
+    Cancelled {
+        /// Who did.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+
     /// An argument makes no sense for the group.
     #[error("{call}: {reason}")]
     Argument {

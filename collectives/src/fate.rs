@@ -336,8 +336,9 @@ impl Fate {
         }
         *self.error.borrow_mut() = Some(error.clone());
         let notice = match error.clone() {
-            // Who gave up has told all.
+            // Who gave up has told all, and so has who learned that all is cancelled.
             Error::GaveUp { peer, .. } if peer != self.rank() => return,
+            Error::Cancelled { .. } => return,
             Error::GaveUp { reason, .. } => Notice::GaveUp { reason },
             Error::PeerLost { peer, cause } => Notice::Lost { peer, cause },
             Error::Closed { peer } => Notice::Closed { peer },
@@ -437,6 +438,7 @@ impl Fate {
                 theirs,
             },
             Notice::GaveUp { reason } => Error::GaveUp { peer: from, reason },
+            Notice::Cancelled { by, reason } => Error::Cancelled { by, reason },
         };
         if !self.failed.replace(true) {
             *self.error.borrow_mut() = Some(error);

@@ -81,6 +81,7 @@ impl Group {
         fate: Rc<Fate>,
         model: Rc<Model>,
     ) -> Result<Self, Error> {
+        engine.check()?;
         let mut group = Self::with(engine, fate, model);
         group.settle().await?;
         Ok(group)
@@ -194,10 +195,17 @@ impl Group {
         &self.model
     }
 
+    /// Why nothing can be begun in the group, if it is so.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.engine.check()?;
+        self.fate.check()
+    }
+
     /// Begins a call.
     #[inline]
     pub(crate) async fn begin(&self, signature: Signature) -> Result<Call<'_>, Error> {
-        self.fate.check()?;
+        self.check()?;
         let mut number = self.calls.get();
         let by_messages = self.by_messages.get().wrapping_add(1);
         self.by_messages.set(by_messages);
@@ -219,7 +227,7 @@ impl Group {
     // What it is then is compared as it is written there, and not put together first.
     #[inline(always)]
     pub(crate) fn begin_now(&self, signature: Signature) -> Result<(Call<'_>, &Board), Error> {
-        self.fate.check()?;
+        self.check()?;
         let missing = || Error::Transport("the members share no memory".to_owned());
         let board = self.board.as_ref().ok_or_else(missing)?;
         let number = self.calls.get();

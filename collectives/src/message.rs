@@ -255,7 +255,7 @@ impl Group {
         let mut place: Option<Place<'_>> = None;
         poll_fn(|_| {
             for is_first in [true, false] {
-                self.fate.check()?;
+                self.check()?;
                 let number = place.as_ref().map_or(u64::MAX, |place| place.number);
                 let is_next = !engine.0.mail.borrow().is_sending_to(context, rank, number);
                 if is_next && attempt()? {
@@ -381,7 +381,7 @@ impl Group {
 
     /// An error if a message of member `from`, or of any, that is not there yet will never come.
     fn can_come(&self, from: Option<usize>) -> Result<(), Error> {
-        self.fate.check()?;
+        self.check()?;
         let members = self.members();
         if let Some(from) = from {
             // Without a link to it we would not learn of its end.

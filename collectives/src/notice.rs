@@ -19,6 +19,8 @@ pub(crate) enum Notice {
     },
     /// The sender gave up.
     GaveUp { reason: String },
+    /// Somebody ended what the job does.
+    Cancelled { by: String, reason: String },
     /// The sender waits in a call, and asks whether the receiver is in the same.
     Check(Check),
     /// The sender let go of the group.
@@ -57,6 +59,7 @@ const READY: u8 = 10;
 const DECIDED: u8 = 11;
 const EXCLUDED: u8 = 12;
 const OUT: u8 = 13;
+const CANCELLED: u8 = 14;
 
 impl Notice {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -68,6 +71,7 @@ impl Notice {
                 out.byte(MISMATCH).number(*peer).text(ours).text(theirs)
             }
             Self::GaveUp { reason } => out.byte(GAVE_UP).text(reason),
+            Self::Cancelled { by, reason } => out.byte(CANCELLED).text(by).text(reason),
             Self::Check(check) => {
                 (out.byte(CHECK).number(check.number).number(check.hash))
                     .number(check.agreements)
@@ -112,9 +116,13 @@ impl Notice {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut read = Reader(bytes);
         let kind = read.byte()?;
-        if matches!(kind, GAVE_UP | LEFT) {
+        if matches!(kind, GAVE_UP | LEFT | CANCELLED) {
             return Some(match kind {
                 LEFT => Self::Left,
+                CANCELLED => Self::Cancelled {
+                    by: read.text()?,
+                    reason: read.text()?,
+                },
                 _ => Self::GaveUp {
                     reason: read.text()?,
                 },
@@ -313,6 +321,10 @@ mod tests {
             },
             Notice::GaveUp {
                 reason: "no reason".to_owned(),
+            },
+            Notice::Cancelled {
+                by: "worker 3".to_owned(),
+                reason: "it takes too long".to_owned(),
             },
             Notice::Check(Check {
                 number: 1,

@@ -317,11 +317,21 @@ pub enum Error {
 
     /// A rank takes part in nothing any more, or the links failed altogether.
     #[error(transparent)]
-    Collectives(#[from] collectives::Error),
+    Collectives(collectives::Error),
 
     /// The messages between ranks failed.
     #[error(transparent)]
     Transport(#[from] transport::Error),
+}
+
+/// What was cancelled is so by whatever way a rank learns of it.
+impl From<collectives::Error> for Error {
+    fn from(error: collectives::Error) -> Self {
+        match error {
+            collectives::Error::Cancelled { by, reason } => Self::Cancelled { by, reason },
+            other => Self::Collectives(other),
+        }
+    }
 }
 
 fn in_line(line: Option<u64>) -> String {

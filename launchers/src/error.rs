@@ -92,6 +92,8 @@ pub(crate) mod exit {
     pub(crate) const LOST_A_PEER: u8 = 6;
     /// A file cannot be written.
     pub(crate) const OUTPUT: u8 = 9;
+    /// What a worker leaves with when somebody has cancelled the job.
+    pub(crate) const CANCELLED: u8 = 11;
     /// The death by a signal, plus its number.
     pub(crate) const SIGNAL: u8 = 128;
 }

@@ -251,6 +251,8 @@ struct Job {
     /// The last signal by which the user asked the job to stop, and how many there were.
     demands: (Option<Signal>, u32),
     summary: String,
+    /// What is said if the job ends because a worker has cancelled it.
+    cancelled: Option<String>,
     tails: Option<Vec<Tail>>,
     /// Dropped when the workers have ended, which tells the pump.
     drain: Option<PipeWriter>,
@@ -351,6 +353,7 @@ impl Job {
             stage: Stage::Running,
             demands: (None, 0),
             summary: String::new(),
+            cancelled: None,
             tails: None,
             drain: None,
         })
@@ -459,6 +462,10 @@ impl Job {
                 self.fail(worker, &reason, Some(message));
             }
             Event::Finished { worker: 0, summary } => self.summary = summary,
+            Event::Cancelled { worker, reason } => {
+                let text = format!("updraft: worker {worker} cancelled the job: {reason}\n");
+                self.cancelled = Some(text);
+            }
             Event::Refused { reason } => self.say(&format!("updraft: {reason}\n")),
             // A process that is lost is about to end, and its end tells more.
             Event::Lost { .. } | Event::Finished { .. } | Event::Progress { .. } => {}
@@ -568,6 +575,10 @@ impl Job {
         let tails = self.tails.take().unwrap_or_default();
         match (Failure::of(&outcomes), self.demands.0) {
             (None, _) => self.conclude_well(),
+            (Some(failure), _) if failure.is_cancelled() && self.cancelled.is_some() => {
+                self.say(self.cancelled.as_deref().unwrap_or_default());
+                failure.exit_code()
+            }
             (Some(failure), None) => {
                 self.print(&failure.report(&tails));
                 failure.exit_code()

@@ -138,6 +138,11 @@ impl<'a> Failure<'a> {
         self.outcome().exit_code()
     }
 
+    /// Whether it ended because somebody cancelled what it did.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.outcome().end == End::Exited(i32::from(exit::CANCELLED))
+    }
+
     /// What the user is told when nobody asked the job to stop.
     pub(crate) fn report(&self, tails: &[Tail]) -> Vec<u8> {
         let outcome = self.outcome();

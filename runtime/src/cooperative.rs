@@ -158,7 +158,9 @@ fn engines(hosts: &Group, means: &Means, ranks: u32) -> Result<Vec<Engine>, Erro
     let (spin, started) = (means.links.spin, Instant::now());
     let engines = fabrics.into_iter().map(|fabric| {
         let fabric = Rc::new(RefCell::new(fabric));
-        Engine::new(fabric, spin, move || started.elapsed())
+        let engine = Engine::new(fabric, spin, move || started.elapsed());
+        means.controller.may_end(&engine);
+        engine
     });
     Ok(engines.collect())
 }
@@ -173,9 +175,7 @@ async fn take_part<R>(
         let world = engine.world().await?;
         program(&world).await
     };
-    let result = result.await;
-    part.end(result.as_ref().err());
-    result
+    part.end(result.await)
 }
 
 /// What `future` gives; a panic in it is an error of `rank`, and none of the others on its thread.

@@ -141,6 +141,7 @@ impl Env {
             .map(Client::connect)
             .transpose()?
             .map(Arc::new);
+        let controller = Controller::new(worker, client.as_ref());
         let secret = membership.map_or_else(Secret::random, |member| Ok(member.secret))?;
         let ledger = Ledger::new(decided.memory_bytes);
         let (reporter, reports) = mpsc::channel();
@@ -156,7 +157,7 @@ impl Env {
             progress: Progress::new(),
             started: Instant::now(),
             ledger,
-            controller: Controller::new(worker),
+            controller,
             failed: false,
             ending: Arc::default(),
             decided,
@@ -258,7 +259,12 @@ impl Env {
             None => (ours, vec![entry]),
             Some(client) => {
                 let entries = client.register(&entry)?;
-                watch(client, reporter, Arc::clone(&self.ending))?;
+                watch(
+                    client,
+                    reporter,
+                    self.controller.clone(),
+                    Arc::clone(&self.ending),
+                )?;
                 (self.read_book(&entries)?, entries)
             }
         };
@@ -511,6 +517,10 @@ impl Env {
 
     /// Tells all executors of this worker the same, and waits until they have done it.
     fn have_done(&mut self, command: impl Fn() -> Command) -> Result<Done, Error> {
+        if let Some(cancelled) = self.controller.error() {
+            self.failed = true;
+            return Err(cancelled.into());
+        }
         if self.failed {
             let reason = "an earlier run of this program failed".to_owned();
             return Err(Error::Config { reason });
@@ -539,7 +549,10 @@ impl Env {
                 Ok(Report::Ended {
                     result: Err(error), ..
                 }) => return Err(self.first_cause(error)),
-                Ok(Report::Aborted { reason }) => return Err(Error::Aborted { reason }),
+                Ok(Report::Aborted { reason }) => {
+                    let aborted = Error::Aborted { reason };
+                    return Err(self.controller.error().map_or(aborted, Error::from));
+                }
                 Ok(Report::Ready { .. }) => {}
                 Err(RecvTimeoutError::Timeout) => self.show_progress(),
                 Err(RecvTimeoutError::Disconnected) => {
@@ -572,7 +585,7 @@ impl Env {
                 Err(_) => break,
             }
         }
-        error
+        self.controller.error().map_or(error, Error::from)
     }
 
     fn show_progress(&self) {
@@ -654,14 +667,19 @@ fn schedulable(entries: &[Entry]) -> Vec<Worker> {
 pub(crate) struct Part<'e>(pub(crate) &'e Engine);
 
 impl Part<'_> {
-    /// The program of this rank has ended.
-    pub(crate) fn end(self, error: Option<&Error>) {
-        if let Some(error) = error
+    /// The program of this rank has ended. Gives what came of it.
+    pub(crate) fn end<R>(self, result: Result<R, Error>) -> Result<R, Error> {
+        let engine = self.0;
+        std::mem::forget(self);
+        if let (Err(_), Some(cancelled)) = (&result, engine.cancelled()) {
+            return Err(cancelled.into()); // Whatever the program has made of it.
+        }
+        if let Err(error) = &result
             && !error.is_consequence()
         {
-            self.0.give_up(&dataflow::one_line(error));
+            engine.give_up(&dataflow::one_line(error));
         }
-        std::mem::forget(self);
+        result
     }
 }
 
@@ -677,22 +695,29 @@ pub(crate) fn taking_part<R>(
     program: impl FnOnce() -> Result<R, Error>,
 ) -> Result<R, Error> {
     let part = Part(engine);
-    let result = program();
-    part.end(result.as_ref().err());
-    result
+    part.end(program())
 }
 
 /// Has the coordinator's word to stop told to the program, which is ended if it does not end by itself.
 /// One that is `ending` because of an error of its own gets to say so.
-fn watch(client: &Client, reporter: Sender<Report>, ending: Arc<AtomicBool>) -> Result<(), Error> {
-    client.watch(move |reason| {
+fn watch(
+    client: &Client,
+    reporter: Sender<Report>,
+    controller: Controller,
+    ending: Arc<AtomicBool>,
+) -> Result<(), Error> {
+    let cancelled = controller.clone();
+    let on_cancel =
+        move |worker, reason: &str| cancelled.learn(&format!("worker {worker}"), reason);
+    client.watch(on_cancel, move |reason| {
         // Without a worker to hear it, the program is at its end.
         let _ = reporter.send(Report::Aborted {
             reason: reason.clone(),
         });
         thread::sleep(ABORT_GRACE);
         if !ending.load(Ordering::Relaxed) {
-            let error = Error::Aborted { reason };
+            let aborted = Error::Aborted { reason };
+            let error = controller.error().map_or(aborted, Error::from);
             eprintln!("error: {error}");
             process::exit(error.exit_code().into());
         }

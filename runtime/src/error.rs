@@ -18,7 +18,7 @@ pub enum Error {
 
     /// An operation of a group failed.
     #[error(transparent)]
-    Collectives(#[from] collectives::Error),
+    Collectives(collectives::Error),
 
     /// The coordinator could not be reached, or refused this worker.
     #[error(transparent)]
@@ -106,6 +106,16 @@ impl Error {
     /// Whether this is the consequence of what went wrong elsewhere.
     pub(crate) fn is_consequence(&self) -> bool {
         self.exit_code() == 6
+    }
+}
+
+/// What was cancelled is so by whatever way a rank learns of it.
+impl From<collectives::Error> for Error {
+    fn from(error: collectives::Error) -> Self {
+        match error {
+            cancelled @ collectives::Error::Cancelled { .. } => Self::Dataflow(cancelled.into()),
+            other => Self::Collectives(other),
+        }
     }
 }
 

@@ -82,6 +82,7 @@ pub(crate) struct Means {
     pub(crate) links: transport::Config,
     pub(crate) arena_bytes: u64,
     pub(crate) ledger: Ledger,
+    pub(crate) controller: Controller,
 }
 
 /// What an executor has to say.
@@ -169,6 +170,7 @@ impl Executor {
             links: seat.links.clone(),
             arena_bytes: seat.arena_bytes,
             ledger: seat.ledger.clone(),
+            controller: seat.controller.clone(),
         };
         let arena = Arena::new(&seat.ledger, seat.arena_bytes)?;
         let fabric = Fabric::new(seat.links, arena)?;
@@ -309,11 +311,13 @@ impl Executor {
 
     fn engine(&mut self) -> &Engine {
         let (site, spin, started) = (&self.site, self.means.links.spin, self.started);
+        let controller = &self.controller;
         let fabric = &site.fabric;
         let early = &mut self.early;
         self.engine.get_or_insert_with(|| {
             let engine = Engine::new(fabric.clone(), spin, move || started.elapsed());
             engine.attend(Rc::new(Operators::new(site.clone())));
+            controller.may_end(&engine);
             let messages = std::mem::take(early).into_iter();
             let others = messages.filter_map(|(from, message)| {
                 let message = engine.offer(from, message)?;
@@ -346,6 +350,9 @@ impl Executor {
             busy = true;
             self.take(event)?;
         }
+        if let (Some(run), Some((by, reason))) = (&mut self.run, self.controller.cancelled()) {
+            return Err(run.cancel(&by, &reason).into());
+        }
         if self.job.as_ref().is_some_and(|job| job.is_between) {
             return Ok(self.go_on()? || busy);
         }
@@ -354,9 +361,6 @@ impl Executor {
         };
         if run.is_live() {
             run.tick(self.started.elapsed());
-        }
-        if let Some((by, reason)) = self.controller.cancelled() {
-            return Err(run.cancel(&by, &reason).into());
         }
         run.pause(self.controller.is_paused());
         let progress = run.poll()?;
@@ -486,8 +490,13 @@ impl Executor {
 
     /// Ends the run that failed, and tells everyone.
     fn fail(&mut self, error: Error) {
-        // A run that was cancelled was so on all ranks.
-        let is_told = matches!(error, Error::Dataflow(dataflow::Error::Cancelled { .. }));
+        if let Error::Dataflow(dataflow::Error::Cancelled { by, reason }) = &error {
+            self.controller.learn(by, reason);
+        }
+        // What was cancelled was so on all ranks, whatever comes of it.
+        let cancelled = self.controller.error();
+        let is_told = cancelled.is_some();
+        let error = cancelled.map_or(error, Error::from);
         if let (Some(run), Error::Dataflow(cause)) = (&self.run, &error)
             && !error.is_consequence()
             && !is_told

@@ -139,7 +139,6 @@ impl Env {
         // Ranks begin with clones of their own, so that a state needs not be shared among threads.
         let start = Mutex::new(state);
         let records = records.clone();
-        let controller = self.controller();
         let ended = self.bsp(move |world| {
             let partitions: Vec<_> = records.on(world.rank() as u32).cloned().collect();
             let mut state = start.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -150,9 +149,6 @@ impl Env {
                 partitions: &partitions,
             };
             while !until(&history) {
-                if let Some((by, reason)) = controller.cancelled() {
-                    return Err(dataflow::Error::Cancelled { by, reason }.into());
-                }
                 let began = Instant::now();
                 let mut measured = [step(&mut state, &round(history.len()))?];
                 world.broadcast(0, &mut measured).wait()?;

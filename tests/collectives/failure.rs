@@ -84,6 +84,48 @@ fn a_rank_that_dies_in_any_operation_on_tables_is_told_to_all() {
     assert!(told > 20 && unharmed > 0, "{told} {unharmed}");
 }
 
+#[test]
+fn what_is_cancelled_fails_with_the_same_words_on_every_rank_whatever_it_does() {
+    for seed in 0..often(200, 4_000) {
+        let size = 1 + (seed % 5) as u32;
+        let algorithm = Algorithm::ALL[(seed / 5) as usize % Algorithm::ALL.len()];
+        let program = move |group: Group| -> Program<()> {
+            Box::pin(async move {
+                let rounds = async {
+                    for round in 0.. {
+                        if group.rank() as u64 == seed % u64::from(size) && round == seed % 3 {
+                            group.engine().cancel("somebody", "enough");
+                        }
+                        // Not every group can do something by every algorithm.
+                        group.barrier().await?;
+                        for len in [1, 40, 9000] {
+                            all_kinds(&group, len, op::by(add), Some(algorithm)).await?;
+                        }
+                    }
+                    Ok(())
+                };
+                let result: Result<(), Error> = rounds.await;
+                // Nothing else can be done after that, with this group or another.
+                let cancelled =
+                    |result: Option<Error>| matches!(result, Some(Error::Cancelled { .. }));
+                assert!(cancelled(group.agree(0).await.err()));
+                assert!(cancelled(group.shrink().await.err()));
+                assert!(cancelled(group.engine().world().await.err()));
+                assert!(cancelled(group.send(0, 7, &[1u8]).await.err()));
+                result
+            })
+        };
+        for (rank, result) in simulate(seed, size, program).into_iter().enumerate() {
+            let error = result.unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "somebody cancelled the run: enough",
+                "seed {seed}, {algorithm}, rank {rank}"
+            );
+        }
+    }
+}
+
 /// What each rank made of its agreements, also of ranks that died later.
 type Made = Rc<RefCell<Vec<(u32, usize, Agreement)>>>;
 

@@ -10,7 +10,10 @@ mod exchanges;
 mod failures;
 mod graphs;
 mod joins;
+mod processes;
 mod reductions;
 mod spilling;
 mod streams;
+#[path = "../support/mod.rs"]
+mod support;
 mod values;

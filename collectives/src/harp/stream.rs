@@ -150,7 +150,7 @@ impl<'c, 'g> Both<'c, 'g> {
 
     /// An error if a member does not send what is due and never will.
     fn check_peers(&self) -> Result<(), Error> {
-        self.group().fate.check()?;
+        self.group().check()?;
         for (member, peer) in self.peers.borrow_mut().iter_mut().enumerate() {
             if peer.is_due || peer.unacknowledged() >= EACH {
                 self.call.waits_for(member, &mut peer.waiting)?;

@@ -64,7 +64,7 @@ impl Client {
         self.send(&Report::Register(entry.clone()))?;
         match self.next_order()? {
             Order::Book(book) => Ok(book),
-            Order::Abort { reason } => Err(Error::Aborted {
+            Order::Abort { reason } | Order::Cancel { reason, .. } => Err(Error::Aborted {
                 worker: self.worker,
                 address: self.address.clone(),
                 reason,
@@ -78,16 +78,21 @@ impl Client {
     }
 
     /// Calls `on_abort` with the reason, on a thread of its own, when the coordinator gives the job
-    /// up or its process ends. It is called once at most, and not for the drop of this client.
+    /// up or its process ends. It is called once at most, and not for the drop of this client. Before that, `on_cancel` is
+    /// called with the worker that has [cancelled](Self::cancel) and its reason.
     ///
     /// # Errors
     ///
     /// [`Error::Connection`] when the system has no thread to give.
-    pub fn watch(&self, on_abort: impl FnOnce(String) + Send + 'static) -> Result<(), Error> {
+    pub fn watch(
+        &self,
+        on_cancel: impl Fn(u32, &str) + Send + 'static,
+        on_abort: impl FnOnce(String) + Send + 'static,
+    ) -> Result<(), Error> {
         let link = Arc::clone(&self.link);
         let closing = Arc::clone(&self.closing);
         let watch = move || {
-            let reason = wait_for_abort(&link);
+            let reason = wait_for_abort(&link, on_cancel);
             if !closing.load(Ordering::Relaxed) {
                 on_abort(reason);
             }
@@ -127,6 +132,17 @@ impl Client {
     pub fn failed(&self, message: &str) -> Result<(), Error> {
         let message = message.to_owned();
         self.send(&Report::Failed { message })
+    }
+
+    /// Has all workers end what they do, this one among them: each is told who wants so and why, by the functions they have
+    /// [watch](Self::watch). Of several workers that want so, the first counts for all.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`] when the connection has failed, or has no room for a second.
+    pub fn cancel(&self, reason: &str) -> Result<(), Error> {
+        let reason = reason.to_owned();
+        self.send(&Report::Cancel { reason })
     }
 
     /// Tells that this worker is done. Worker 0's `summary` is shown to the user.
@@ -193,14 +209,20 @@ impl Drop for Client {
 }
 
 /// Waits until the job is to end, and says why.
-fn wait_for_abort(link: &Link) -> String {
-    match Order::read(&mut link.reader()) {
-        Ok(Some(Order::Abort { reason })) => reason,
-        Ok(Some(Order::Book(_))) => "the coordinator broke the protocol".to_owned(),
-        Err(ReadError::Malformed(malformed)) => {
-            format!("the coordinator broke the protocol: {malformed}")
-        }
-        Ok(None) | Err(ReadError::Stream(_)) => "the launcher is gone".to_owned(),
+fn wait_for_abort(link: &Link, on_cancel: impl Fn(u32, &str)) -> String {
+    loop {
+        return match Order::read(&mut link.reader()) {
+            Ok(Some(Order::Cancel { worker, reason })) => {
+                on_cancel(worker, &reason);
+                continue;
+            }
+            Ok(Some(Order::Abort { reason })) => reason,
+            Ok(Some(Order::Book(_))) => "the coordinator broke the protocol".to_owned(),
+            Err(ReadError::Malformed(malformed)) => {
+                format!("the coordinator broke the protocol: {malformed}")
+            }
+            Ok(None) | Err(ReadError::Stream(_)) => "the launcher is gone".to_owned(),
+        };
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) enum Report {
     Failed { message: String },
     /// I am done.
     Finished { summary: String },
+    /// All are to end what they do.
+    Cancel { reason: String },
 }
 
 /// What the coordinator tells a worker.
@@ -45,6 +47,8 @@ pub(super) enum Order {
     Book(Book),
     /// Stop.
     Abort { reason: String },
+    /// A worker wants all to end what they do.
+    Cancel { worker: u32, reason: String },
 }
 
 /// A message that can be told from its bytes.
@@ -93,6 +97,7 @@ impl Message for Report {
             Self::Progress { .. } => 2,
             Self::Failed { .. } => 3,
             Self::Finished { .. } => 4,
+            Self::Cancel { .. } => 5,
         }
     }
 
@@ -108,7 +113,9 @@ impl Message for Report {
                     bytes.extend_from_slice(&number.to_le_bytes());
                 }
             }
-            Self::Failed { message: words } | Self::Finished { summary: words } => {
+            Self::Failed { message: words }
+            | Self::Finished { summary: words }
+            | Self::Cancel { reason: words } => {
                 put_words(bytes, words);
             }
         }
@@ -128,6 +135,9 @@ impl Message for Report {
             4 => Self::Finished {
                 summary: fields.text()?,
             },
+            5 => Self::Cancel {
+                reason: fields.text()?,
+            },
             kind => return Err(Malformed::Kind { kind }),
         })
     }
@@ -138,6 +148,7 @@ impl Message for Order {
         match self {
             Self::Book(_) => 65,
             Self::Abort { .. } => 66,
+            Self::Cancel { .. } => 67,
         }
     }
 
@@ -145,6 +156,10 @@ impl Message for Order {
         match self {
             Self::Book(book) => put_list(bytes, book, put_entry),
             Self::Abort { reason } => put_words(bytes, reason),
+            Self::Cancel { worker, reason } => {
+                bytes.extend_from_slice(&worker.to_le_bytes());
+                put_words(bytes, reason);
+            }
         }
     }
 
@@ -152,6 +167,10 @@ impl Message for Order {
         Ok(match kind {
             65 => Self::Book(fields.list(Fields::entry)?),
             66 => Self::Abort {
+                reason: fields.text()?,
+            },
+            67 => Self::Cancel {
+                worker: fields.u32()?,
                 reason: fields.text()?,
             },
             kind => return Err(Malformed::Kind { kind }),
@@ -439,13 +458,19 @@ mod tests {
             comes_back(&Report::Register(entry));
             comes_back(&Report::Progress { records, bytes, bytes_total });
             comes_back(&Report::Failed { message: words.clone() });
-            comes_back(&Report::Finished { summary: words });
+            comes_back(&Report::Finished { summary: words.clone() });
+            comes_back(&Report::Cancel { reason: words });
         }
 
         #[test]
-        fn every_order_comes_back(book in vec(entry(), 0..4), reason in ".{0,40}") {
+        fn every_order_comes_back(
+            book in vec(entry(), 0..4),
+            worker: u32,
+            reason in ".{0,40}",
+        ) {
             comes_back(&Order::Book(book));
-            comes_back(&Order::Abort { reason });
+            comes_back(&Order::Abort { reason: reason.clone() });
+            comes_back(&Order::Cancel { worker, reason });
         }
 
         #[test]

@@ -145,6 +145,13 @@ pub enum Event {
         /// What it has to say about it.
         summary: String,
     },
+    /// A worker wants all to end what they do, and all are told. It comes once at most.
+    Cancelled {
+        /// Which.
+        worker: u32,
+        /// Why, in its own words.
+        reason: String,
+    },
     /// A worker's connection ended, and it had neither failed nor finished.
     Lost {
         /// Which.
@@ -210,6 +217,8 @@ struct Seats {
     of_worker: Vec<Seat>,
     /// Why the job was given up, once it was.
     aborted: Option<String>,
+    /// Whether a worker has cancelled it.
+    is_cancelled: bool,
 }
 
 /// A worker's place in the job. Once taken it is never given to another.
@@ -227,6 +236,7 @@ impl Roster {
             seats: Mutex::new(Seats {
                 of_worker: (0..workers).map(|_| Seat::default()).collect(),
                 aborted: None,
+                is_cancelled: false,
             }),
             strangers: AtomicUsize::new(0),
             connections: Mutex::new(0),
@@ -299,6 +309,27 @@ impl Roster {
             }
             Err(malformed) => self.abort(&format!("the book of addresses: {malformed}")),
         }
+    }
+
+    /// Tells all workers that one of them cancels, if it is the first.
+    fn cancel(&self, worker: u32, reason: String) {
+        let mut seats = self.seats();
+        if std::mem::replace(&mut seats.is_cancelled, true) {
+            return;
+        }
+        let links = seats.links();
+        drop(seats);
+        let order = Order::Cancel {
+            worker,
+            reason: reason.clone(),
+        };
+        if let Ok(frame) = order.frame() {
+            for link in links {
+                // A link that fails is cut, and its reader reports the loss.
+                let _ = link.send(&frame);
+            }
+        }
+        self.tell(Event::Cancelled { worker, reason });
     }
 
     fn abort(&self, reason: &str) {
@@ -496,6 +527,7 @@ fn hear(worker: u32, report: Report, ended: &mut bool, roster: &Roster) -> Resul
             *ended = true;
             roster.tell(Event::Finished { worker, summary });
         }
+        Report::Cancel { reason } => roster.cancel(worker, reason),
     }
     Ok(())
 }

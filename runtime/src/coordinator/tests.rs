@@ -99,9 +99,38 @@ fn everywhere() -> [Listen; 3] {
 fn watched(client: &Client) -> Receiver<String> {
     let (sender, reasons) = mpsc::channel();
     client
-        .watch(move |reason| sender.send(reason).unwrap())
+        .watch(
+            |_, _| panic!("nobody cancels"),
+            move |reason| sender.send(reason).unwrap(),
+        )
         .unwrap();
     reasons
+}
+
+#[test]
+fn the_first_worker_that_cancels_counts_for_all() {
+    let job = Job::start(3);
+    let clients = job.registered();
+    let (sender, heard) = mpsc::channel();
+    for client in &clients {
+        let sender = sender.clone();
+        let on_cancel =
+            move |worker, reason: &str| sender.send((worker, reason.to_owned())).unwrap();
+        client.watch(on_cancel, |_| ()).unwrap();
+    }
+    clients[1].cancel("too long").unwrap();
+    let reason = "too long".to_owned();
+    let worker = 1;
+    assert_eq!(job.next(), Event::Cancelled { worker, reason });
+    clients[0].cancel("no more").unwrap();
+    clients[1].cancel("far too long").unwrap();
+    for _ in &clients {
+        let told = heard.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(told, (1, "too long".to_owned()));
+    }
+    let nothing_else = job.events.recv_timeout(Duration::from_millis(20));
+    assert_eq!(nothing_else, Err(RecvTimeoutError::Timeout));
+    assert!(heard.try_recv().is_err(), "it is told once");
 }
 
 #[test]
