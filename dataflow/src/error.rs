@@ -274,8 +274,9 @@ pub enum Error {
 
     /// A task waits for the end of an input that has none.
     #[error(
-        "task \"{task}\" gives nothing before its input has ended, but \"{input}\" goes on until it is stopped: \
-         put a window between them, or take so many"
+        "task \"{task}\" needs the end of an input, but \"{input}\" goes on until it is stopped: \
+         put a window between them, or take so many; of a join, it may be the left side, if nothing is given of the \
+         right side alone"
     )]
     Unbounded {
         /// The task that waits.

@@ -202,6 +202,8 @@ pub(crate) struct Wiring {
     pub(crate) name: String,
     /// How many instances send on each of its inputs.
     pub(crate) senders: Vec<u32>,
+    /// Which of its inputs go on until they are stopped.
+    pub(crate) endless: Vec<bool>,
     /// Whether it may leave an input unread until another has ended: see [`crate::graph`].
     pub(crate) may_wait: bool,
     /// The edge that it sends on.

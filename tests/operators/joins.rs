@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Debug};
 
-use dataflow::{Key, Record, collection};
+use dataflow::{
+    Channel, Error, Key, Pass, Record, TSet, Windows, channel, collection, generate,
+    generate_unbounded, inline,
+};
 use proptest::prelude::*;
 
 use crate::cluster::{Cluster, cluster, instances, sorted};
@@ -306,4 +309,112 @@ fn one_row_with_very_many_partners_does_not_fill_the_memory() {
         .exchange_by_hash()
         .count();
     assert_eq!(cluster.run(&job.collect()).unwrap(), [300_000]);
+}
+
+/// Rows that come one by one. Nobody knows that there will be no more before that is so.
+fn stream<T: Record + Clone + Debug>(rows: &[T]) -> TSet<Channel<T>, Pass> {
+    let (sender, stream) = channel(rows.len());
+    for row in rows {
+        sender.send(row.clone()).unwrap();
+    }
+    stream
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn a_stream_is_joined_with_a_table_as_another_table_is(
+        left in rows(prop::option::of(0u8..7), 60),
+        right in rows(prop::option::of(0u8..7), 40),
+        cluster in cluster(),
+        (m, n) in (instances(), instances()),
+    ) {
+        let Nested { pairs, left_alone, .. } = nested(&left, &right);
+        let table = || collection(right.clone()).parallelism(m);
+        let lefts = || stream(&left).exchange_by_hash().parallelism(m);
+
+        let inner = pairs.iter().cloned().map(|(k, l, r)| (k, (l, r))).collect();
+        let found = cluster.run(&lefts().join(table()).parallelism(n).collect()).unwrap();
+        prop_assert_eq!(sorted(found), sorted(inner));
+
+        let both = pairs.iter().cloned().map(|(k, l, r)| (k, (l, Some(r))));
+        let alone = left_alone.iter().cloned().map(|(k, l)| (k, (l, None)));
+        let found = cluster.run(&stream(&left).left_join(table()).parallelism(n).collect()).unwrap();
+        prop_assert_eq!(sorted(found), sorted(both.chain(alone).collect()));
+
+        let found = cluster.run(&lefts().anti_join(table()).collect()).unwrap();
+        prop_assert_eq!(sorted(found), sorted(left_alone.clone()));
+        let mut with_partner = sorted(left.clone());
+        for row in &left_alone {
+            with_partner.remove(with_partner.binary_search(row).unwrap());
+        }
+        let found = cluster.run(&lefts().semi_join(table()).collect()).unwrap();
+        prop_assert_eq!(sorted(found), with_partner);
+
+        let every = left.iter().flat_map(|l| right.iter().map(move |r| (l.clone(), r.clone())));
+        let found = cluster.run(&stream(&left).cross_join(table()).parallelism(n).collect()).unwrap();
+        prop_assert_eq!(sorted(found), sorted(every.collect()));
+    }
+}
+
+#[test]
+fn a_stream_that_goes_on_gives_what_it_is_joined_with_and_time_passes() {
+    let names = || generate(10, |n| (n, format!("sensor {n}")));
+    let readings = || generate_unbounded(|n| (n % 12, n as i64)).watermarks(0, |(_, time)| time);
+    let joined = readings().left_join(names()).take(500).collect();
+    let found = inline(&joined).unwrap();
+    assert_eq!(found.len(), 500);
+    for (sensor, (_, name)) in found {
+        assert_eq!(name, (sensor < 10).then(|| format!("sensor {sensor}")));
+    }
+    // Windows behind the join end when event time says so, which came with the stream.
+    let counts = readings()
+        .join(names())
+        .map(|(sensor, (time, name))| (name.to_owned(), (time, sensor)))
+        .window_by_key(Windows::tumbling(120), |(time, _)| time)
+        .aggregate(|of| of.count())
+        .take(40)
+        .collect();
+    for seed in 0..5 {
+        let counts = dataflow::simulate(&counts, seed, 3, 2).unwrap();
+        assert!(
+            counts.iter().all(|(_, (_, count))| *count == 10),
+            "{counts:?}"
+        );
+    }
+    // What the table is made of may come from the same stream, which has to be kept until then.
+    let events = generate_unbounded(|n| (n % 5, n)).exchange_by_hash();
+    let first = events.clone().take(20).distinct();
+    let found = inline(&events.semi_join(first).take(10).collect()).unwrap();
+    assert_eq!(found.len(), 10);
+}
+
+#[test]
+fn a_table_that_memory_has_no_room_for_ends_the_stream_by_name() {
+    let cluster = Cluster {
+        seed: 5,
+        size: 2,
+        executors: 2,
+        arena_bytes: 1 << 20,
+        memory_bytes: 4 << 20,
+    };
+    let wide = || generate(100_000, |n| (n, format!("{n:>100}")));
+    let stream = || generate_unbounded(|n| (n % 1000, n));
+    let refused = [
+        ("join", cluster.run(&stream().join(wide()).for_each(|_| ()))),
+        (
+            "anti_join",
+            cluster.run(&stream().anti_join(wide()).for_each(|_| ())),
+        ),
+        (
+            "cross_join",
+            cluster.run(&stream().cross_join(wide()).for_each(|_| ())),
+        ),
+    ];
+    for (name, result) in refused {
+        let error = result.unwrap_err();
+        let limit = matches!(&error, Error::Transport(transport::Error::LedgerLimit { holder, .. }) if *holder == name);
+        assert!(limit, "{name}: {error}");
+    }
 }

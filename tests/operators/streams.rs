@@ -370,8 +370,26 @@ fn who_needs_the_end_of_what_has_none_is_refused_by_name() {
     refusal(&numbers().count().collect());
     refusal(&numbers().group_by_key().collect());
     refusal(&numbers().top_n(3, |(_, n)| n).collect());
-    refusal(&numbers().direct().join(generate(9, |n| (n, n))).collect());
-    refusal(&generate(9, |n| (n, n)).join(numbers()).collect());
+    let table = || generate(9, |n| (n, n));
+    let (task, input) = refusal(&numbers().direct().full_join(table()).collect());
+    assert_eq!(task, "after full_join > collect");
+    assert_eq!(input, "after direct > full_join");
+    refusal(&numbers().right_join(table()).collect());
+    refusal(&numbers().join(table()).by_merging().collect());
+    refusal(&numbers().cogroup(table()).collect());
+    refusal(&numbers().join(numbers()).collect());
+    for joined in [
+        table().join(numbers()).collect(),
+        table()
+            .left_join(numbers())
+            .map(|(key, (left, right))| (key, (left, right.unwrap_or(0))))
+            .collect(),
+    ] {
+        let (_, input) = refusal(&joined);
+        assert!(input.starts_with("generate > filter > "), "{input}");
+    }
+    refusal(&table().semi_join(numbers()).collect());
+    refusal(&table().cross_join(numbers()).collect());
     let few = inline(&numbers().map(|(_, n)| n).take(5).sort().collect()).unwrap();
     assert_eq!(few, [0, 1, 2, 3, 4]);
 

@@ -76,6 +76,8 @@ pub enum Extent {
     Bounded,
     /// It is what there is when all inputs have ended. So they have to.
     AtEnd,
+    /// It does if the input of this port does, which passes by. All others have to end before that.
+    As(usize),
     /// It goes on until it is stopped.
     Unbounded,
 }
@@ -437,22 +439,37 @@ impl Graph {
 
     /// Refuses a task that waits for the end of an input that has none.
     pub(crate) fn check_ends(&self) -> Result<(), Error> {
-        let mut goes_on: Vec<bool> = Vec::with_capacity(self.vertices.len());
+        let goes_on = self.going_on();
         for Vertex { node, inputs, .. } in &self.vertices {
-            let unbounded = inputs.iter().find(|&&input| goes_on[input]);
-            if let (Extent::AtEnd, Some(&input)) = (node.extent, unbounded) {
+            let needs_end = |port| match node.extent {
+                Extent::AtEnd => true,
+                Extent::As(passing) => port != passing,
+                Extent::AsInputs | Extent::Bounded | Extent::Unbounded => false,
+            };
+            let mut inputs = inputs.iter().enumerate();
+            let waits = inputs.find(|&(port, &input)| goes_on[input] && needs_end(port));
+            if let Some((_, &input)) = waits {
                 return Err(Error::Unbounded {
                     task: node.name.clone(),
                     input: self.vertices[input].node.name.clone(),
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// Which tasks go on until they are stopped.
+    pub(crate) fn going_on(&self) -> Vec<bool> {
+        let mut goes_on: Vec<bool> = Vec::with_capacity(self.vertices.len());
+        for Vertex { node, inputs, .. } in &self.vertices {
             goes_on.push(match node.extent {
-                Extent::AsInputs => unbounded.is_some(),
+                Extent::AsInputs => inputs.iter().any(|&input| goes_on[input]),
+                Extent::As(passing) => inputs.get(passing).is_some_and(|&input| goes_on[input]),
                 Extent::Bounded | Extent::AtEnd => false,
                 Extent::Unbounded => true,
             });
         }
-        Ok(())
+        goes_on
     }
 
     /// Whether records should not wait for others to travel with, or event time flows with them.

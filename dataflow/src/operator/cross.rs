@@ -1,6 +1,7 @@
 //! Every pair of two streams: the right side is kept on every rank, the left side passes by.
 //!
-//! What memory has no room for of the right side is written to disk, and read again for each block of the left side.
+//! What memory has no room for of the right side is written to disk, and read again for each block of the left side. A
+//! left side without an end has no blocks: then the right side has to fit in memory.
 
 use std::{fmt, marker::PhantomData};
 
@@ -19,6 +20,7 @@ use crate::{
         passing::{Part, Passing},
     },
     stage::{Input, Narrow, Place, Progress, Sink},
+    time::Watermark,
     tset::{Source, TSet},
 };
 
@@ -76,7 +78,7 @@ impl<L: Record, R: Record> Source for Crossed<L, R> {
     }
 
     fn extent(&self) -> Extent {
-        Extent::AtEnd
+        Extent::As(LEFT)
     }
 }
 
@@ -139,6 +141,19 @@ impl<L: Record, R: Record> Input for Cross<L, R> {
         }
     }
 
+    fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
+        if port == LEFT {
+            self.left.advance(port, sender, watermark);
+        }
+    }
+
+    fn watermark(&mut self) -> Watermark {
+        match self.is_kept && !self.right_rest.is_used() && !self.left_rest.is_used() {
+            true => self.left.watermark(),
+            false => Watermark::UNKNOWN,
+        }
+    }
+
     fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if !self.is_kept {
             return self.keep();
@@ -189,6 +204,9 @@ impl<L: Record, R: Record> Cross<L, R> {
         }
         if let Some((_, batch)) = self.right.next_batch() {
             if self.right_rest.is_used() || !self.rows.keep(&batch, 0)? {
+                if self.left.is_endless() {
+                    return Err(self.rows.refusal(NAME, &batch));
+                }
                 batch
                     .views(0)
                     .try_for_each(|view| self.right_rest.push(view))?;

@@ -83,6 +83,11 @@ impl<T: Record> Rows<T> {
         Ok(true)
     }
 
+    /// What is said of a batch that was not kept, if there is no other place for it.
+    pub(crate) fn refusal(&self, holder: &'static str, batch: &Batch<T>) -> Error {
+        self.room.refusal(holder, batch.bytes() as u64)
+    }
+
     /// Gives up the batch that was kept last.
     pub(crate) fn pop(&mut self) -> Option<Page<T>> {
         let batch = self.batches.pop()?;

@@ -1,4 +1,4 @@
-//! A side of an operator that passes by what is kept of the other.
+//! A side of an operator that passes by what is kept of the other. It may go on until it is stopped.
 
 use std::collections::VecDeque;
 
@@ -10,6 +10,7 @@ use crate::{
     exchange::Receiver,
     operator::room::Room,
     stage::{Input, Place},
+    time::Watermark,
 };
 
 /// A side that passes by, in parts, and is kept until then where it must not be left unread.
@@ -21,6 +22,8 @@ pub(crate) struct Passing<T> {
     may_wait: bool,
     /// Whether one came that there was no room for.
     is_refused: bool,
+    holder: &'static str,
+    is_endless: bool,
     /// The batch that passes, and how many of its rows have.
     now: Option<Part<T>>,
 }
@@ -54,12 +57,22 @@ impl<T: Record> Passing<T> {
             room: Room::new(place, holder)?,
             may_wait: place.wiring.may_wait,
             is_refused: false,
+            holder,
+            is_endless: place
+                .wiring
+                .endless
+                .get(port)
+                .is_some_and(|&endless| endless),
             now: None,
         })
     }
 
     /// Takes in a batch, which may come before it can pass. If it has to be kept then, but there is no room, it is
     /// refused from then on: it stays where it arrived, and its sender waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Malformed`], or [`transport::Error::LedgerLimit`] where what was refused would have no end.
     pub(crate) fn receive(
         &mut self,
         port: usize,
@@ -68,14 +81,34 @@ impl<T: Record> Passing<T> {
         is_early: bool,
     ) -> Result<(), Error> {
         let has_to_be_kept = is_early && !self.may_wait && !self.is_refused;
-        let is_kept = has_to_be_kept && self.room.take(batch.len() as u64);
+        let bytes = batch.len() as u64;
+        let is_kept = has_to_be_kept && self.room.take(bytes);
         self.receiver.receive(port, from, batch)?;
         if is_kept {
             let arrived = self.receiver.next_batch();
             self.early.extend(arrived.map(|(_, batch)| batch.keep()));
         }
         self.is_refused |= has_to_be_kept && !is_kept;
+        if self.is_refused && self.is_endless {
+            return Err(self.room.refusal(self.holder, bytes));
+        }
         Ok(())
+    }
+
+    /// Whether it goes on until it is stopped: then it cannot be set aside until its end.
+    pub(crate) fn is_endless(&self) -> bool {
+        self.is_endless
+    }
+
+    /// Takes note of how far a sender is.
+    pub(crate) fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
+        self.receiver.advance(port, sender, watermark);
+    }
+
+    /// How far event time is behind what has passed.
+    pub(crate) fn watermark(&mut self) -> Watermark {
+        let is_busy = self.now.is_some() || !self.early.is_empty();
+        self.receiver.watermark_behind(is_busy)
     }
 
     /// Whether a batch was refused. It has to be taken soon then, for what is to come first may wait for it.

@@ -38,6 +38,17 @@ impl Room {
             && self.reservation.grow(bytes).is_ok()
     }
 
+    /// What is said of so many bytes that were refused for `holder`, if there is no other place for them.
+    pub(crate) fn refusal(&self, holder: &'static str, bytes: u64) -> Error {
+        let (used, limit) = (self.ledger.used(), self.ledger.limit());
+        Error::Transport(transport::Error::LedgerLimit {
+            holder,
+            bytes,
+            used,
+            limit,
+        })
+    }
+
     /// Takes so many bytes that it cannot go on without.
     ///
     /// # Errors

@@ -32,12 +32,13 @@ impl Run {
         };
         let mut ends: Vec<_> = graph.vertices.iter().map(|_| Ends::default()).collect();
         let mut tasks = Vec::new();
+        let goes_on = graph.going_on();
         for (vertex, Vertex { node, inputs, .. }) in graph.vertices.iter().enumerate().rev() {
             if node.outlet.is_some() || !needed[vertex] {
                 continue;
             }
             let instances = schedule.instances(&node.placement);
-            let wiring = Rc::new(wiring(&graph, vertex, &schedule, needed));
+            let wiring = Rc::new(wiring(&graph, vertex, &schedule, needed, &goes_on));
             for (slot, instance) in instances.on(self.rank).enumerate() {
                 for (port, &edge) in inputs.iter().enumerate() {
                     ends[edge].readers.push((tasks.len(), port));
@@ -157,7 +158,13 @@ fn place(
 }
 
 /// What a task of the graph is connected with.
-fn wiring(graph: &Graph, number: usize, schedule: &Schedule, needed: &[bool]) -> Wiring {
+fn wiring(
+    graph: &Graph,
+    number: usize,
+    schedule: &Schedule,
+    needed: &[bool],
+    goes_on: &[bool],
+) -> Wiring {
     let vertex = &graph.vertices[number];
     let senders = |&edge: &usize| {
         if !needed[edge] {
@@ -174,6 +181,7 @@ fn wiring(graph: &Graph, number: usize, schedule: &Schedule, needed: &[bool]) ->
     Wiring {
         name: vertex.node.name.clone(),
         senders: vertex.inputs.iter().map(senders).collect(),
+        endless: vertex.inputs.iter().map(|&edge| goes_on[edge]).collect(),
         may_wait: graph.may_wait(number),
         edge: number as EdgeId,
         readers,
@@ -185,7 +193,7 @@ fn wiring(graph: &Graph, number: usize, schedule: &Schedule, needed: &[bool]) ->
             .outlets(number)
             .filter(|&outlet| needed[outlet])
             .map(|outlet| {
-                let wiring = wiring(graph, outlet, schedule, needed);
+                let wiring = wiring(graph, outlet, schedule, needed, goes_on);
                 (graph.vertices[outlet].node.clone(), Rc::new(wiring))
             })
             .collect(),

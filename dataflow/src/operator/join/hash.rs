@@ -2,7 +2,8 @@
 //!
 //! The right side comes first; while it does, the left side waits in its windows, or, where that could stop the right
 //! side (see [`crate::graph`]), is kept too. When there is no room for that, both sides are set aside, with what was
-//! kept already, and [merged](super::merge) in the order of the hashes of their keys.
+//! kept already, and [merged](super::merge) in the order of the hashes of their keys. A left side without an end is never
+//! set aside: what it passes by has to fit in memory.
 
 use std::{fmt, marker::PhantomData};
 
@@ -22,6 +23,7 @@ use crate::{
         passing::{Part, Passing},
     },
     stage::{Input, Place, Progress, Sink},
+    time::Watermark,
     tset::Source,
 };
 
@@ -55,13 +57,18 @@ impl<K: Key, L: Record, R: Record, J: Join> Source for Joined<K, L, R, J> {
             right: Receiver::new(place, RIGHT),
             index: Index::new(place, self.name, true)?,
             found: (usize::MAX, [Found::NOTHING; GROUP]),
+            name: self.name,
             phase: Phase::Keeping,
             merger: Merger::new(place, ByHash, self.name)?,
         })
     }
 
     fn extent(&self) -> Extent {
-        Extent::AtEnd
+        // Of a right side, only the end of the left one tells which rows have no partner.
+        match J::RIGHT_ALONE {
+            true => Extent::AtEnd,
+            false => Extent::As(LEFT),
+        }
     }
 }
 
@@ -80,6 +87,7 @@ pub struct HashJoin<K: Key, L: Record, R: Record, J: Join> {
     index: Index<K, R>,
     /// Where the keys are of the rows of the left side from a number on.
     found: (usize, [Found; GROUP]),
+    name: &'static str,
     phase: Phase,
     /// What there is no room for is set aside in it.
     merger: Merger<K, L, R, J, ByHash>,
@@ -205,6 +213,19 @@ impl<K: Key, L: Record, R: Record, J: Join> Input for HashJoin<K, L, R, J> {
         }
     }
 
+    fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
+        if port == LEFT {
+            self.left.advance(port, sender, watermark);
+        }
+    }
+
+    fn watermark(&mut self) -> Watermark {
+        match self.phase {
+            Phase::Passing(_) if !J::RIGHT_ALONE => self.left.watermark(),
+            _ => Watermark::UNKNOWN,
+        }
+    }
+
     fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         match self.phase {
             Phase::Keeping | Phase::Building if self.left.is_refused() => {
@@ -213,6 +234,9 @@ impl<K: Key, L: Record, R: Record, J: Join> Input for HashJoin<K, L, R, J> {
             Phase::Keeping => {
                 if let Some((_, batch)) = self.right.next_batch() {
                     if !self.index.keep(&batch)? {
+                        if self.left.is_endless() {
+                            return Err(self.index.rows.refusal(self.name, &batch));
+                        }
                         self.phase = Phase::Aside;
                         order(&mut self.merger.right, batch.views(0))?;
                     }
