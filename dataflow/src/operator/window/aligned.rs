@@ -1,4 +1,4 @@
-//! Windows that begin at the same times for all keys: a table for each that is open.
+//! Windows that begin at the same times for all keys and do not overlap: a table for each that is open.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{Error, EventTime, Key, Record, operator::reduce::Accumulate};
 
-/// Windows of one size, which begin at the multiples of a step.
+/// Windows of one size, which begin at the multiples of a step that is no smaller.
 pub(super) struct Aligned<K: Key, S> {
     size: EventTime,
     step: EventTime,
@@ -50,8 +50,8 @@ impl<K: Key, S: Record> Aligned<K, S> {
         }
     }
 
-    /// Adds a value to all windows that it belongs to; false if it comes too late for all of them. What it changes of a window that was given is
-    /// given again.
+    /// Adds a value to the window that it belongs to, if to any; false if it comes too late for that. A window that was given is given
+    /// again.
     pub(super) fn add<V, A, B>(
         &mut self,
         tools: &mut Tools<A, B>,
@@ -64,42 +64,35 @@ impl<K: Key, S: Record> Aligned<K, S> {
         A: Accumulate<V, State = S>,
     {
         let hash = K::hash(key);
-        let mut start = time.div_euclid(self.step).saturating_mul(self.step);
-        let mut is_taken = false;
-        loop {
-            let end = start.saturating_add(self.size);
-            if end <= time && end != EventTime::MAX {
-                return Ok(true); // It belongs to no earlier one, and maybe to none at all.
-            }
-            if end.saturating_add(self.lateness) <= self.closed {
-                return Ok(is_taken); // The earlier ones are gone too.
-            }
-            is_taken = true;
-            let pane = self.panes.entry(end).or_insert_with(|| Pane {
-                start,
-                states: States::new(),
-                is_given: end <= self.closed,
-            });
-            let state = match pane.states.find(hash, key) {
-                Some(state) => {
-                    add(&tools.before, state, value, &mut tools.account)?;
-                    state
-                }
-                None => {
-                    let state = tools.before.start(value);
-                    tools.account.take(state.heap_bytes())?;
-                    let key = K::store(key);
-                    pane.states.insert(hash, key, state, &mut tools.account)?
-                }
-            };
-            if pane.is_given {
-                give(key, (start, end), copy(state));
-            }
-            let Some(before) = start.checked_sub(self.step) else {
-                return Ok(true);
-            };
-            start = before;
+        let start = time.div_euclid(self.step).saturating_mul(self.step);
+        let end = start.saturating_add(self.size);
+        if end <= time && end != EventTime::MAX {
+            return Ok(true);
         }
+        if end.saturating_add(self.lateness) <= self.closed {
+            return Ok(false);
+        }
+        let pane = self.panes.entry(end).or_insert_with(|| Pane {
+            start,
+            states: States::new(),
+            is_given: end <= self.closed,
+        });
+        let state = match pane.states.find(hash, key) {
+            Some(state) => {
+                add(&tools.before, state, value, &mut tools.account)?;
+                state
+            }
+            None => {
+                let state = tools.before.start(value);
+                tools.account.take(state.heap_bytes())?;
+                let key = K::store(key);
+                pane.states.insert(hash, key, state, &mut tools.account)?
+            }
+        };
+        if pane.is_given {
+            give(key, (start, end), copy(state));
+        }
+        Ok(true)
     }
 
     /// What ends by this time is over.

@@ -8,13 +8,14 @@
 mod aligned;
 mod count;
 mod session;
+mod sliding;
 pub(crate) mod states;
 
 use std::{fmt, marker::PhantomData};
 
 use transport::{Buffer, Rank};
 
-use self::{aligned::Aligned, count::Counts, session::Sessions, states::Account};
+use self::{aligned::Aligned, count::Counts, session::Sessions, sliding::Sliding, states::Account};
 use crate::{
     Accumulator, Encode, Error, Key, Record, Slice,
     batch::Batch,
@@ -53,8 +54,8 @@ impl Windows {
         Self::sliding(size, size)
     }
 
-    /// Windows of one size, of which one begins at each multiple of `step`. With a step below the size they overlap, and a value belongs to several: work and
-    /// memory go with their number. With a greater one, some values belong to none.
+    /// Windows of one size, of which one begins at each multiple of `step`. With a step below the size they overlap, and a value belongs to several; what
+    /// windows have in common is made once, and each is merged of such slices when it is over. With a greater one, some values belong to none.
     pub fn sliding(size: EventTime, step: EventTime) -> Self {
         Self::of(Shape::Aligned {
             size: size.max(1),
@@ -450,6 +451,9 @@ where
             time: self.time.clone(),
             lateness,
             open: match shape {
+                Shape::Aligned { size, step } if step < size => {
+                    Open::Sliding(Sliding::new(size, step, lateness))
+                }
                 Shape::Aligned { size, step } => Open::Aligned(Aligned::new(size, step, lateness)),
                 Shape::Session { gap } => Open::Sessions(Sessions::new(gap, lateness)),
                 Shape::Count { size, step } => Open::Counts(Counts::new(size, step)),
@@ -487,6 +491,7 @@ struct Tools<A, B> {
 /// The windows that may still change.
 enum Open<K: Key, S> {
     Aligned(Aligned<K, S>),
+    Sliding(Sliding<K, S>),
     Sessions(Sessions<K, S>),
     Counts(Counts<K, S>),
 }
@@ -508,6 +513,7 @@ impl<K: Key, S: Record> Open<K, S> {
     {
         match self {
             Self::Aligned(windows) => windows.add::<V, A, B>(tools, (key, value), time, give),
+            Self::Sliding(windows) => windows.add::<V, A, B>(tools, (key, value), time, give),
             Self::Sessions(windows) => windows.add::<V, A, B>(tools, (key, value), time, give),
             Self::Counts(windows) => windows.add::<V, A, B>(tools, (key, value), give),
         }
@@ -517,6 +523,7 @@ impl<K: Key, S: Record> Open<K, S> {
     fn close(&mut self, until: EventTime) {
         match self {
             Self::Aligned(windows) => windows.close(until),
+            Self::Sliding(windows) => windows.close(until),
             Self::Sessions(windows) => windows.close(until),
             Self::Counts(_) => {}
         }
@@ -534,9 +541,13 @@ impl<K: Key, S: Record> Open<K, S> {
         &mut self,
         tools: &mut Tools<A, B>,
         give: impl FnMut(K::View<'_>, Window, S),
-    ) -> Result<bool, Error> {
+    ) -> Result<bool, Error>
+    where
+        B: Accumulate<S, State = S>,
+    {
         match self {
             Self::Aligned(windows) => windows.give(tools, give),
+            Self::Sliding(windows) => windows.give(tools, give),
             Self::Sessions(windows) => windows.give(tools, give),
             Self::Counts(windows) => windows.give(tools, give),
         }

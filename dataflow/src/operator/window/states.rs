@@ -192,6 +192,11 @@ impl<K: Key, S> States<K, S> {
         });
     }
 
+    /// What there is, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry<K, S>> {
+        self.entries.iter()
+    }
+
     /// Takes all out.
     pub(crate) fn drain(&mut self) -> Drain<K, S> {
         Drain {
