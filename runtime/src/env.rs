@@ -14,7 +14,7 @@ use std::{
 
 use collectives::{Engine, Group};
 use dataflow::{
-    Collection, Job, Lines, Pass, Record, TSet, TaskGraph, Totals,
+    Collection, Job, Lines, Pass, Record, TSet, Tail, TaskGraph, Totals,
     schedule::{Scheduler, Worker},
 };
 use transport::{Address, Fabric, Interface, Ledger, Rank, Secret, Waker};
@@ -360,6 +360,15 @@ impl Env {
     /// When no file matches, or one cannot be looked at.
     pub fn lines(&self, pattern: &str) -> Result<TSet<Lines, Pass>, Error> {
         Ok(dataflow::lines(pattern)?)
+    }
+
+    /// The lines that are appended to the files that `pattern` matches, until the job is stopped: see [`dataflow::tail`].
+    ///
+    /// # Errors
+    ///
+    /// When it is not a pattern.
+    pub fn tail(&self, pattern: &str) -> Result<TSet<Tail, Pass>, Error> {
+        Ok(dataflow::tail(pattern)?)
     }
 
     /// The records of `items`: see [`dataflow::collection`].

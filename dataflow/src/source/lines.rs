@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Bytes read at a time; more only for a line that is longer.
-const READ_BYTES: usize = 256 << 10;
+pub(super) const READ_BYTES: usize = 256 << 10;
 
 /// The lines of the files that `pattern` matches (`*`, `?`, `[a-z]`, `**` for any folders), in the order of
 /// their names, without their ends (`\n` or `\r\n`).
@@ -41,12 +41,8 @@ const READ_BYTES: usize = 256 << 10;
 /// # Ok::<(), dataflow::Error>(())
 /// ```
 pub fn lines(pattern: &str) -> Result<TSet<Lines, Pass>, Error> {
-    let paths = glob::glob(pattern).map_err(|error| Error::BadPattern {
-        pattern: pattern.to_owned(),
-        reason: error.msg,
-    })?;
     let mut files = Vec::new();
-    for path in paths {
+    for path in matches(pattern)? {
         let path = path.map_err(|error| Error::Input {
             path: error.path().to_owned(),
             source: std::io::Error::from(error.error().kind()),
@@ -61,6 +57,14 @@ pub fn lines(pattern: &str) -> Result<TSet<Lines, Pass>, Error> {
         });
     }
     lines_of(files)
+}
+
+/// What a pattern matches.
+pub(super) fn matches(pattern: &str) -> Result<glob::Paths, Error> {
+    glob::glob(pattern).map_err(|error| Error::BadPattern {
+        pattern: pattern.to_owned(),
+        reason: error.msg,
+    })
 }
 
 /// The lines of `files`, in their order.
@@ -88,7 +92,7 @@ pub fn lines_of(files: Vec<PathBuf>) -> Result<TSet<Lines, Pass>, Error> {
     ))
 }
 
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+pub(super) fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Input { path, source }
 }
@@ -361,7 +365,7 @@ const COUNTED_BYTES_MAX: u64 = 4 << 30;
 /// The number, from 1, of the line that has the byte at `offset`: lines are counted when somebody asks for one, which is when
 /// something has failed. None if the file cannot be read, or it would take too long.
 #[cold]
-fn line_at(file: &File, offset: u64) -> Option<u64> {
+pub(super) fn line_at(file: &File, offset: u64) -> Option<u64> {
     if offset > COUNTED_BYTES_MAX {
         return None;
     }

@@ -5,6 +5,7 @@ mod collection;
 mod generate;
 mod lines;
 mod records;
+mod tail;
 
 pub use self::{
     channel::{Channel, Closed, Sender, channel},
@@ -12,4 +13,5 @@ pub use self::{
     generate::{Generate, Generator, generate, generate_unbounded},
     lines::{Lines, lines, lines_of},
     records::{Records, records_of},
+    tail::{Follower, Tail, tail},
 };
