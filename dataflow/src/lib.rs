@@ -69,6 +69,7 @@ pub use operator::{
     aggregate::{
         Aggregate, Before, Conclude, Count, Extreme, Fold, Made, Make, Mean, Merged, Of, Sum, Whole,
     },
+    align::{InStep, Stepping},
     blocking::Helpers,
     boxed::{Boxed, BoxedInput},
     cross::{Cross, Crossed},

@@ -20,6 +20,7 @@ use crate::{
     exchange::batch_bytes,
     graph::{EdgeId, Node},
     operator::blocking::Helpers,
+    run::Alignment,
     spill,
     time::{Clock, Watermark},
 };
@@ -185,6 +186,8 @@ pub struct Place {
     /// Where records are kept that memory has no room for.
     pub spill: Rc<spill::Config>,
     pub(crate) handoff: Handoff,
+    /// How far streams are that keep step.
+    pub(crate) alignment: Rc<Alignment>,
     /// What time it is.
     pub clock: Rc<Clock>,
     /// Whether records that wait are flushed, and event time flows with them.

@@ -78,6 +78,11 @@ pub trait Source: Send + Sync + 'static {
     fn gives_time(&self) -> bool {
         false
     }
+
+    /// Whether it keeps step in event time with others that do.
+    fn aligns(&self) -> bool {
+        false
+    }
 }
 
 impl<S: Source> TSet<S, Pass> {
@@ -319,6 +324,7 @@ where
             outlet: None,
             extent: Extent::AsInputs,
             gives_time: false,
+            aligns: false,
             kept: None,
             build: Box::new(move |place: &Place| {
                 Ok(Box::new(Collect::new(place, collected.clone())))
@@ -415,6 +421,7 @@ where
             outlet: None,
             extent: source.extent(),
             gives_time: source.gives_time() || narrow.gives_time(),
+            aligns: source.aligns(),
             kept: None,
             build: Box::new(move |place: &Place| {
                 let (input, output) = (source.build(place)?, output(place)?);

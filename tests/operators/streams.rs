@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
         mpsc,
     },
     thread,
@@ -566,4 +566,80 @@ fn what_has_no_end_says_so_and_time_passes_behind_a_forgotten_type_and_helpers()
     };
     let found = updraft::run(config, |env| env.run(&windows));
     assert_eq!(found.unwrap(), Some(20));
+}
+
+/// How far a fast stream is ahead of a slow one at most, as long as both go on.
+fn most_ahead(seed: u64, (size, m): (u32, u32), within: Option<i64>) -> i64 {
+    const LAST: i64 = 3_000;
+    let (at, most) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
+    let stop = Stop::new();
+    let (slow_at, enough) = (at.clone(), stop.clone());
+    let slow = generate_unbounded(|n| n as i64)
+        .per_second(20_000.0)
+        .parallelism(m)
+        .map(move |time| {
+            slow_at.fetch_max(time, Ordering::Relaxed);
+            if time >= LAST {
+                enough.stop();
+            }
+            time
+        })
+        .watermarks(0, |time| time);
+    let (ahead, ended) = (most.clone(), stop.clone());
+    let fast = generate_unbounded(|n| n as i64)
+        .parallelism(m)
+        .map(move |time| {
+            if !ended.is_stopped() {
+                ahead.fetch_max(time - at.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+            time
+        })
+        .watermarks(0, |time| time);
+    let both = match within {
+        Some(within) => slow
+            .align_within(within)
+            .union(fast.align_within(within))
+            .boxed(),
+        None => slow.union(fast).boxed(),
+    };
+    let job = both.exchange_by_hash().for_each(|_| ()).stopped_by(&stop);
+    simulate(&job, seed, size, 2).unwrap();
+    most.load(Ordering::Relaxed)
+}
+
+#[test]
+fn a_fast_source_waits_for_slow_ones_of_all_ranks() {
+    for seed in 0..6 {
+        let (size, m) = (1 + (seed % 3) as u32, 1 + (seed % 4) as u32);
+        let most = most_ahead(seed, (size, m), Some(200));
+        // It looks after 64 records of an instance, which are 64 times m apart.
+        assert!(most <= 200 + 65 * i64::from(m), "seed {seed}: {most} ahead");
+    }
+    assert!(
+        most_ahead(0, (2, 2), None) > 10_000,
+        "there is nothing to wait for"
+    );
+}
+
+#[test]
+fn nobody_waits_for_a_stream_that_is_idle_or_held_by_others() {
+    let numbers = || generate_unbounded(|n| (n % 100, (n as i64, format!("{n:>500}"))));
+    let time = |(_, (time, _)): (u64, (i64, &str))| time;
+    let (_silent, never) = channel::<(u64, (i64, String))>(1);
+    let never = never
+        .watermarks(0, time)
+        .idle_after(Duration::from_millis(3))
+        .align_within(10);
+    let busy = numbers().watermarks(0, time).align_within(10);
+    let job = never.union(busy).take(5_000).collect();
+    assert_eq!(inline(&job).unwrap().len(), 5_000);
+    // The stream is not read before the table is there, which would wait for it.
+    let table = generate(50_000, |n| (n % 100, (n as i64, String::new())));
+    let table = table.watermarks(0, time).align_within(10);
+    let stream = numbers().watermarks(0, time).align_within(10);
+    let job = stream.semi_join(table).take(10).collect();
+    assert_eq!(inline(&job).unwrap().len(), 10);
+    for seed in 0..3 {
+        assert_eq!(simulate(&job, seed, 3, 2).unwrap().len(), 10);
+    }
 }

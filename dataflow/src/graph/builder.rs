@@ -348,6 +348,7 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
             outlet: None,
             extent,
             gives_time: produce.is_some(),
+            aligns: false,
             kept: None,
             build: Box::new(move |place: &Place| {
                 let open = |(port, input): (usize, &Declaration<S>)| {
@@ -500,6 +501,7 @@ impl<T: Record> TaskOutput<T> {
             build: Box::new(move |_| Err(bad(&task, "an output is no task"))),
             extent: Extent::AsInputs,
             gives_time: false,
+            aligns: false,
         };
         TSet::after(vec![outlet], Received::new(), after)
     }

@@ -62,6 +62,8 @@ pub(crate) struct Node {
     pub(crate) extent: Extent,
     /// Whether event time begins in it.
     pub(crate) gives_time: bool,
+    /// Whether it keeps step with others that do.
+    pub(crate) aligns: bool,
     /// What its readers keep of its output, if they do: then it is not needed in every run.
     pub(crate) kept: Option<Arc<dyn Kept>>,
 }
@@ -831,6 +833,7 @@ mod tests {
             build: Box::new(|_| unreachable!("nobody builds it")),
             extent: Extent::AsInputs,
             gives_time: false,
+            aligns: false,
         })
     }
 

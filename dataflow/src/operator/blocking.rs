@@ -197,6 +197,10 @@ where
     fn gives_time(&self) -> bool {
         self.source.gives_time() || self.narrow.gives_time()
     }
+
+    fn aligns(&self) -> bool {
+        self.source.aligns()
+    }
 }
 
 /// What became of a call.

@@ -62,6 +62,8 @@ pub(crate) trait AnySource<T: Record>: Send + Sync {
     fn extent(&self) -> Extent;
 
     fn gives_time(&self) -> bool;
+
+    fn aligns(&self) -> bool;
 }
 
 struct Chain<S, N> {
@@ -83,6 +85,10 @@ impl<S: Source, N: Narrow<S::Out>> AnySource<N::Out> for Chain<S, N> {
     fn gives_time(&self) -> bool {
         self.source.gives_time() || self.narrow.gives_time()
     }
+
+    fn aligns(&self) -> bool {
+        self.source.aligns()
+    }
 }
 
 impl<T: Record> Source for Boxed<T> {
@@ -99,6 +105,10 @@ impl<T: Record> Source for Boxed<T> {
 
     fn gives_time(&self) -> bool {
         self.0.gives_time()
+    }
+
+    fn aligns(&self) -> bool {
+        self.0.aligns()
     }
 }
 

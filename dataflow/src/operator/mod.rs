@@ -2,6 +2,7 @@
 
 mod again;
 pub(crate) mod aggregate;
+pub(crate) mod align;
 mod aside;
 pub(crate) mod blocking;
 pub(crate) mod boxed;

@@ -53,6 +53,8 @@ impl Run {
                 instance.task = Box::new(Gone);
             }
         }
+        let needed = vec![true; self.graph.vertices.len()];
+        self.begin_alignment(&self.graph, &self.schedule, &needed);
         for instance in &mut self.tasks {
             if instance.is_gone {
                 instance.place.run = self.number;

@@ -18,8 +18,10 @@ impl Run {
     /// Makes the instances here of the tasks that are needed.
     pub(super) fn make_tasks(&mut self, needed: &[bool]) -> Result<(), Error> {
         let (graph, schedule) = (self.graph.clone(), self.schedule.clone());
+        self.begin_alignment(&graph, &schedule, needed);
         let place = Place {
             handoff: self.handoff.clone(),
+            alignment: self.alignment.clone(),
             ..place(
                 &graph,
                 &schedule,
@@ -150,6 +152,7 @@ fn place(
         wiring: Rc::default(),
         spill: site.spill.clone(),
         handoff: Handoff::default(),
+        alignment: Rc::default(),
         clock: Rc::default(),
         is_live: graph.is_live(),
         waker,

@@ -1,6 +1,7 @@
 //! One rank's part in one run of a graph.
 
 mod again;
+mod align;
 mod make;
 mod number;
 mod standstill;
@@ -13,15 +14,16 @@ use std::{cell::RefCell, fmt, rc::Rc, sync::Arc, time::Duration};
 use collectives::AllGather;
 use transport::{Buffer, Fabric, Ledger, Rank, Waker};
 
+pub(crate) use self::{
+    align::{Alignment, Step},
+    number::{is_operators, is_to_come, of_operator, same_operator},
+    tell::tell_end,
+};
 use self::{
     make::check_size,
     standstill::{Standstill, cancelled},
     tell::tell_senders,
     totals::{Counting, number},
-};
-pub(crate) use self::{
-    number::{is_operators, is_to_come, of_operator, same_operator},
-    tell::tell_end,
 };
 pub use self::{
     number::{run_after, run_of},
@@ -93,6 +95,7 @@ pub struct Run {
     concluded: bool,
     committed: bool,
     standstill: Standstill,
+    alignment: Rc<Alignment>,
     /// Whether this rank may be done before the others.
     is_ahead: bool,
     /// Graphs that are run at a time, and what tasks share with others on this rank.
@@ -193,6 +196,7 @@ impl Run {
             concluded: false,
             committed: false,
             standstill: Standstill::default(),
+            alignment: Rc::default(),
             is_ahead: false,
             at_a_time,
             handoff,
@@ -276,7 +280,7 @@ impl Run {
         if run_of(tag) != self.number && !tag::EVER.contains(&kind) {
             return Ok(()); // Of the run before: it came to nothing there, or it would not be over here.
         }
-        if let (Some(demand), tag::BATCH | tag::END | tag::STOP | tag::WATERMARK) =
+        if let (Some(demand), tag::BATCH | tag::END | tag::STOP | tag::WATERMARK | tag::ALIGN) =
             (&mut self.demand, kind)
         {
             demand.early.push((from, message));
@@ -325,6 +329,7 @@ impl Run {
                 self.standstill.others.remove(&from);
                 Ok(())
             }
+            tag::ALIGN if self.hear_of_alignment(from, &message) => Ok(()),
             tag::FAILED => Err(Error::Remote {
                 rank: from,
                 message: String::from_utf8_lossy(&message).into_owned(),
@@ -514,6 +519,7 @@ impl Run {
             }
         }
         if self.is_live {
+            self.align()?;
             progress = self.flush(progress)?;
         }
         if progress == Progress::None && self.tasks.iter().all(|instance| instance.done) {

@@ -228,6 +228,7 @@ where
             outlet: None,
             extent: Extent::AsInputs,
             gives_time: false,
+            aligns: false,
             kept: None,
             build: Box::new(move |place: &Place| {
                 let store = share(place, &shared, &spread)?;
