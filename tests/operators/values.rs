@@ -19,6 +19,7 @@ const IDLE_MAX: u32 = 20_000;
 
 type Program<T> = Pin<Box<dyn Future<Output = Result<T, Error>>>>;
 type Pair = (u64, u64);
+type Text = (u64, String);
 
 /// What every rank makes of `program` on the simulated network.
 fn simulate<T: 'static>(
@@ -467,4 +468,119 @@ fn an_operator_of_other_instances_than_ranks_needs_an_exchange_first() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn an_operator_goes_through_more_rounds_than_can_be_told_apart() {
+    const ROUNDS: u64 = 600;
+    let ranks = simulate(11, 3, |world| {
+        Box::pin(async move {
+            let mut sums = Operator::new(&world, |pairs: Sent<Pair>| {
+                pairs.reduce_by_key(|a, b| a + b)
+            })?;
+            let me = world.rank() as u64;
+            let mut found = Vec::new();
+            for number in 0..ROUNDS {
+                // Some ranks send nothing, some one pair and some two.
+                let pairs = [(number % 5, number), (number % 3, me)];
+                let few = ((number + me) % 3) as usize;
+                found.push(round(&mut sums, &pairs[..few]).await?);
+            }
+            world.barrier().await?;
+            Ok(found)
+        })
+    });
+    let ranks: Vec<_> = ranks.into_iter().map(Result::unwrap).collect();
+    for number in 0..ROUNDS {
+        let mut expected = std::collections::BTreeMap::<u64, u64>::new();
+        for me in 0..3 {
+            let pairs = [(number % 5, number), (number % 3, me)];
+            for (key, value) in &pairs[..((number + me) % 3) as usize] {
+                *expected.entry(*key).or_default() += value;
+            }
+        }
+        let found = ranks.iter().flat_map(|rank| rank[number as usize].clone());
+        let expected: Vec<_> = expected.into_iter().collect();
+        assert_eq!(sorted(found.collect()), expected, "round {number}");
+    }
+}
+
+/// A job with so little memory that what is not polled does not fit.
+fn tight() -> Config {
+    Config {
+        executors: Some(2),
+        memory_bytes: Some(24 << 20),
+        progress: false,
+        ..Config::default()
+    }
+}
+
+#[test]
+fn results_that_nobody_polls_go_to_disk_and_come_in_their_order() {
+    const RECORDS: u64 = 250_000;
+    let config = tight();
+    let limit = config.memory_bytes.unwrap();
+    let peak = updraft::run(config, |env| {
+        let ranks = env.bsp(|world| {
+            let me = world.rank() as u64;
+            let wide = |records: Sent<(u64, String)>| records.partition(|(from, _)| from);
+            let mut wide = Operator::new(world, wide)?;
+            let mut wrong = 0;
+            for round in 0..2 {
+                for n in 0..RECORDS {
+                    // All that a rank sends comes to it.
+                    wide.send(&(me, format!("{n:>100}")))?;
+                    if round == 1 && n % 3 == 0 {
+                        let (_, text) = wide
+                            .poll()?
+                            .map(|(from, text)| (from, text.len()))
+                            .unwrap_or((me, 100));
+                        wrong += u64::from(text != 100);
+                    }
+                }
+                wide.finish();
+                let mut last = None;
+                while let Some((from, text)) = wide.poll()? {
+                    let number = text.trim_start().parse::<u64>().ok();
+                    wrong += u64::from(from != me || number <= last && last.is_some());
+                    last = number;
+                }
+                wrong += u64::from(last != Some(RECORDS - 1));
+                wide.reset()?;
+            }
+            // What was not polled when the next round begins is gone, also from disk.
+            for n in 0..RECORDS {
+                wide.send(&(me, format!("{n:>100}")))?;
+            }
+            wide.reset()?;
+            wide.send(&(me, "the next".to_owned()))?;
+            wide.finish();
+            wrong += u64::from(wide.poll()? != Some((me, "the next")));
+            wrong += u64::from(wide.poll()?.is_some());
+            Ok(wrong)
+        })?;
+        assert_eq!(ranks, [0, 0]);
+        Ok(env.ledger().peak())
+    });
+    assert!(peak.unwrap() <= limit);
+}
+
+#[test]
+fn what_waits_for_the_other_input_and_has_no_room_is_an_error_by_name() {
+    let result = updraft::bsp(tight(), |world| {
+        let join = |left: Sent<(u64, String)>, right: Sent<(u64, String)>| left.join(right);
+        let mut join: Operator<Two<Text, Text>, _> = Operator::of_two(world, join)?;
+        // The join reads its left side after the right one, which never ends here.
+        for n in 0u64.. {
+            join.send_left(&(n, format!("{n:>100}")))?;
+        }
+        Ok(())
+    });
+    let error = result.unwrap_err();
+    assert_eq!(error.exit_code(), 10, "{error}");
+    let text = error.to_string();
+    assert!(
+        text.starts_with("records sent to an operator needs "),
+        "{text}"
+    );
 }

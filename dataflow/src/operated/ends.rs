@@ -83,7 +83,7 @@ impl<T: Record> Input for Taking<T> {
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if self.page.is_none() {
-            (self.page, self.pushed) = (self.queue.pop(), 0);
+            (self.page, self.pushed) = (self.queue.pop()?, 0);
         }
         let Some(page) = &self.page else {
             return Ok(match self.queue.is_ended() {
@@ -142,7 +142,7 @@ impl<T: Record> Giving<T> {
     /// Gives to the queue of this number on the rank.
     pub(super) fn new(number: usize, place: &Place) -> Result<Self, Error> {
         let queue = place.handoff.share(number, || Ok(Queue::new()))?;
-        queue.enter(place, "results of an operator that nobody has polled")?;
+        queue.enter_with_disk(place, "results of an operator that nobody has polled")?;
         Ok(Self { queue, error: None })
     }
 }

@@ -2,6 +2,7 @@
 
 mod ends;
 mod operators;
+mod overflow;
 mod queue;
 
 use std::{cell::RefCell, fmt, future::poll_fn, rc::Rc, sync::Arc, task::Poll};
@@ -73,9 +74,10 @@ const RESULTS: usize = 2;
 /// # Memory
 ///
 /// What is sent is written once, in pages that the operator takes, and exchanged as in any graph. Results stay in memory
-/// until they are polled, on the ledger of the worker: a rank that sends more than fits in memory has to poll in between.
-/// Where operators need much memory, they go to disk as in any graph. Each operator has an eighth of the half of the arena that
-/// a graph has for what it sends.
+/// until they are polled, on the ledger of the worker; beyond a quarter of it, shared among the executors, they go to disk, in
+/// their order. So do operators that need much memory, as in any graph. Each operator has an eighth of the half of the arena that
+/// a graph has for what it sends. What is sent to one of two inputs while the other has not ended may have to be
+/// kept, on the ledger alone: where that has no room it is [`transport::Error::LedgerLimit`].
 ///
 /// # Errors
 ///
@@ -372,7 +374,7 @@ impl<I: Inputs, U: Record> Operator<I, U> {
                 self.wait(move || !results.is_empty() || driven.borrow().is_done())?;
             }
         }
-        self.page = self.results.pop();
+        self.page = self.results.pop()?;
         Ok(self.page.is_some())
     }
 

@@ -4,6 +4,7 @@ use std::{cell::RefCell, collections::VecDeque, fmt};
 
 use transport::Reservation;
 
+use super::overflow::Overflow;
 use crate::{
     Encode, Error, Record, Unfit,
     batch::{Builder, Memory, Page, Shape},
@@ -20,7 +21,8 @@ const RECORD_BYTES_MAX: usize = 1 << 30;
 const WAITING_MAX: usize = 2;
 
 /// Records in the order in which they were pushed, in pages. Its memory is on the ledger of the worker, and it grows as long
-/// as there is room there: whoever fills it looks whether it [is full](Self::is_full) before.
+/// as there is room there: whoever fills it looks whether it [is full](Self::is_full) before, unless it [goes to
+/// disk](Self::enter_with_disk).
 pub(super) struct Queue<T>(RefCell<Inner<T>>);
 
 struct Inner<T> {
@@ -33,6 +35,8 @@ struct Inner<T> {
     spare: Option<Bytes>,
     /// None before there is a run.
     reservation: Option<Reservation>,
+    /// What is on disk, behind all that is in memory.
+    overflow: Option<Overflow<T>>,
     /// Whether nothing more will be pushed, and whether nobody wants more.
     is_ended: bool,
     is_closed: bool,
@@ -49,6 +53,7 @@ impl<T: Record> Queue<T> {
             page_bytes: PAGE_BYTES_MIN,
             spare: None,
             reservation: None,
+            overflow: None,
             is_ended: false,
             is_closed: false,
             is_taken: false,
@@ -64,11 +69,19 @@ impl<T: Record> Queue<T> {
         Ok(())
     }
 
+    /// The same, and has go to disk what is too much for memory.
+    pub(super) fn enter_with_disk(&self, place: &Place, holder: &'static str) -> Result<(), Error> {
+        self.enter(place, holder)?;
+        let mut inner = self.0.borrow_mut();
+        inner.overflow = Some(Overflow::new(place, holder));
+        Ok(())
+    }
+
     /// Puts a record at the end. Dropped if nobody wants it.
     ///
     /// # Errors
     ///
-    /// [`Error::RecordTooLarge`], or [`transport::Error::LedgerLimit`].
+    /// [`Error::RecordTooLarge`], [`transport::Error::LedgerLimit`], or [`Error::Spill`].
     #[inline]
     pub(super) fn push<E: Encode<Record = T>>(&self, value: &E) -> Result<(), Error> {
         let mut inner = self.0.borrow_mut();
@@ -85,18 +98,19 @@ impl<T: Record> Queue<T> {
     }
 
     /// The next page, be it full or not.
-    pub(super) fn pop(&self) -> Option<Page<T>> {
+    ///
+    /// # Errors
+    ///
+    /// What the disk says, if there is something.
+    pub(super) fn pop(&self) -> Result<Option<Page<T>>, Error> {
         let mut inner = self.0.borrow_mut();
         if let Some(page) = inner.full.pop_front() {
-            return Some(page);
+            return Ok(Some(page));
         }
         if inner.builder.is_empty() {
-            return None;
+            inner.read()?;
         }
-        let nothing = Builder::new(Memory::own(0), inner.shape);
-        let builder = std::mem::replace(&mut inner.builder, nothing);
-        inner.shape = builder.shape();
-        Some(builder.into_page())
+        Ok(inner.close_page())
     }
 
     /// Takes a page back that was read.
@@ -112,7 +126,8 @@ impl<T: Record> Queue<T> {
 
     pub(super) fn is_empty(&self) -> bool {
         let inner = self.0.borrow();
-        inner.full.is_empty() && inner.builder.is_empty()
+        let on_disk = inner.overflow.as_ref().is_some_and(Overflow::is_used);
+        inner.full.is_empty() && inner.builder.is_empty() && !on_disk
     }
 
     /// Nothing more will be pushed.
@@ -144,7 +159,10 @@ impl<T: Record> Queue<T> {
 
     /// Drops what nobody has taken.
     pub(super) fn clear(&self) {
-        while let Some(page) = self.pop() {
+        if let Some(overflow) = &mut self.0.borrow_mut().overflow {
+            overflow.clear();
+        }
+        while let Ok(Some(page)) = self.pop() {
             self.give_back(page);
         }
     }
@@ -163,6 +181,21 @@ impl<T: Record> Inner<T> {
         if self.is_closed {
             return Ok(());
         }
+        let bytes = self.bytes();
+        if let Some(overflow) = &mut self.overflow
+            && (overflow.is_used() || overflow.is_over(bytes))
+        {
+            value.with_view(|view| overflow.push(view))?;
+            // What comes next has no room in memory before all that is gone.
+            let page = self.close_page();
+            self.full.extend(page);
+            return Ok(());
+        }
+        self.push_to_next(value)
+    }
+
+    /// Pushes a record to another page than the one in the making.
+    fn push_to_next<E: Encode<Record = T>>(&mut self, value: &E) -> Result<(), Error> {
         let mut bytes = self.page_bytes;
         loop {
             self.turn_over(bytes)?;
@@ -179,6 +212,39 @@ impl<T: Record> Inner<T> {
                 }
             }
         }
+    }
+
+    /// Ends the page in the making, without another.
+    fn close_page(&mut self) -> Option<Page<T>> {
+        if self.builder.is_empty() {
+            return None;
+        }
+        let nothing = Builder::new(Memory::own(0), self.shape);
+        let builder = std::mem::replace(&mut self.builder, nothing);
+        self.shape = builder.shape();
+        Some(builder.into_page())
+    }
+
+    /// Fills a page with what is on disk. Nothing is in memory.
+    fn read(&mut self) -> Result<(), Error> {
+        let Some(mut overflow) = self.overflow.take_if(|overflow| overflow.is_used()) else {
+            return Ok(());
+        };
+        let mut is_first = true;
+        let result = overflow.read(|view| {
+            if !std::mem::take(&mut is_first) {
+                return Ok(self.builder.push(&view).is_ok());
+            }
+            self.push_to_next(&view)?;
+            Ok(true)
+        });
+        self.overflow = Some(overflow);
+        result
+    }
+
+    /// Bytes of memory that it has.
+    fn bytes(&self) -> u64 {
+        self.reservation.as_ref().map_or(0, Reservation::bytes)
     }
 
     /// Ends the page in the making, and begins one of so many bytes.

@@ -1,6 +1,6 @@
 //! What is done to records.
 
-mod again;
+pub(crate) mod again;
 pub(crate) mod aggregate;
 pub(crate) mod align;
 mod aside;
