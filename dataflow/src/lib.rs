@@ -87,7 +87,10 @@ pub use operator::{
     union::{Union, United},
     variable::{FilterWith, FlatMapWith, MapWith, Variable, With},
     watermarks::Watermarks,
-    window::{All, AllOf, ByWindow, Give, OnTime, Window, Windowed, Windows, WithLate},
+    window::{
+        All, AllOf, ByWindow, Combining, Give, OfParts, OnTime, Part, Parts, SliceOf, Window,
+        Windowed, Windows, WithLate,
+    },
     zip::{Indexed, Indexing},
 };
 pub use persist::{Level, Persisted, Recall, Stored};

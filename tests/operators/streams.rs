@@ -161,6 +161,41 @@ proptest! {
     }
 
     #[test]
+    fn values_that_are_combined_before_they_travel_give_the_same(
+        events in events(),
+        shape in shape(),
+        (lateness, out_of_order) in (0i64..10, 0i64..5),
+        cluster in cluster(),
+        (m, n) in (instances(), instances()),
+        rate in 1e4f64..1e6,
+    ) {
+        let late = Accumulator::new();
+        let sums = |out_of_order| {
+            // They come a few at a time, so that event time goes on in between.
+            let list = events.clone();
+            generate(list.len() as u64, move |n| list[n as usize])
+                .per_second(rate)
+                .parallelism(m)
+                .watermarks(out_of_order, |(_, (time, _))| time)
+                .window_by_key(shape.windows().lateness(lateness), |(time, _)| time)
+                .combining()
+                .aggregate(|of| (of.count(), of.sum(|(_, value)| value)))
+                .count_late(&late)
+                .parallelism(n)
+        };
+        let job = sums(disorder(&events)).collect().with_total(&late);
+        let (found, dropped) = cluster.run(&job).unwrap();
+        prop_assert_eq!(sorted(found), sorted(shape.sums(&events)));
+        prop_assert_eq!(dropped, 0);
+        // Nothing is lost without a count, also if much is late.
+        if let (Shape::Sliding(size, step), 0) = (shape, lateness) && size == step {
+            let (found, dropped) = cluster.run(&sums(out_of_order).collect().with_total(&late)).unwrap();
+            let counted: u64 = found.iter().map(|(_, (_, (count, _)))| count).sum();
+            prop_assert_eq!(counted + dropped, events.len() as u64);
+        }
+    }
+
+    #[test]
     fn what_is_late_is_left_out_and_all_else_is_counted(
         events in events(),
         shape in shape(),
@@ -431,17 +466,33 @@ fn windows_for_which_there_is_no_memory_say_so() {
         arena_bytes: 1 << 20,
         memory_bytes: 4 << 20,
     };
-    let job = generate_unbounded(|n| (n, n as i64))
-        .window_by_key(Windows::tumbling(1 << 40), |time| time)
-        .aggregate(|of| of.count())
-        .collect();
-    let error = cluster.run(&job).unwrap_err();
     let is_limit = |error: &Error| {
         matches!(
             error,
-            Error::Transport(transport::Error::LedgerLimit { .. })
+            Error::Transport(transport::Error::LedgerLimit {
+                holder: "windows",
+                ..
+            })
         )
     };
+    let long = 1 << 40;
+    for windows in [
+        Windows::tumbling(long),
+        Windows::sliding(long, long / 10),
+        Windows::session(long),
+    ] {
+        let numbers = generate_unbounded(|n| (n, n as i64)).window_by_key(windows, |time| time);
+        let job = numbers.aggregate(|of| of.count()).collect();
+        let error = cluster.run(&job).unwrap_err();
+        assert!(is_limit(&error), "{windows:?}: {error}");
+    }
+    // Who combines goes on with less memory, and leaves it to the windows to say so.
+    let job = generate_unbounded(|n| (n, n as i64))
+        .window_by_key(Windows::tumbling(long), |time| time)
+        .combining()
+        .aggregate(|of| of.count())
+        .collect();
+    let error = cluster.run(&job).unwrap_err();
     assert!(is_limit(&error), "{error}");
 }
 

@@ -6,6 +6,7 @@
 //! when the input ends.
 
 mod aligned;
+mod combine;
 mod count;
 mod session;
 mod sliding;
@@ -15,6 +16,7 @@ use std::{fmt, marker::PhantomData};
 
 use transport::{Buffer, Rank};
 
+pub use self::combine::{Combining, OfParts, Part, Parts, SliceOf};
 use self::{aligned::Aligned, count::Counts, session::Sessions, sliding::Sliding, states::Account};
 use crate::{
     Accumulator, Encode, Error, Key, Record, Slice,
@@ -405,6 +407,11 @@ pub trait Give<K: Key, V: Record, R: Encode>: 'static {
 
     /// Gives what is late.
     fn late<D: Push<Self::Out>>(key: K::View<'_>, value: V::View<'_>, down: &mut D);
+
+    /// How many values that is.
+    fn number(_value: V::View<'_>) -> u64 {
+        1
+    }
 }
 
 impl<K: Key, V: Record, R: Encode> Give<K, V, R> for OnTime {
@@ -675,7 +682,7 @@ where
             )?;
             if !is_taken {
                 if let Some(count) = &self.late {
-                    count.add(1);
+                    count.add(G::number(value));
                 }
                 G::late(key, value, down);
             }

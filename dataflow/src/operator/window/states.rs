@@ -143,13 +143,24 @@ impl<K: Key, S> States<K, S> {
         state: S,
         account: &mut Account,
     ) -> Result<&mut S, Error> {
+        self.make_room(account)?;
+        account.take(K::stored_bytes(&key))?;
+        Ok(self.put(hash, key, state))
+    }
+
+    /// Has room for one more in the table.
+    pub(crate) fn make_room(&mut self, account: &mut Account) -> Result<(), Error> {
         if self.entries.len() == self.entries.capacity() {
             self.grow(account)?;
         }
-        account.take(K::stored_bytes(&key))?;
+        Ok(())
+    }
+
+    /// Puts something in for a key that is not there, where [there is room](Self::make_room), and whose bytes were taken.
+    pub(crate) fn put(&mut self, hash: u64, key: K::Stored, state: S) -> &mut S {
         let entry = Entry { hash, key, state };
         let entry = self.entries.insert_unique(hash, entry, |entry| entry.hash);
-        Ok(&mut entry.into_mut().state)
+        &mut entry.into_mut().state
     }
 
     /// Takes out what there is of a key.
