@@ -263,13 +263,12 @@ fn streams<const WORDS: usize>(size: usize) -> Vec<Case> {
         ends,
     };
     let (batched, single) = (BATCHED[size], SINGLE[size]);
-    let (ours, again) = (ours::<WORDS>(), ours::<WORDS>());
     vec![
-        case(OURS, single, ours),
+        case(OURS, single, ours::<WORDS>()),
         case("rtrb", single, rtrb_single::<WORDS>()),
         case("crossbeam ArrayQueue", single, array_queue::<WORDS>()),
         case("crossbeam channel", single, bounded::<WORDS>()),
-        case(OURS, batched, again),
+        case(OURS, batched, our_chunks::<WORDS>()),
         case("rtrb in chunks of 64", batched, rtrb_chunks::<WORDS>()),
     ]
 }
@@ -363,6 +362,59 @@ fn ours<const WORDS: usize>() -> [End; 2] {
                     }
                     check(&value, number);
                     if (number + 1).is_multiple_of(ACKNOWLEDGED) {
+                        fabric.send_copy(0, 0, &[]).expect("the peer is there");
+                    }
+                }
+            })
+        },
+    )
+}
+
+/// The same values in loans of [`CHUNK`] of them, which are written and read in place as the chunks of rtrb are.
+fn our_chunks<const WORDS: usize>() -> [End; 2] {
+    const BYTES: usize = 8;
+    stream(
+        |links| {
+            let links = links.clone();
+            Box::new(move |values| {
+                let fabric = &mut links.borrow_mut();
+                let mut acknowledged = 0;
+                for first in (0..values).step_by(CHUNK) {
+                    while first + CHUNK as u64 - acknowledged > CAPACITY as u64 {
+                        if receive(fabric).is_some() {
+                            acknowledged += ACKNOWLEDGED;
+                        }
+                    }
+                    let loan = fabric.loan(CHUNK * WORDS * BYTES).expect("it fits");
+                    let mut loan = loan.expect("there is room for all that may be on its way");
+                    let places = loan.as_chunks_mut::<BYTES>().0.chunks_exact_mut(WORDS);
+                    for (place, number) in places.zip(first..) {
+                        place.copy_from_slice(&value::<WORDS>(number).map(u64::to_ne_bytes));
+                    }
+                    fabric.send(1, loan).expect("the peer is there");
+                }
+                while acknowledged < values {
+                    if receive(fabric).is_some() {
+                        acknowledged += ACKNOWLEDGED;
+                    }
+                }
+            })
+        },
+        |links| {
+            let links = links.clone();
+            Box::new(move |values| {
+                let fabric = &mut links.borrow_mut();
+                let mut number = 0;
+                while number < values {
+                    let Some(message) = receive(fabric) else {
+                        spin_loop();
+                        continue;
+                    };
+                    for words in message.as_chunks::<BYTES>().0.as_chunks::<WORDS>().0 {
+                        check(&words.map(u64::from_ne_bytes), number);
+                        number += 1;
+                    }
+                    if number.is_multiple_of(ACKNOWLEDGED) {
                         fabric.send_copy(0, 0, &[]).expect("the peer is there");
                     }
                 }
