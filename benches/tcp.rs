@@ -3,7 +3,11 @@
 //!
 //! Two threads, each on a core of its own, with a connection over the loopback. The bare sockets, busy-polled,
 //! and the messages take turns in batches within one run, and each batch is compared with the
-//! bare one measured just before it. `cargo bench --bench tcp`; with `-- --smoke`, a few batches.
+//! bare one measured just before it. `cargo bench --bench tcp`; with `-- --smoke`, a few batches; with
+//! `-- --only stream`, what is so named.
+//!
+//! With `-- --ways`, two other ways to use bare sockets stand beside them for large messages: `MSG_ZEROCOPY`, without waiting for the
+//! memory to be free again, as if there were always more of it; and two connections, with a half of each message.
 
 mod support;
 
@@ -12,11 +16,17 @@ use std::{
     hint::{black_box, spin_loop},
     io::{ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
+    os::fd::AsRawFd,
     sync::{Arc, Barrier},
     thread,
     time::{Duration, Instant},
 };
 
+use nix::{
+    errno::Errno,
+    libc,
+    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send, setsockopt},
+};
 use support::measure::{Spread, machine};
 use transport::{Arena, Config, Event, Fabric, Ledger, Rank, Secret, Transport};
 
@@ -25,6 +35,8 @@ const TRIPS: u32 = 500;
 /// Messages in a batch of a stream, and their size.
 const STREAM: u32 = 64;
 const STREAM_BYTES: usize = 1 << 20;
+/// Messages so large can go in other ways.
+const LARGE: usize = 64 << 10;
 const BATCHES: usize = 60;
 const SMOKE_BATCHES: usize = 3;
 /// Room for a few messages of a stream: who has much more sends what no cache holds.
@@ -75,6 +87,10 @@ impl Work {
 /// One end of a way to move bytes, which both threads have.
 trait Side {
     fn name(&self) -> &'static str;
+    /// Whether it is a way to do this.
+    fn does(&self, _work: Work) -> bool {
+        true
+    }
     /// The side that takes the time.
     fn here(&mut self, work: Work);
     fn there(&mut self, work: Work);
@@ -85,16 +101,22 @@ fn main() {
     let batches = if smoke { SMOKE_BATCHES } else { BATCHES };
     let machine = machine(); // Before this thread is pinned, which would hide the other cores.
     println!("{machine}; {TRIPS} round trips or {STREAM} messages a batch, {batches} batches");
-    let (mut here, there) = sides();
+    let ways = env::args().any(|argument| argument == "--ways");
+    let only = env::args()
+        .skip_while(|argument| argument != "--only")
+        .nth(1);
+    let named = |work: &Work| only.as_ref().is_none_or(|only| work.name().contains(only));
+    let works: Vec<Work> = WORKS.into_iter().filter(named).collect();
+    let (mut here, there) = sides(ways);
     let start = Arc::new(Barrier::new(2));
     let echo = {
-        let start = start.clone();
+        let (start, works) = (start.clone(), works.clone());
         thread::spawn(move || {
             let mut there = there();
             pin(1);
             for _ in 0..=batches {
-                for work in WORKS {
-                    for side in &mut there {
+                for &work in &works {
+                    for side in there.iter_mut().filter(|side| side.does(work)) {
                         start.wait();
                         side.there(work);
                     }
@@ -106,30 +128,34 @@ fn main() {
     let mut here = here();
     pin(0);
     let mut batch = || {
-        WORKS.map(|work| {
+        let figures = works.iter().map(|&work| {
             let times = here.iter_mut().map(|side| {
-                start.wait();
-                let begun = Instant::now();
-                side.here(work);
-                work.figure(begun.elapsed())
+                side.does(work).then(|| {
+                    start.wait();
+                    let begun = Instant::now();
+                    side.here(work);
+                    work.figure(begun.elapsed())
+                })
             });
-            times.collect::<Vec<f64>>()
-        })
+            times.collect::<Vec<Option<f64>>>()
+        });
+        figures.collect::<Vec<_>>()
     };
     batch(); // It connects and warms up.
     let all: Vec<_> = (0..batches).map(|_| batch()).collect();
     start.wait();
     echo.join().expect("the echo does not panic");
-    for (work, index) in WORKS.into_iter().zip(0..) {
+    for (index, &work) in works.iter().enumerate() {
         println!("{}, median (min-max):", work.name());
-        for (nth, side) in here.iter().enumerate() {
-            let figures = Spread::of(all.iter().map(|batch| batch[index][nth]));
-            let ratio = Spread::of(all.iter().map(|batch| batch[index][nth] / batch[index][0]));
+        for (nth, side) in here.iter().enumerate().filter(|(_, side)| side.does(work)) {
+            let of = |nth: usize| all.iter().filter_map(move |batch| batch[index][nth]);
+            let figures = Spread::of(of(nth));
+            let ratio = Spread::of(of(nth).zip(of(0)).map(|(ours, bare)| ours / bare));
             let verdict = match side.name() {
                 "updraft" => work.verdict(ratio.median),
                 _ => String::new(),
             };
-            println!("  {:<16} {figures}  ratio {ratio} {verdict}", side.name());
+            println!("  {:<21} {figures}  ratio {ratio} {verdict}", side.name());
         }
     }
 }
@@ -137,8 +163,8 @@ fn main() {
 type Sides = Vec<Box<dyn Side>>;
 
 /// The ways of this end, and what makes those of the other on its own thread.
-fn sides() -> (impl FnMut() -> Sides, impl FnOnce() -> Sides + Send) {
-    let (bare, bare_there) = pair();
+fn sides(ways: bool) -> (impl FnMut() -> Sides, impl FnOnce() -> Sides + Send) {
+    let (bare, bare_there) = bare_sides(ways);
     let secret = Secret::random().expect("there is randomness");
     let (to_there, from_here) = std::sync::mpsc::channel();
     let (to_here, from_there) = std::sync::mpsc::channel();
@@ -154,7 +180,7 @@ fn sides() -> (impl FnMut() -> Sides, impl FnOnce() -> Sides + Send) {
                 fabric.join(&[theirs, ours]).expect("two ranks");
                 Messages::new(fabric, tls)
             });
-            gather(Bare(bare_there), messages)
+            gather(bare_there, messages)
         }
     };
     let mut once = Some((bare, to_there, from_there));
@@ -168,14 +194,32 @@ fn sides() -> (impl FnMut() -> Sides, impl FnOnce() -> Sides + Send) {
             fabric.join(&[ours, theirs]).expect("two ranks");
             Messages::new(fabric, tls)
         });
-        gather(Bare(bare), messages)
+        gather(bare, messages)
     };
     (here, there)
 }
 
-fn gather(bare: Bare, messages: [Messages; 2]) -> Sides {
-    let mut sides: Sides = vec![Box::new(bare)];
-    sides.extend(messages.map(|side| Box::new(side) as Box<dyn Side>));
+fn gather(bare: Vec<Box<dyn Side + Send>>, messages: [Messages; 2]) -> Sides {
+    let bare = bare.into_iter().map(|side| side as Box<dyn Side>);
+    let messages = messages.map(|side| Box::new(side) as Box<dyn Side>);
+    bare.chain(messages).collect()
+}
+
+type BareSides = Vec<Box<dyn Side + Send>>;
+
+/// Both ends of the bare sockets.
+fn bare_sides(ways: bool) -> (BareSides, BareSides) {
+    let (here, there) = pair();
+    let mut sides: (BareSides, BareSides) =
+        (vec![Box::new(Bare(here))], vec![Box::new(Bare(there))]);
+    if ways {
+        let (here, there) = pair();
+        sides.0.push(Box::new(ZeroCopy::new(here)));
+        sides.1.push(Box::new(ZeroCopy::new(there)));
+        let ((here, there), (second_here, second_there)) = (pair(), pair());
+        sides.0.push(Box::new(Halves([here, second_here])));
+        sides.1.push(Box::new(Halves([there, second_there])));
+    }
     sides
 }
 
@@ -221,9 +265,33 @@ fn read_all(mut stream: &TcpStream, mut bytes: &mut [u8]) {
     }
 }
 
-impl Side for Bare {
+impl Pipe for Bare {
+    const NAME: &str = "bare";
+
+    fn write(&mut self, bytes: &[u8]) {
+        write_all(&self.0, bytes);
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) {
+        read_all(&self.0, bytes);
+    }
+}
+
+/// A way through bare sockets.
+trait Pipe {
+    const NAME: &str;
+
+    fn write(&mut self, bytes: &[u8]);
+    fn read(&mut self, bytes: &mut [u8]);
+}
+
+impl<P: Pipe> Side for P {
     fn name(&self) -> &'static str {
-        "bare"
+        P::NAME
+    }
+
+    fn does(&self, work: Work) -> bool {
+        P::NAME == Bare::NAME || matches!(work, Work::Stream | Work::Trips(LARGE..))
     }
 
     fn here(&mut self, work: Work) {
@@ -231,16 +299,16 @@ impl Side for Bare {
             Work::Trips(bytes) => {
                 let mut message = vec![1; bytes];
                 for _ in 0..TRIPS {
-                    write_all(&self.0, &message);
-                    read_all(&self.0, &mut message);
+                    self.write(&message);
+                    self.read(&mut message);
                 }
             }
             Work::Stream => {
                 let message = vec![1; STREAM_BYTES];
                 for _ in 0..STREAM {
-                    write_all(&self.0, &message);
+                    self.write(&message);
                 }
-                read_all(&self.0, &mut [0]);
+                self.read(&mut [0; 2]);
             }
         }
     }
@@ -250,16 +318,118 @@ impl Side for Bare {
             Work::Trips(bytes) => {
                 let mut message = vec![0; bytes];
                 for _ in 0..TRIPS {
-                    read_all(&self.0, &mut message);
-                    write_all(&self.0, &message);
+                    self.read(&mut message);
+                    self.write(&message);
                 }
             }
             Work::Stream => {
                 let mut message = vec![0; STREAM_BYTES];
                 for _ in 0..STREAM {
-                    read_all(&self.0, &mut message);
+                    self.read(&mut message);
                 }
-                write_all(&self.0, &[1]);
+                self.write(&[1; 2]);
+            }
+        }
+    }
+}
+
+/// A socket whose kernel is asked to send from where the bytes are. It has to be told of each call, by the queue of errors,
+/// when that is over; where the receiver is on the same machine, it copies after all.
+struct ZeroCopy {
+    stream: TcpStream,
+    /// Calls that are not over.
+    under_way: u32,
+}
+
+#[derive(Clone)]
+struct MaySendInPlace;
+
+nix::setsockopt_impl!(
+    MaySendInPlace,
+    libc::SOL_SOCKET,
+    libc::SO_ZEROCOPY,
+    bool,
+    nix::sys::socket::sockopt::SetBool
+);
+
+impl ZeroCopy {
+    fn new(stream: TcpStream) -> Self {
+        setsockopt(&stream, MaySendInPlace, &true).expect("an option");
+        Self {
+            stream,
+            under_way: 0,
+        }
+    }
+
+    /// Takes in what calls are over.
+    fn reap(&mut self) {
+        let fd = self.stream.as_raw_fd();
+        let mut space = nix::cmsg_space!([u8; 64]);
+        while let Ok(message) = recvmsg::<()>(fd, &mut [], Some(&mut space), MsgFlags::MSG_ERRQUEUE)
+        {
+            for control in message.cmsgs().expect("there is space") {
+                if let ControlMessageOwned::Ipv4RecvErr(error, _) = control {
+                    self.under_way -= error.ee_data - error.ee_info + 1;
+                }
+            }
+        }
+    }
+}
+
+impl Pipe for ZeroCopy {
+    const NAME: &str = "bare, MSG_ZEROCOPY";
+
+    fn write(&mut self, mut bytes: &[u8]) {
+        let flags = MsgFlags::from_bits_retain(libc::MSG_ZEROCOPY | libc::MSG_NOSIGNAL);
+        while !bytes.is_empty() {
+            match send(self.stream.as_raw_fd(), bytes, flags) {
+                Ok(written) => {
+                    self.under_way += 1;
+                    bytes = &bytes[written..];
+                }
+                Err(Errno::EAGAIN | Errno::ENOBUFS) => self.reap(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        self.reap();
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) {
+        read_all(&self.stream, bytes);
+        self.reap();
+    }
+}
+
+/// Two connections, over which the halves of each message go.
+struct Halves([TcpStream; 2]);
+
+impl Pipe for Halves {
+    const NAME: &str = "bare, 2 connections";
+
+    fn write(&mut self, bytes: &[u8]) {
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        let mut halves = [first, second];
+        while halves.iter().any(|half| !half.is_empty()) {
+            for (mut stream, half) in self.0.iter().zip(&mut halves) {
+                match stream.write(half) {
+                    Ok(written) => *half = &half[written..],
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => spin_loop(),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) {
+        let (first, second) = bytes.split_at_mut(bytes.len() / 2);
+        let mut halves = [first, second];
+        while halves.iter().any(|half| !half.is_empty()) {
+            for (mut stream, half) in self.0.iter().zip(&mut halves) {
+                match stream.read(half) {
+                    Ok(read) => *half = &mut std::mem::take(half)[read..],
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => spin_loop(),
+                    Err(error) => panic!("{error}"),
+                }
             }
         }
     }
