@@ -1,8 +1,8 @@
-//! What an operation on the memory of a peer costs over shared memory, beside the bare access to it.
+//! What an operation on the memory of a peer costs over shared memory, beside the bare access to it, and over TCP, where
+//! the owner does it when asked, beside a message there and an empty one back.
 //!
-//! A rank attaches to what another exposes. Each operation and the bare access it is compared with, on memory
-//! of the same kind, take turns in batches within one run. `cargo bench --bench onesided`; with `-- --smoke`,
-//! a few batches.
+//! A rank attaches to what another exposes. Each operation and what it is compared with take turns in batches within
+//! one run. `cargo bench --bench onesided`; with `-- --smoke`, a few batches.
 
 mod support;
 
@@ -19,7 +19,8 @@ use std::{
 
 use support::measure::{Spread, machine};
 use transport::{
-    Arena, Config, Event, Fabric, Issued, Ledger, Outcome, Rank, RegionHandle, RemoteRegion, Secret,
+    Arena, Config, Event, Fabric, Issued, Ledger, Outcome, Rank, RegionHandle, RemoteRegion,
+    Secret, Transport,
 };
 
 const ARENA_BYTES: u64 = 64 << 20;
@@ -39,18 +40,55 @@ const CASES: [(&str, usize, u32); 8] = [
     ("get 1 MiB", 1 << 20, 4),
 ];
 
+/// The same over TCP: put or get so many bytes.
+const ASKED: [(&str, usize, u32); 6] = [
+    ("put 8 B", 8, 200),
+    ("get 8 B", 8, 200),
+    ("put 2 KiB", 2 << 10, 200),
+    ("get 2 KiB", 2 << 10, 200),
+    ("put 64 KiB", 64 << 10, 50),
+    ("get 64 KiB", 64 << 10, 50),
+];
+
 fn main() {
     let smoke = env::args().any(|argument| argument == "--smoke");
     let batches = if smoke { SMOKE_BATCHES } else { BATCHES };
     let machine = machine();
+    println!("{machine}; {batches} batches; ns each, median (min-max):");
+    println!("over shared memory, beside the bare access");
+    // The owner has no part in what is measured.
+    between(
+        Transport::Shm,
+        |_| false,
+        |fabric, region| in_place(batches, fabric, region),
+    );
+    println!("over TCP, beside a message there and an empty one back");
+    let answer = |fabric: &mut Fabric| {
+        if let Some(Event::Message { buffer, .. }) = fabric.receive().expect("the sockets work") {
+            fabric.send_copy(0, 0, &[]).expect("the peer is there");
+            return !buffer.is_empty();
+        }
+        true
+    };
+    between(Transport::Tcp, answer, |fabric, region| {
+        by_messages(batches, fabric, region);
+    });
+}
+
+/// Has one rank expose memory and drive its fabric by `serve` while that says so, and another attach and measure.
+fn between(
+    transport: Transport,
+    serve: impl Fn(&mut Fabric) -> bool + Sync,
+    measure: impl FnOnce(&mut Fabric, &RemoteRegion),
+) {
     let secret = Secret::random().expect("the system has randomness");
     let done = Barrier::new(2);
     let (to_owner, from_user) = std::sync::mpsc::channel();
     let (to_user, from_owner) = std::sync::mpsc::channel();
     thread::scope(|scope| {
-        let (secret, done) = (&secret, &done);
+        let (secret, done, serve) = (&secret, &done, &serve);
         scope.spawn(move || {
-            let mut fabric = fabric(1, secret);
+            let mut fabric = fabric(1, secret, transport);
             let own = fabric.address().expect("it has sockets");
             to_user.send(own.clone()).expect("the other side waits");
             let other = from_user.recv().expect("the other side says");
@@ -64,9 +102,11 @@ fn main() {
             let handle = exposed.handle().to_bytes();
             fabric.send_copy(0, 0, &handle).expect("the peer is there");
             while !matches!(fabric.receive(), Ok(Some(Event::Message { .. }))) {}
-            done.wait(); // It has no part in what is measured.
+            while serve(&mut fabric) {}
+            while !fabric.flush().expect("the sockets work") {}
+            done.wait();
         });
-        let mut fabric = fabric(0, secret);
+        let mut fabric = fabric(0, secret, transport);
         let own = fabric.address().expect("it has sockets");
         to_owner.send(own.clone()).expect("the other side waits");
         let other = from_owner.recv().expect("the other side says");
@@ -75,14 +115,19 @@ fn main() {
         fabric
             .send_copy(1, 0, b"attached")
             .expect("the peer is there");
-        report(&machine, batches, &mut fabric, &region);
+        while !fabric.flush().expect("the sockets work") {}
+        measure(&mut fabric, &region);
         done.wait();
     });
 }
 
-fn fabric(rank: Rank, secret: &Secret) -> Fabric {
+fn fabric(rank: Rank, secret: &Secret, transport: Transport) -> Fabric {
     let arena = Arena::new(&Ledger::new(ARENA_BYTES), ARENA_BYTES).expect("the arena fits");
-    Fabric::new(Config::new(rank, 2, secret), arena).expect("sockets can be had")
+    let config = Config {
+        transport,
+        ..Config::new(rank, 2, secret)
+    };
+    Fabric::new(config, arena).expect("sockets can be had")
 }
 
 fn attach(fabric: &mut Fabric) -> RemoteRegion {
@@ -102,11 +147,10 @@ fn attach(fabric: &mut Fabric) -> RemoteRegion {
     }
 }
 
-fn report(machine: &str, batches: usize, fabric: &mut Fabric, region: &RemoteRegion) {
+fn in_place(batches: usize, fabric: &mut Fabric, region: &RemoteRegion) {
     let bare: Vec<AtomicU64> = (0..REGION_BYTES / 8).map(|_| AtomicU64::new(0)).collect();
     let mut bytes = vec![0u8; REGION_BYTES];
     let mut other = vec![0u8; REGION_BYTES];
-    println!("{machine}; {batches} batches; ns each, median (min-max):");
     for (index, (name, len, times)) in CASES.into_iter().enumerate() {
         let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..batches {
@@ -126,13 +170,65 @@ fn report(machine: &str, batches: usize, fabric: &mut Fabric, region: &RemoteReg
             ours.push(ours_took);
             ratios.push(ours_took / floor);
         }
-        println!(
-            "  {name:<13} {}  bare {}  ratio {}",
-            Spread::of(ours),
-            Spread::of(theirs),
-            Spread::of(ratios)
-        );
+        report(name, "bare", ours, theirs, ratios);
     }
+}
+
+fn report(name: &str, beside: &str, ours: Vec<f64>, theirs: Vec<f64>, ratios: Vec<f64>) {
+    println!(
+        "  {name:<13} {}  {beside} {}  ratio {}",
+        Spread::of(ours),
+        Spread::of(theirs),
+        Spread::of(ratios)
+    );
+}
+
+fn by_messages(batches: usize, fabric: &mut Fabric, region: &RemoteRegion) {
+    let bytes = vec![7; REGION_BYTES];
+    for (name, len, times) in ASKED {
+        let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..batches {
+            let floor = each(times, |_| {
+                let mut loan = fabric.loan(len).expect("it fits").expect("there is room");
+                loan.copy_from_slice(&bytes[..len]);
+                fabric.send(1, loan).expect("the peer is there");
+                assert!(matches!(next(fabric), Event::Message { .. }));
+            });
+            let ours_took = each(times, |_| {
+                let pending = if name.starts_with("put") {
+                    is_pending(fabric.put(region, 0, &bytes[..len]))
+                } else {
+                    is_pending(fabric.get(region, 0, len))
+                };
+                assert!(pending, "there is room for one");
+                match next(fabric) {
+                    Event::Completed { completion, .. } => {
+                        black_box(completion.outcome.expect("it is exposed"));
+                    }
+                    event => panic!("{event:?}"),
+                }
+            });
+            theirs.push(floor);
+            ours.push(ours_took);
+            ratios.push(ours_took / floor);
+        }
+        report(name, "messages", ours, theirs, ratios);
+    }
+    fabric.send_copy(1, 0, &[]).expect("the peer is there");
+    assert!(matches!(next(fabric), Event::Message { .. }));
+}
+
+/// What happens next.
+fn next(fabric: &mut Fabric) -> Event {
+    loop {
+        if let Some(event) = fabric.receive().expect("the sockets work") {
+            return event;
+        }
+    }
+}
+
+fn is_pending<T>(issued: Result<Issued<T>, transport::Error>) -> bool {
+    matches!(issued, Ok(Issued::Pending(_)))
 }
 
 /// Nanoseconds of one of `times` turns.
