@@ -49,7 +49,7 @@ pub(crate) const HOP_TRIPS: u32 = 100;
 /// Round trips before them, which wait for the other rank.
 pub(crate) const HOP_WARM: u32 = 10;
 /// Bytes from which streaming stores may be the better ones.
-pub(crate) const STREAMED_FROM: usize = 4096;
+pub(crate) const STREAMED_FROM: usize = 1024;
 /// Bytes of a payload that a loan handed over untouched carries all the same: enough to tell it by.
 const MARKED: usize = 64;
 /// How long an executor is watched doing nothing: what it uses in that time is the figure.
