@@ -31,6 +31,11 @@ pub(crate) type Note = u16;
 
 const NOTE_BITS: u32 = Note::BITS;
 
+/// Entries that follow one another without a pause before they count as a stream.
+const STREAM: u64 = 16;
+/// Lines that are fetched ahead in a stream: one that is asked for when its turn comes takes as long as many together.
+const AHEAD: u64 = 8;
+
 /// The memory of a ring. All zero is an empty ring.
 #[repr(C, align(128))]
 pub(crate) struct Ring<const N: usize> {
@@ -187,6 +192,8 @@ pub(crate) struct Consumer<R> {
     position: u64,
     /// How many of them the producer knows of.
     handed_back: u64,
+    /// How many had been taken when there was none last.
+    caught_up: u64,
 }
 
 impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
@@ -195,6 +202,7 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
             ring,
             position: 0,
             handed_back: 0,
+            caught_up: 0,
         }
     }
 
@@ -223,14 +231,46 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
     /// producer that waits for room should be told.
     #[inline(always)]
     pub(crate) fn pop(&mut self) -> Option<(Note, Entry, bool)> {
-        let (note, slot) = self.arrived()?;
+        let Some((note, slot)) = self.arrived() else {
+            self.caught_up = self.position;
+            return None;
+        };
         let entry = std::array::from_fn(|word| slot.words[word].load(Ordering::Relaxed));
-        self.position = self.position.wrapping_add(1);
+        self.step();
         let hand_back = self.position.wrapping_sub(self.handed_back) >= (N as u64).div_ceil(4);
         if hand_back {
             self.hand_back();
         }
         Some((note, entry, hand_back))
+    }
+
+    /// Goes on to the next slot. In a stream, a line further on is fetched: its entry is there, or will be soon.
+    #[inline(always)]
+    fn step(&mut self) {
+        self.position = self.position.wrapping_add(1);
+        if self.is_stream() {
+            let ahead = self.position.wrapping_add(AHEAD);
+            prefetch_read((&raw const self.ring.slots[ahead as usize % N]).cast());
+        }
+    }
+
+    /// In a stream, what the next entry, which is left where it is, has in these places.
+    #[inline(always)]
+    pub(crate) fn peek<const K: usize>(&self, places: [usize; K]) -> Option<(Note, [u64; K])> {
+        if !self.is_stream() {
+            return None;
+        }
+        let (note, slot) = self.arrived()?;
+        Some((
+            note,
+            places.map(|place| slot.words[place].load(Ordering::Relaxed)),
+        ))
+    }
+
+    /// Whether many entries were taken since there was none.
+    #[inline(always)]
+    fn is_stream(&self) -> bool {
+        self.position.wrapping_sub(self.caught_up) > STREAM
     }
 
     /// Takes the second entry of a pair, of which the first was taken. None: it is not there, and the producer
@@ -239,7 +279,7 @@ impl<R: Deref<Target = Ring<N>>, const N: usize> Consumer<R> {
     pub(crate) fn pop_second(&mut self, note: Note) -> Option<Entry> {
         let (seen, slot) = self.arrived()?;
         let entry = std::array::from_fn(|word| slot.words[word].load(Ordering::Relaxed));
-        self.position = self.position.wrapping_add(1);
+        self.step();
         (seen == note).then_some(entry)
     }
 
@@ -292,6 +332,23 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(consumer.is_ready(), !model.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn in_a_stream_the_next_entry_is_seen_before_it_is_taken_and_at_no_other_time() {
+        let ring = Rc::new(Ring::<8>::new());
+        let (mut producer, mut consumer) = (Producer::new(ring.clone()), Consumer::new(ring));
+        for stream in 0..3 {
+            assert!(consumer.pop().is_none(), "that ends a stream");
+            for value in 0..100 {
+                assert_eq!(producer.has_room(1), Ok(true));
+                producer.push(stream, iter::repeat(value));
+                let seen = consumer.peek([0, 6]);
+                assert_eq!(seen, (value > STREAM).then_some((stream, [value; 2])));
+                assert_eq!(consumer.pop().unwrap().1, [value; ENTRY_WORDS]);
+                assert_eq!(consumer.peek([0]), None, "it is not there yet");
             }
         }
     }

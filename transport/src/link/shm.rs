@@ -486,12 +486,23 @@ impl Shm {
         };
         let message = Buffer::in_block(tag, &self.mapping, lent, len as usize, true)?;
         if (65..=FETCHED_AHEAD_MAX).contains(&message.bytes()) {
-            fetch_ahead(&message);
+            fetch_lines(message.as_ptr(), message.bytes());
         }
+        self.fetch_next();
         if self.mapping.dropped_enough(3 * RETURNED_MAX) {
             self.return_entry();
         }
         Some(message)
+    }
+
+    /// In a stream, has the first lines of the message behind this one fetched while this one is read.
+    #[inline(always)]
+    fn fetch_next(&self) {
+        if let Some((BLOCK, [offset, len])) = self.incoming.peek([2, 3])
+            && let Some(start) = self.mapping.region().data(offset, len)
+        {
+            fetch_lines(start.as_ptr(), len as usize);
+        }
     }
 
     /// The message of which the first entry was taken, and the second is there too.
@@ -590,9 +601,9 @@ impl Shm {
 
 /// Asks for the first lines of a payload at once: the processor itself would begin to after two misses.
 #[inline(always)]
-fn fetch_ahead(message: &[u8]) {
-    for line in message.iter().step_by(64).take(LINES_AHEAD).skip(1) {
-        prefetch_read(line);
+fn fetch_lines(start: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(64).min(LINES_AHEAD) {
+        prefetch_read(start.wrapping_add(64 * line));
     }
 }
 
