@@ -10,11 +10,10 @@
 //! what was written before, and every write is of whole cache lines. Where this was measured, 64 KiB took 13 us
 //! one way over the loopback with them and 36 us without.
 //!
-//! What was measured and is not done: `MSG_ZEROCOPY`, which has to wait for the peer as a loan does anyway,
-//! moves 4.8 GB/s in messages of 1 MiB where a plain write moves 8.3 over the loopback, and 3.4
-//! against 3.2 between two namespaces, because the kernel copies after all wherever the receiver is on the same
-//! machine; and two connections for a pair move 6.4 and 3.0 GB/s, since one already keeps a core at
-//! either end busy.
+//! What was measured and is not done: `MSG_ZEROCOPY`, which has to wait for the peer as a loan does anyway, but where the receiver is on
+//! the same machine the kernel copies after all, and between two namespaces it moved 3.4 GB/s where a plain write moved 3.2; and two connections
+//! for a pair, since one already keeps a core at either end busy. `cargo bench --bench tcp -- --ways` measures both beside one bare
+//! socket; its figures are in `transport/README.md`.
 //!
 //! Whether the other machine still answers, and why a lost connection is a lost peer, is told in
 //! [`pulse`](super::pulse).
@@ -176,6 +175,9 @@ impl Staging {
 
     /// Takes the zeros that are next.
     fn skip_padding(&mut self) {
+        let (words, _) = self.available().as_chunks::<8>();
+        // Most often there are many, or none.
+        self.start += 8 * words.iter().take_while(|&&word| word == [0; 8]).count();
         let zeros = self.available().iter().take_while(|&&byte| byte == 0);
         self.start += zeros.count();
     }
@@ -465,6 +467,9 @@ impl Tcp {
     /// Tells the peer which of its messages were dropped.
     fn acknowledge(&mut self) {
         self.arena.reclaim();
+        if self.returns.borrow().is_empty() {
+            return;
+        }
         let returns = self.returns.clone();
         for sequence in returns.borrow_mut().drain(..) {
             self.push_small(RETURNED, sequence, &[]);
@@ -533,6 +538,12 @@ impl Tcp {
     }
 
     fn write_some(&mut self) -> io::Result<usize> {
+        if self.outgoing.len() == 1
+            && let Some(Outgoing::Small { frames, .. }) = self.outgoing.front()
+        {
+            let rest = IoSlice::new(&frames[self.written..]);
+            return self.wire.write_vectored(&[rest]); // Most often it is this.
+        }
         let mut slices = [IoSlice::new(&[]); 2 * PIECES_A_WRITE];
         let (mut count, mut skip) = (0, self.written);
         for piece in self.outgoing.iter().take(PIECES_A_WRITE) {
