@@ -51,7 +51,7 @@ pub type Part<'p, T> = Pin<Box<dyn Future<Output = T> + 'p>>;
 ///         Ok::<_, collectives::Error>(sum[0])
 ///     }) as _)
 /// });
-/// let sums = cooperate(ranks.collect())?;
+/// let sums: Vec<Result<usize, collectives::Error>> = cooperate(ranks.collect())?;
 /// assert_eq!(sums, [Ok(3), Ok(3), Ok(3)]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -1,7 +1,10 @@
 //! Ranks that share threads as futures: they get what others get, and nothing that one of them does stops the rest.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -26,14 +29,18 @@ fn cooperatively<R: Send + 'static>(
     each: u32,
     program: impl AsyncFn(&Group) -> Result<R, Error> + Send + Sync + 'static,
 ) -> Result<Vec<R>, Error> {
-    let config = Config {
+    let config = config(transport, executors);
+    updraft::run(config, |env| env.bsp_cooperative(each, program))
+}
+
+fn config(transport: Transport, executors: u32) -> Config {
+    Config {
         executors: Some(executors),
         transport,
         memory_bytes: Some(1 << 30),
         progress: false,
         ..Config::default()
-    };
-    updraft::run(config, |env| env.bsp_cooperative(each, program))
+    }
 }
 
 /// Two and four ranks on each thread, and more threads than cores.
@@ -224,4 +231,27 @@ fn a_thread_whose_ranks_all_wait_sleeps_and_is_woken() {
             assert!(*used < LATE / 3, "{used:?} over {transport:?}");
         }
     }
+}
+
+#[test]
+fn whoever_cancels_ends_all_that_wait_on_a_thread() {
+    let waiting = Arc::new(AtomicU32::new(0));
+    let result = updraft::run(config(Transport::Shm, 2), |env| {
+        let (controller, seen) = (env.controller(), waiting.clone());
+        thread::spawn(move || {
+            while seen.load(Ordering::Relaxed) < 6 {
+                thread::yield_now();
+            }
+            controller.cancel("they wait for ever");
+        });
+        env.bsp_cooperative(3, async move |world: &Group| {
+            world.barrier().await?;
+            waiting.fetch_add(1, Ordering::Relaxed);
+            world.receive::<u8>(None, None).await?; // Nobody sends that.
+            Ok(())
+        })
+    });
+    let error = result.unwrap_err();
+    assert_eq!(error.exit_code(), 11, "{error}");
+    assert!(error.to_string().contains("they wait for ever"), "{error}");
 }
