@@ -232,11 +232,10 @@ fn on_tables(
     left: &Path,
     right: &Path,
 ) -> Result<String, updraft::Error> {
-    let fields = |line: &str| -> [u64; 3] {
-        let mut fields = line.split(',').map(|field| field.parse().unwrap_or(0));
-        [(); 3].map(|()| fields.next().unwrap_or(0))
-    };
-    let left = lines_of(vec![left.to_owned()])?.map(fields_of(fields));
+    let left = lines_of(vec![left.to_owned()])?.map(|line| {
+        let [id, group, value] = fields(line);
+        (id, (group, value))
+    });
     let sums = |one: Sums, (sum, rows): Sums| (one.0 + sum, one.1 + rows);
     let total = |all: &mut (u64, u64, u64), (_, (sum, rows)): (u64, Sums)| {
         *all = (all.0 + 1, all.1 + sum, all.2 + rows);
@@ -251,7 +250,7 @@ fn on_tables(
             .fold((0, 0, 0), total, merge)
             .first(),
         "csv-join" => {
-            let right = lines_of(vec![right.to_owned()])?.map(move |line| {
+            let right = lines_of(vec![right.to_owned()])?.map(|line| {
                 let [id, value, _] = fields(line);
                 (id, value)
             });
@@ -267,14 +266,21 @@ fn on_tables(
     Ok(format!("groups={groups} sum={sum} rows={rows}"))
 }
 
-/// Makes a pair of the fields of a row on the left.
-fn fields_of(
-    fields: impl Fn(&str) -> [u64; 3] + Clone,
-) -> impl FnMut(&str) -> (u64, (u64, u64)) + Clone {
-    move |line| {
-        let [id, group, value] = fields(line);
-        (id, (group, value))
-    }
+/// The numbers in the first fields of a line. One that has something else in it is 0.
+fn fields(line: &str) -> [u64; 3] {
+    let mut bytes = line.bytes();
+    [(); 3].map(|()| {
+        let field = bytes.by_ref().take_while(|&byte| byte != b',');
+        let digits = field.map(|byte| byte.wrapping_sub(b'0'));
+        let number = digits.fold(Some(0), |number, digit| add_digit(number?, digit));
+        number.unwrap_or(0)
+    })
+}
+
+/// Adds a digit to a number, if it is one and there is room for it.
+fn add_digit(number: u64, digit: u8) -> Option<u64> {
+    let digit = (digit <= 9).then_some(u64::from(digit))?;
+    number.checked_mul(10)?.checked_add(digit)
 }
 
 /// The same on tasks of the program's own, one that makes the records and one that takes them.
