@@ -266,21 +266,19 @@ fn on_tables(
     Ok(format!("groups={groups} sum={sum} rows={rows}"))
 }
 
-/// The numbers in the first fields of a line. One that has something else in it is 0.
+/// The numbers in the first fields of a line, which has nothing else.
 fn fields(line: &str) -> [u64; 3] {
-    let mut bytes = line.bytes();
-    [(); 3].map(|()| {
-        let field = bytes.by_ref().take_while(|&byte| byte != b',');
-        let digits = field.map(|byte| byte.wrapping_sub(b'0'));
-        let number = digits.fold(Some(0), |number, digit| add_digit(number?, digit));
-        number.unwrap_or(0)
-    })
-}
-
-/// Adds a digit to a number, if it is one and there is room for it.
-fn add_digit(number: u64, digit: u8) -> Option<u64> {
-    let digit = (digit <= 9).then_some(u64::from(digit))?;
-    number.checked_mul(10)?.checked_add(digit)
+    let (mut fields, mut field) = ([0u64; 3], 0);
+    for byte in line.bytes() {
+        match (byte, fields.get_mut(field)) {
+            (b',', _) => field += 1,
+            (digit, Some(number)) => {
+                *number = number.wrapping_mul(10).wrapping_add(u64::from(digit & 0xf));
+            }
+            (_, None) => break,
+        }
+    }
+    fields
 }
 
 /// The same on tasks of the program's own, one that makes the records and one that takes them.
