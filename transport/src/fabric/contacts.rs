@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::{Event, Fabric, connect_time_max, sockets};
+use super::{Event, Fabric, sockets};
 use crate::{
     Buffer, Endpoint, Error, Loss, Rank,
     link::{End, Link},
@@ -62,11 +62,10 @@ impl Fabric {
 
     /// Starts to make a link, for which messages wait.
     pub(super) fn connect(&mut self, to: Rank, waiting: VecDeque<Buffer>) {
-        let size = self.size();
         let Some(sockets) = &mut self.sockets else {
             return;
         };
-        let deadline = sockets.now() + connect_time_max(size);
+        let deadline = sockets.connect_deadline();
         match sockets.connect(to) {
             Ok(id) => {
                 self.peers[to as usize] = Contact::Connecting {
@@ -88,7 +87,6 @@ impl Fabric {
             Contact::Connecting { attempt, .. } => (attempt.is_none() || !ours_counts, *attempt),
             Contact::Open(_) | Contact::Ended(_) => (false, None),
         };
-        let size = self.size();
         let Some(sockets) = &mut self.sockets else {
             return;
         };
@@ -96,7 +94,7 @@ impl Fabric {
             sockets.refuse_crossed(id);
             return;
         }
-        let deadline = sockets.now() + connect_time_max(size);
+        let deadline = sockets.connect_deadline();
         let waiting = match &mut self.peers[peer as usize] {
             Contact::Connecting { waiting, .. } => std::mem::take(waiting),
             _ => VecDeque::new(),

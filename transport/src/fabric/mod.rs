@@ -33,12 +33,6 @@ const POLLS_A_GLANCE: u32 = 1024;
 /// Steps in what a peer asks for beside its messages that are taken in one poll.
 const ASIDES_A_POLL: usize = 64;
 
-/// How long a connection may take between two of so many ranks: when all of them start at once, on one machine
-/// maybe, each has to answer all the others before it has answered one.
-fn connect_time_max(ranks: u32) -> Duration {
-    Duration::from_secs(5) + Duration::from_millis(50) * ranks
-}
-
 /// Which paths a fabric may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Transport {

@@ -22,7 +22,7 @@ use mio::{
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    Config, Transport, connect_time_max,
+    Config, Transport,
     greeting::{Greeting, Here, Offer, Progress, Stream},
 };
 use crate::{
@@ -45,6 +45,10 @@ const RDMA_DEVICE: Token = Token(4);
 const FIRST_ID: usize = 5;
 /// Conversations with peers that have not proved themselves, at a time. For more, the oldest are given up.
 const UNPROVED_MAX: usize = 1024;
+
+/// How long a connection may take, and how much longer for each rank.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+const CONNECT_TIME_A_RANK: Duration = Duration::from_millis(50);
 
 /// The number of a connection.
 pub(super) type Id = usize;
@@ -228,10 +232,6 @@ impl Sockets {
         self.registered.len() == self.processes
     }
 
-    pub(super) fn now(&self) -> Duration {
-        self.now
-    }
-
     /// Whether there is more than one path to choose from.
     pub(super) fn may_choose(&self) -> bool {
         self.here.config.transport == Transport::Auto
@@ -287,13 +287,15 @@ impl Sockets {
     fn greet(&mut self, stream: Stream, to: Rank) -> Result<Id, Loss> {
         let connector = Connector::new(&self.here.config.secret, self.here.config.rank, to)
             .map_err(|error| Loss::Unreachable(error.to_string()))?;
-        let deadline = self.greeting_deadline();
+        let deadline = self.connect_deadline();
         self.register(Greeting::connecting(stream, to, connector, deadline))
             .map_err(unreachable)
     }
 
-    fn greeting_deadline(&self) -> Duration {
-        self.now + connect_time_max(self.here.config.size)
+    /// Until when a connection that begins now has to be made. When all ranks start at once, on one machine maybe, each has to
+    /// answer all the others before it has answered one.
+    pub(super) fn connect_deadline(&self) -> Duration {
+        self.now + CONNECT_TIME + CONNECT_TIME_A_RANK * self.here.config.size
     }
 
     fn register(&mut self, mut greeting: Greeting) -> io::Result<Id> {
@@ -375,7 +377,7 @@ impl Sockets {
                         self.forget_oldest_stranger();
                     }
                     // What cannot be registered is dropped, and its peer told by that.
-                    let _ = self.register(Greeting::accepted(stream, self.greeting_deadline()));
+                    let _ = self.register(Greeting::accepted(stream, self.connect_deadline()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
