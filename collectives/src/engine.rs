@@ -8,10 +8,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     rc::{Rc, Weak},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::Ordering,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -23,6 +20,7 @@ use transport::{
 use crate::{
     Attend, Error,
     call::Received,
+    cancel::Cancelling,
     fate::{self, Fate},
     group::Group,
     message::Mail,
@@ -93,10 +91,7 @@ pub(crate) struct Inner {
     completions: RefCell<Vec<Completed>>,
     /// Words that futures wait for, with what was last seen in them.
     watched: RefCell<Vec<Watched>>,
-    /// Whether somebody has ended it all, who and why, and how others of this process say so.
-    is_cancelled: Cell<bool>,
-    cancelled: OnceCell<Error>,
-    canceller: OnceCell<Canceller>,
+    pub(crate) cancelling: Cancelling,
     /// What goes on beside the operations, and whether it could go on at once.
     pub(crate) attendant: OnceCell<Rc<dyn Attend>>,
     is_busy: Cell<bool>,
@@ -188,12 +183,6 @@ pub(crate) struct Patience {
     times: u32,
 }
 
-/// How threads of the process end what a rank does.
-struct Canceller {
-    is_set: Arc<AtomicBool>,
-    why: Box<dyn Fn() -> (String, String)>,
-}
-
 /// What became of an operation on a peer's memory.
 struct Completed {
     peer: Rank,
@@ -253,9 +242,7 @@ impl Engine {
             unsent: RefCell::default(),
             completions: RefCell::default(),
             watched: RefCell::default(),
-            is_cancelled: Cell::new(false),
-            cancelled: OnceCell::new(),
-            canceller: OnceCell::new(),
+            cancelling: Cancelling::default(),
             attendant: OnceCell::new(),
             is_busy: Cell::new(false),
             foreign: RefCell::default(),
@@ -343,66 +330,6 @@ impl Engine {
             self.0.is_busy.set(attendant.turn());
         }
         Ok(())
-    }
-
-    /// Ends what the job does, on all ranks: their operations fail with [`Error::Cancelled`], those under way and those to
-    /// come, of all groups. What said so first counts on each rank.
-    pub fn cancel(&self, by: &str, reason: &str) {
-        if self.0.is_cancelled.get() {
-            return;
-        }
-        let (by, reason) = (by.to_owned(), reason.to_owned());
-        let notice = Notice::Cancelled { by, reason };
-        let bytes = notice.encode();
-        self.note_cancelled(notice);
-        for rank in (0..self.size()).filter(|&rank| rank != self.rank()) {
-            self.post(rank, tag::notice(tag::ALL_GROUPS), &bytes);
-        }
-    }
-
-    /// Has other threads of the process [cancel](Self::cancel): once `is_set` is, which is looked at when an operation begins and
-    /// while it waits, `why` gives who did and why. Who sets it has to wake this rank. It can be said once.
-    pub fn cancelled_by(
-        &self,
-        is_set: Arc<AtomicBool>,
-        why: impl Fn() -> (String, String) + 'static,
-    ) {
-        let why = Box::new(why);
-        let _ = self.0.canceller.set(Canceller { is_set, why }); // The first stays.
-    }
-
-    /// Who has ended what the job does, and why, if this rank has heard of it: an [`Error::Cancelled`].
-    pub fn cancelled(&self) -> Option<Error> {
-        self.check().err()
-    }
-
-    /// An error if all was cancelled.
-    #[inline]
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        let is_set = |canceller: &Canceller| canceller.is_set.load(Ordering::Acquire); // Then `why` is there.
-        if self.0.is_cancelled.get() || self.0.canceller.get().is_some_and(is_set) {
-            return Err(self.why_cancelled());
-        }
-        Ok(())
-    }
-
-    #[cold]
-    fn why_cancelled(&self) -> Error {
-        if !self.0.is_cancelled.get()
-            && let Some(canceller) = self.0.canceller.get()
-        {
-            let (by, reason) = (canceller.why)();
-            self.cancel(&by, &reason);
-        }
-        let error = self.0.cancelled.get().cloned();
-        error.unwrap_or_else(|| Error::Transport("it was cancelled".to_owned()))
-    }
-
-    fn note_cancelled(&self, notice: Notice) {
-        if let Notice::Cancelled { by, reason } = notice {
-            let _ = self.0.cancelled.set(Error::Cancelled { by, reason }); // The first counts.
-            self.0.is_cancelled.set(true);
-        }
     }
 
     /// Polls `future` until it is done, and sleeps while there is nothing to do.
@@ -518,8 +445,8 @@ impl Engine {
                 Some(Notice::GaveUp { reason }) => {
                     self.note_loss(from, Error::GaveUp { peer: from, reason });
                 }
-                Some(notice) => self.note_cancelled(notice),
-                None => {}
+                Some(Notice::Cancelled { by, reason }) => self.note_cancelled(by, reason),
+                _ => {}
             };
         }
         if parts.kind == Kind::Notice {

@@ -45,6 +45,7 @@ mod board;
 mod broadcast;
 mod buffer;
 mod call;
+mod cancel;
 mod cooperate;
 mod element;
 mod engine;
