@@ -245,7 +245,7 @@ fn a_run_that_is_cancelled_says_so_on_every_rank() {
 }
 
 /// What a counter says once it has not moved for a while.
-fn settled(counter: &AtomicU64) -> u64 {
+pub(crate) fn settled(counter: &AtomicU64) -> u64 {
     let start = Instant::now();
     let mut last = counter.load(Ordering::Relaxed);
     loop {

@@ -17,7 +17,10 @@ use collectives::{Group, op::Sum};
 use dataflow::{Boxed, Level, Operator, Pass, Sent, TSet, Two, collection, generate, one_line};
 use updraft::{Config, Env, Error};
 
-use crate::support::{Folder, Launch, PATIENCE, command};
+use crate::{
+    control::settled,
+    support::{Folder, Launch, PATIENCE, command},
+};
 
 /// Says which part a worker has, and where the workers leave what the others wait for.
 const ROLE: &str = "UPDRAFT_TEST_ROLE";
@@ -255,19 +258,6 @@ fn wait_for(path: &Path) {
             path.display()
         );
         thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// What a counter says once it has not moved for a while.
-fn settled(counter: &AtomicU64) -> u64 {
-    let start = Instant::now();
-    loop {
-        let before = counter.load(Ordering::Relaxed);
-        thread::sleep(Duration::from_millis(60));
-        if counter.load(Ordering::Relaxed) == before {
-            return before;
-        }
-        assert!(start.elapsed() < PATIENCE, "it goes on");
     }
 }
 
