@@ -55,11 +55,9 @@ fn check(name: &str, arguments: &[&str]) -> Vec<Vec<String>> {
         .iter()
         .map(|&way| output(name, way, &arguments))
         .collect();
-    assert!(
-        outputs
-            .iter()
-            .all(|lines| lines.last().is_some_and(|line| line.contains("plain loop")))
-    );
+    // Where workers are processes, what one of them prints last may come after what another prints later.
+    let agrees = |lines: &Vec<String>| lines.iter().any(|line| line.contains("plain loop"));
+    assert!(outputs.iter().all(agrees), "{outputs:?}");
     outputs
 }
 
