@@ -6,6 +6,8 @@
 //! has no room for is kept on disk.
 
 mod input;
+#[path = "program/mod.rs"]
+mod program;
 mod random;
 
 use std::{
@@ -19,11 +21,12 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use input::{bytes, cannot_read, cannot_write, part_files, settle};
+use input::{cannot_read, cannot_write, part_files, settle};
+use program::Room;
 use random::Random;
 use updraft::{
     Error,
-    dataflow::{Narrow, Source, lines_of, spill},
+    dataflow::{Narrow, Source, lines_of},
     prelude::*,
 };
 
@@ -66,17 +69,8 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// The most memory that data may take, such as 512M (default: three quarters of what there is).
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
-    memory: Option<u64>,
-
-    /// Directories for what memory has no room for (default: the one for temporary files).
-    #[arg(long, value_name = "DIR")]
-    spill: Vec<PathBuf>,
-
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    room: Room,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -105,17 +99,9 @@ enum By {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut spill = spill::Config::default();
-    if !arguments.spill.is_empty() {
-        spill.directories = arguments.spill.clone();
-    }
-    let config = Config {
-        executors: arguments.executors,
-        memory_bytes: arguments.memory,
-        spill,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| join(env, &arguments)))
+    updraft::exit(updraft::run(arguments.room.config(), |env| {
+        join(env, &arguments)
+    }))
 }
 
 /// Joins in a folder that every worker of the job finds, and that is gone at the end.

@@ -3,6 +3,9 @@
 //! `cargo run --release --example live-words -- --for 5` prints the most frequent words of each second of five. With
 //! `--listen 127.0.0.1:7000`, lines come from whoever connects, such as `nc 127.0.0.1 7000`.
 
+#[path = "program/mod.rs"]
+mod program;
+
 use std::{
     collections::BTreeMap,
     io::{self, BufRead, BufReader},
@@ -13,6 +16,7 @@ use std::{
 };
 
 use clap::Parser;
+use program::Executors;
 use updraft::{
     Error,
     dataflow::{
@@ -48,19 +52,17 @@ struct Arguments {
     #[arg(long, conflicts_with = "listen")]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let stop = Stop::new();
     let config = Config {
-        executors: arguments.executors,
         progress: false,
         stop: Some(stop.clone()),
-        ..Config::default()
+        ..arguments.executors.config()
     };
     updraft::exit(updraft::run(config, |env| count(env, &arguments, &stop)))
 }

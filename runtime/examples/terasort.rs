@@ -5,6 +5,8 @@
 //! number and checksum the same records. `--memory 128M` has more than that sorted on disk.
 
 mod input;
+#[path = "program/mod.rs"]
+mod program;
 
 use std::{
     fs::{self, File},
@@ -15,7 +17,8 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use input::{bytes, cannot_read, cannot_write, part_files, settle};
+use input::{cannot_read, cannot_write, part_files, settle};
+use program::Room;
 use updraft::{
     Error,
     dataflow::{records_of, spill},
@@ -41,21 +44,12 @@ struct Arguments {
     #[arg(long, global = true, value_name = "SEED", default_value_t = 1)]
     seed: u64,
 
-    /// The most memory that data may take, such as 512M (default: three quarters of what there is).
-    #[arg(long, global = true, value_name = "BYTES", value_parser = bytes)]
-    memory: Option<u64>,
-
-    /// Directories for what memory has no room for (default: the one for temporary files).
-    #[arg(long, global = true, value_name = "DIR")]
-    spill: Vec<PathBuf>,
-
     /// Never or always compress what goes there (default: when it shrinks enough).
     #[arg(long, global = true, value_name = "BOOL")]
     compress: Option<bool>,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, global = true, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    room: Room,
 }
 
 #[derive(Debug, Clone, Subcommand)]
@@ -81,20 +75,11 @@ enum What {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut spill = spill::Config::default();
-    if !arguments.spill.is_empty() {
-        spill.directories = arguments.spill.clone();
-    }
-    spill.compression = match arguments.compress {
-        None => spill.compression,
+    let mut config = arguments.room.config();
+    config.spill.compression = match arguments.compress {
+        None => config.spill.compression,
         Some(true) => spill::Compression::Always,
         Some(false) => spill::Compression::Never,
-    };
-    let config = Config {
-        executors: arguments.executors,
-        memory_bytes: arguments.memory,
-        spill,
-        ..Config::default()
     };
     updraft::exit(updraft::run(config, |env| match &arguments.command {
         Some(What::Generate { out }) => generate(env, &arguments, out),

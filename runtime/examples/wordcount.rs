@@ -3,6 +3,9 @@
 //! Started by itself it uses every core; `updraft run -n 2 -- target/release/examples/wordcount …` gives
 //! the same result with two processes.
 
+#[path = "program/mod.rs"]
+mod program;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -10,6 +13,7 @@ use std::{
 };
 
 use clap::Parser;
+use program::Executors;
 use updraft::{
     Error,
     dataflow::{Narrow, Source, lines_of},
@@ -30,18 +34,13 @@ struct Arguments {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| count(env, &arguments)))
+    arguments.executors.run(|env| count(env, &arguments))
 }
 
 fn count(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {

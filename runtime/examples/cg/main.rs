@@ -8,6 +8,8 @@
 //! number of ranks.
 
 mod matrix;
+#[path = "../program/mod.rs"]
+mod program;
 #[path = "../random/mod.rs"]
 mod random;
 
@@ -15,6 +17,7 @@ use std::{process::ExitCode, time::Instant};
 
 use clap::Parser;
 use matrix::Matrix;
+use program::{Executors, check_same};
 use random::Random;
 use updraft::{
     Error,
@@ -56,9 +59,8 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 impl Arguments {
@@ -92,11 +94,9 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::bsp(config, move |world| solve(world, &arguments)).map(drop))
+    arguments
+        .executors
+        .bsp(move |world| solve(world, &arguments))
 }
 
 /// The dot product of vectors that the ranks share.
@@ -165,11 +165,7 @@ fn solve(world: &Group, arguments: &Arguments) -> Result<(), Error> {
         let expected = reference(arguments, iterations);
         let difference = largest_difference(&solution, expected);
         println!("largest difference to a plain loop: {difference:e}");
-        if difference > DIFFERENCE_MAX || error > DIFFERENCE_MAX {
-            return Err(Error::program(
-                "the result differs from that of a plain loop",
-            ));
-        }
+        check_same(difference <= DIFFERENCE_MAX && error <= DIFFERENCE_MAX)?;
     }
     Ok(())
 }

@@ -7,6 +7,8 @@
 
 #[path = "../edges/mod.rs"]
 mod edges;
+#[path = "../program/mod.rs"]
+mod program;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -16,6 +18,7 @@ use std::{
 
 use clap::Parser;
 use edges::Graph;
+use program::{Executors, check_same};
 use updraft::{Error, prelude::*};
 
 /// Finds the connected components of a graph, whose edges are taken to go both ways.
@@ -32,18 +35,13 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| find(env, &arguments)))
+    arguments.executors.run(|env| find(env, &arguments))
 }
 
 fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
@@ -117,12 +115,7 @@ fn check(found: &[(u32, (u32, bool))], arguments: &Arguments) -> Result<(), Erro
         .filter(|(vertex, (label, _))| expected.get(vertex) != Some(label));
     let differ = differ.count() + expected.len().abs_diff(found.len());
     println!("vertices whose label differs from that of a plain loop: {differ}");
-    match differ {
-        0 => Ok(()),
-        _ => Err(Error::program(
-            "the result differs from that of a plain loop",
-        )),
-    }
+    check_same(differ == 0)
 }
 
 /// The least vertex that each is connected with, by a depth-first search from each.

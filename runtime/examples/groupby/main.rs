@@ -7,21 +7,21 @@
 //! no room for is kept on disk.
 
 mod plain;
+#[path = "../program/mod.rs"]
+mod program;
 mod table;
 
-#[path = "../input/mod.rs"]
-mod input;
 #[path = "../random/mod.rs"]
 mod random;
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{process::ExitCode, time::Instant};
 
 use clap::Parser;
-use input::bytes;
+use program::Room;
 use table::Table;
 use updraft::{
     Error,
-    dataflow::{Narrow, Source, generate, spill},
+    dataflow::{Narrow, Source, generate},
     prelude::*,
 };
 
@@ -48,32 +48,15 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// The most memory that data may take, such as 512M (default: three quarters of what there is).
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
-    memory: Option<u64>,
-
-    /// Directories for what memory has no room for (default: the one for temporary files).
-    #[arg(long, value_name = "DIR")]
-    spill: Vec<PathBuf>,
-
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    room: Room,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut spill = spill::Config::default();
-    if !arguments.spill.is_empty() {
-        spill.directories = arguments.spill.clone();
-    }
-    let config = Config {
-        executors: arguments.executors,
-        memory_bytes: arguments.memory,
-        spill,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| answer_all(env, &arguments)))
+    updraft::exit(updraft::run(arguments.room.config(), |env| {
+        answer_all(env, &arguments)
+    }))
 }
 
 fn answer_all(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {

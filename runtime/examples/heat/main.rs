@@ -6,6 +6,8 @@
 //! plain loop.
 
 mod kernel;
+#[path = "../program/mod.rs"]
+mod program;
 #[path = "../random/mod.rs"]
 mod random;
 
@@ -13,6 +15,7 @@ use std::{process::ExitCode, time::Instant};
 
 use clap::Parser;
 use kernel::{Block, arrangement, place};
+use program::{Executors, check_same};
 use random::Random;
 use updraft::{Error, prelude::*};
 
@@ -47,9 +50,8 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -76,11 +78,9 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::bsp(config, move |world| spread(world, &arguments)).map(drop))
+    arguments
+        .executors
+        .bsp(move |world| spread(world, &arguments))
 }
 
 fn spread(world: &Group, arguments: &Arguments) -> Result<(), Error> {
@@ -129,11 +129,7 @@ fn spread(world: &Group, arguments: &Arguments) -> Result<(), Error> {
         let expected = reference(arguments);
         let differ = whole.iter().zip(&expected).filter(|(a, b)| a != b).count();
         println!("cells that differ from those of a plain loop: {differ}");
-        if differ > 0 {
-            return Err(Error::program(
-                "the result differs from that of a plain loop",
-            ));
-        }
+        check_same(differ == 0)?;
     }
     Ok(())
 }

@@ -59,22 +59,6 @@ pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Reads a number of bytes: `512M`, `2G`, `65536`.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let text = text.trim_end_matches("iB").trim_end_matches('B');
-    let (digits, shift) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 30),
-        Some((at, 'T' | 't')) => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|error| format!("{error}"))?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| "more than there is anywhere".to_owned())
-}
-
 /// The part files of a folder in order, or the one file.
 ///
 /// # Errors

@@ -3,6 +3,9 @@
 //! The documents are shared out to the ranks, each of which reads its own. The places of every word meet on one rank, in
 //! order. With `--check` the index is compared with that of a plain loop.
 
+#[path = "../program/mod.rs"]
+mod program;
+
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -12,6 +15,7 @@ use std::{
 };
 
 use clap::Parser;
+use program::{Executors, check_same};
 use updraft::{
     Error,
     dataflow::{self, Slice},
@@ -38,9 +42,8 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 /// Where a word is: the number of a document, and how many words are before it.
@@ -48,11 +51,7 @@ type Place = (u32, u32);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| index(env, &arguments)))
+    arguments.executors.run(|env| index(env, &arguments))
 }
 
 /// The words of a text, in lower case.
@@ -150,10 +149,5 @@ fn check(found: Vec<(String, Vec<Place>)>, arguments: &Arguments) -> Result<(), 
     let found: BTreeMap<_, _> = found.into_iter().collect();
     let is_same = found.len() == number && found == expected;
     println!("as by a plain loop: {is_same}");
-    if is_same {
-        return Ok(());
-    }
-    Err(Error::program(
-        "the result differs from that of a plain loop",
-    ))
+    check_same(is_same)
 }

@@ -12,6 +12,8 @@ mod history;
 mod input;
 mod kernel;
 mod points;
+#[path = "../program/mod.rs"]
+mod program;
 
 use std::{
     fs::{self, File},
@@ -27,6 +29,7 @@ use history::History;
 use input::{cannot_read, invalid};
 use kernel::Clustering;
 use points::Generated;
+use program::{Executors, check_same};
 use updraft::{
     Error,
     dataflow::{generate, lines_of},
@@ -75,20 +78,15 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 type Point = Vec<f64>;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| cluster(env, &arguments)))
+    arguments.executors.run(|env| cluster(env, &arguments))
 }
 
 fn cluster(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
@@ -280,12 +278,7 @@ fn check(arguments: &Arguments, found: &[Point], start: Vec<Point>) -> Result<()
     };
     let difference = difference(found, &reference(&points, start, arguments.iterations));
     println!("largest relative difference to a plain loop: {difference:e}");
-    if difference > 1e-9 {
-        return Err(Error::program(
-            "the result differs from that of a plain loop",
-        ));
-    }
-    Ok(())
+    check_same(difference <= 1e-9)
 }
 
 fn difference(found: &[Point], expected: &[Point]) -> f64 {

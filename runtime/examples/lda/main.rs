@@ -10,12 +10,15 @@
 
 mod corpus;
 mod kernel;
+#[path = "../program/mod.rs"]
+mod program;
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::Parser;
 use corpus::{Corpus, Generated, input};
 use kernel::{Model, Share};
+use program::{Executors, check_same};
 use updraft::{
     Error,
     collectives::{
@@ -78,9 +81,8 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -123,11 +125,9 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::bsp(config, move |world| find_topics(world, &arguments)).map(drop))
+    arguments
+        .executors
+        .bsp(move |world| find_topics(world, &arguments))
 }
 
 /// How often each word of a partition has each topic.
@@ -265,12 +265,7 @@ fn check(
         .filter(|(found, expected)| found != expected)
         .count();
     println!("partitions that differ from those of the same draws in a plain loop: {differ}");
-    if differ > 0 || table.len() != expected.len() {
-        return Err(Error::program(
-            "the result differs from that of a plain loop",
-        ));
-    }
-    Ok(())
+    check_same(differ == 0 && table.len() == expected.len())
 }
 
 /// The counts that the same draws give on one thread, in the order of the rotation.

@@ -8,12 +8,15 @@
 mod history;
 #[path = "../labelled/mod.rs"]
 mod labelled;
+#[path = "../program/mod.rs"]
+mod program;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use history::History;
 use labelled::{Examples, accuracy, add, difference, dot};
+use program::{Executors, check_same};
 use updraft::{Error, collectives::op::Sum, prelude::*};
 
 /// The largest difference to a plain loop that rounding explains.
@@ -45,18 +48,13 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| learn(env, &arguments)))
+    arguments.executors.run(|env| learn(env, &arguments))
 }
 
 /// The loss of an example, and what its features add to the gradient, by how far it is on the side of its class.
@@ -129,10 +127,5 @@ fn learn(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     }
     let difference = difference(&weights, &expected);
     println!("largest difference to a plain loop: {difference:e}");
-    if difference > DIFFERENCE_MAX {
-        return Err(Error::program(
-            "the result differs from that of a plain loop",
-        ));
-    }
-    Ok(())
+    check_same(difference <= DIFFERENCE_MAX)
 }

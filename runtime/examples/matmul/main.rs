@@ -6,12 +6,15 @@
 
 #[path = "../input/mod.rs"]
 mod input;
+#[path = "../program/mod.rs"]
+mod program;
 #[path = "../random/mod.rs"]
 mod random;
 
 use std::{process::ExitCode, time::Instant};
 
 use clap::Parser;
+use program::{Executors, check_same};
 use random::Random;
 use updraft::{Error, dataflow::generate, prelude::*};
 
@@ -37,18 +40,13 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| multiply(env, &arguments)))
+    arguments.executors.run(|env| multiply(env, &arguments))
 }
 
 /// Which of the two matrices, as the number of the first of its random numbers.
@@ -168,10 +166,5 @@ fn check(found: &[((u64, u64), Vec<f64>)], arguments: &Arguments) -> Result<(), 
         }
     }
     println!("elements that are those of a plain loop: {same}, others: {differ}");
-    if same == side * side && differ == 0 {
-        return Ok(());
-    }
-    Err(Error::program(
-        "the result differs from that of a plain loop",
-    ))
+    check_same(same == side * side && differ == 0)
 }

@@ -11,6 +11,8 @@
 mod history;
 #[path = "../input/mod.rs"]
 mod input;
+#[path = "../program/mod.rs"]
+mod program;
 #[path = "../random/mod.rs"]
 mod random;
 
@@ -18,6 +20,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Parser;
 use history::History;
+use program::{Executors, check_same};
 use random::Random;
 use updraft::{
     Error,
@@ -68,18 +71,13 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| scale(env, &arguments)))
+    arguments.executors.run(|env| scale(env, &arguments))
 }
 
 /// The points, on every worker, in the order of the file.
@@ -242,10 +240,9 @@ fn check(
     println!(
         "coordinates that differ from those of a plain loop: {differ}; rounds in which the stress grew: {grows}"
     );
-    if differ == 0 && grows == 0 {
-        return Ok(());
+    check_same(differ == 0)?;
+    match grows {
+        0 => Ok(()),
+        _ => Err(Error::program("the stress grew")),
     }
-    Err(Error::program(
-        "the result differs from that of a plain loop, or the stress grew",
-    ))
 }

@@ -10,6 +10,8 @@
 #[path = "../input/mod.rs"]
 mod input;
 mod kernel;
+#[path = "../program/mod.rs"]
+mod program;
 #[path = "../random/mod.rs"]
 mod random;
 
@@ -17,6 +19,7 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::Parser;
 use kernel::{Descent, LANES, Rating};
+use program::{Executors, check_same};
 use random::Random;
 use updraft::{
     Error,
@@ -80,9 +83,8 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 /// A user, an item, and the bits of a rating.
@@ -157,11 +159,9 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::bsp(config, move |world| factorize(world, &arguments)).map(drop))
+    arguments
+        .executors
+        .bsp(move |world| factorize(world, &arguments))
 }
 
 /// The ratings of the users of a rank, by partition of the items.
@@ -267,11 +267,7 @@ fn factorize(world: &Group, arguments: &Arguments) -> Result<(), Error> {
     });
     let differ = users_differ.count() + items_differ.count();
     println!("parts that differ from those of the same steps in a plain loop: {differ}");
-    if differ > 0 {
-        return Err(Error::program(
-            "the result differs from that of a plain loop",
-        ));
-    }
+    check_same(differ == 0)?;
     if arguments.iterations > 0 && at_last >= at_first {
         return Err(Error::program("the error does not fall"));
     }

@@ -5,6 +5,8 @@
 //! however many ranks there are, so the result is the same to the last bit; `--check` compares it with a plain loop.
 
 mod kernel;
+#[path = "../program/mod.rs"]
+mod program;
 #[path = "../random/mod.rs"]
 mod random;
 
@@ -12,6 +14,7 @@ use std::{process::ExitCode, time::Instant};
 
 use clap::Parser;
 use kernel::{Body, Share};
+use program::{Executors, check_same};
 use random::Random;
 use updraft::{Error, prelude::*};
 
@@ -46,9 +49,8 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 impl Arguments {
@@ -65,11 +67,9 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::bsp(config, move |world| attract(world, &arguments)).map(drop))
+    arguments
+        .executors
+        .bsp(move |world| attract(world, &arguments))
 }
 
 fn attract(world: &Group, arguments: &Arguments) -> Result<(), Error> {
@@ -108,11 +108,7 @@ fn attract(world: &Group, arguments: &Arguments) -> Result<(), Error> {
             .filter(|(found, body)| found[..3] != body.position || found[3..] != body.velocity);
         let differ = differ.count() + expected.len().abs_diff(found.elements().len());
         println!("bodies that differ from those of a plain loop: {differ}");
-        if differ > 0 {
-            return Err(Error::program(
-                "the result differs from that of a plain loop",
-            ));
-        }
+        check_same(differ == 0)?;
     }
     Ok(())
 }

@@ -16,6 +16,8 @@ mod graph;
 mod history;
 mod jobs;
 mod kernel;
+#[path = "../program/mod.rs"]
+mod program;
 
 use std::{process::ExitCode, time::Instant};
 
@@ -24,6 +26,7 @@ use edges::{Edge, Graph};
 use graph::{By, Part};
 use history::History;
 use kernel::PageRank;
+use program::{Executors, check_same};
 use updraft::{Error, prelude::*};
 
 /// The largest relative difference to a plain loop that rounding explains.
@@ -71,9 +74,8 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -95,11 +97,7 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| rank(env, &arguments)))
+    arguments.executors.run(|env| rank(env, &arguments))
 }
 
 /// The ranks of all vertices, on worker 0 at least, and how much each iteration changed.
@@ -201,12 +199,7 @@ fn check(ranks: &[f64], arguments: &Arguments, iterations: usize) -> Result<(), 
     println!(
         "largest relative difference to a plain loop: {difference:e}; all ranks together: {sum:.12}"
     );
-    if difference < DIFFERENCE_MAX && (sum - 1.0).abs() < DIFFERENCE_MAX {
-        return Ok(());
-    }
-    Err(Error::program(
-        "the result differs from that of a plain loop",
-    ))
+    check_same(difference < DIFFERENCE_MAX && (sum - 1.0).abs() < DIFFERENCE_MAX)
 }
 
 /// The same by a plain loop over the edges.

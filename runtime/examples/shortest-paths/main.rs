@@ -8,6 +8,8 @@
 
 #[path = "../edges/mod.rs"]
 mod edges;
+#[path = "../program/mod.rs"]
+mod program;
 
 use std::{
     cmp::Reverse,
@@ -18,6 +20,7 @@ use std::{
 
 use clap::Parser;
 use edges::{Graph, random::Random};
+use program::{Executors, check_same};
 use updraft::{Error, prelude::*};
 
 /// Finds the shortest paths from a vertex of a directed graph to all others.
@@ -42,18 +45,13 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| find(env, &arguments)))
+    arguments.executors.run(|env| find(env, &arguments))
 }
 
 /// How long an edge is.
@@ -131,12 +129,7 @@ fn check(found: Vec<(u32, u64)>, arguments: &Arguments) -> Result<(), Error> {
     let edges = arguments.graph.part(0, 1)?;
     let is_same = found.len() == number && found == reference(&edges, arguments);
     println!("as by a plain loop: {is_same}");
-    if is_same {
-        return Ok(());
-    }
-    Err(Error::program(
-        "the result differs from that of a plain loop",
-    ))
+    check_same(is_same)
 }
 
 /// The same by the algorithm of Dijkstra.

@@ -11,12 +11,15 @@
 mod history;
 #[path = "../labelled/mod.rs"]
 mod labelled;
+#[path = "../program/mod.rs"]
+mod program;
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::Parser;
 use history::History;
 use labelled::{Examples, accuracy, add, difference, dot};
+use program::{Executors, check_same};
 use updraft::{Error, collectives::op::Sum, prelude::*};
 
 /// The largest difference to a plain loop that rounding explains.
@@ -48,18 +51,13 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| learn(env, &arguments)))
+    arguments.executors.run(|env| learn(env, &arguments))
 }
 
 /// Weights on their way to the best.
@@ -158,11 +156,7 @@ fn learn(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         let expected = reference(arguments, start, env.ranks() as usize)?;
         let difference = difference(weights, &expected);
         println!("largest difference to the same steps in a plain loop: {difference:e}");
-        if difference > DIFFERENCE_MAX {
-            return Err(Error::program(
-                "the result differs from that of a plain loop",
-            ));
-        }
+        check_same(difference <= DIFFERENCE_MAX)?;
     }
     Ok(())
 }

@@ -7,6 +7,8 @@
 
 #[path = "../edges/mod.rs"]
 mod edges;
+#[path = "../program/mod.rs"]
+mod program;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +18,7 @@ use std::{
 
 use clap::Parser;
 use edges::Graph;
+use program::{Executors, check_same};
 use updraft::{Error, prelude::*};
 
 /// Counts the triangles of a graph, whose edges are taken to go both ways.
@@ -28,18 +31,13 @@ struct Arguments {
     #[arg(long)]
     check: bool,
 
-    /// Executors in this process (default: one for each core).
-    #[arg(long, value_name = "E")]
-    executors: Option<u32>,
+    #[command(flatten)]
+    executors: Executors,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = Config {
-        executors: arguments.executors,
-        ..Config::default()
-    };
-    updraft::exit(updraft::run(config, |env| count(env, &arguments)))
+    arguments.executors.run(|env| count(env, &arguments))
 }
 
 fn count(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
@@ -91,11 +89,7 @@ fn count(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     if arguments.check {
         let expected = reference(&arguments.graph.part(0, 1)?);
         println!("by a plain loop: {expected}");
-        if triangles != expected {
-            return Err(Error::program(
-                "the result differs from that of a plain loop",
-            ));
-        }
+        check_same(triangles == expected)?;
     }
     Ok(())
 }
