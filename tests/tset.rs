@@ -14,7 +14,7 @@ use dataflow::{
     simulate,
 };
 use proptest::prelude::*;
-use updraft::{Config, collectives::op::Sum};
+use updraft::{Config, Env, collectives::op::Sum};
 
 fn sorted<T: Ord>(mut records: Vec<T>) -> Vec<T> {
     records.sort();
@@ -156,6 +156,56 @@ fn a_job_runs_again_with_what_its_variable_has_become() {
         Ok(())
     })
     .unwrap();
+}
+
+/// Messages from rank 0 to rank 1, and back, so far.
+fn messages(env: &mut Env) -> Result<[u64; 2], updraft::Error> {
+    let found = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+    let told = found.clone();
+    env.on_executors(move |fabric| {
+        if let (0, Some(counters)) = (fabric.rank(), fabric.counters(1)) {
+            told[0].store(counters.sent.messages, Ordering::Relaxed);
+            told[1].store(counters.received.messages, Ordering::Relaxed);
+        }
+        Ok(())
+    })?;
+    Ok([0, 1].map(|direction| found[direction].load(Ordering::Relaxed)))
+}
+
+#[test]
+fn a_round_of_a_repeated_graph_takes_no_more_messages_than_it_has_edges_and_a_report() {
+    let config = Config {
+        executors: Some(2),
+        ..Config::default()
+    };
+    let [few, many] = updraft::run(config, |env| {
+        let cached = env.run(&generate(2, |n| n).cache())?;
+        let add = Variable::new(0u64);
+        let exchanged = cached.tset().exchange_by_hash();
+        let sum = exchanged
+            .map_with(&add, |n, add| n + add)
+            .reduce(|a, b| a + b);
+        let job = sum.first();
+        let mut rounds = |number: u64| {
+            let before = messages(env)?;
+            let add = add.clone();
+            add.set(0);
+            let ended = env.repeat(&job, 0, move |round, sum| {
+                assert_eq!(sum, Some(1 + 2 * *round));
+                *round += 1;
+                add.set(*round);
+                Ok(*round < number)
+            })?;
+            assert_eq!(ended, number);
+            let after = messages(env)?;
+            Ok::<_, updraft::Error>([after[0] - before[0], after[1] - before[1]])
+        };
+        Ok([rounds(10)?, rounds(110)?])
+    })
+    .unwrap();
+    let a_round = [0, 1].map(|direction| (many[direction] - few[direction]) / 100);
+    // Both ways the exchange, with its end, and the report; rank 1 also sends its part of the sum.
+    assert_eq!(a_round, [2, 3]);
 }
 
 #[test]

@@ -121,21 +121,29 @@ impl<T: Record> Builder<T> {
         let bytes = memory.bytes();
         let capacity = bytes.len().min(OFFSET_MAX);
         let start = NonNull::from(bytes).cast();
-        let elements_at = shape.elements_at(capacity);
-        let root = mem::align_of::<Root<T>>() + size_of::<Root<T>>();
-        let left = capacity.saturating_sub(elements_at + root);
-        Self {
+        let mut builder = Self {
             memory,
             start,
             capacity,
-            // Records without a size would never fill the memory, but they would overflow the length.
-            room: left.checked_div(Self::ELEMENT).unwrap_or(left),
-            elements_at,
+            room: 0,
+            elements_at: 0,
             filled: 0,
             len: 0,
             scratch: Arena::with_capacity(0),
             record: PhantomData,
-        }
+        };
+        builder.clear(shape);
+        builder
+    }
+
+    /// Starts anew in the same memory.
+    pub(crate) fn clear(&mut self, shape: Shape) {
+        self.elements_at = shape.elements_at(self.capacity);
+        let root = mem::align_of::<Root<T>>() + size_of::<Root<T>>();
+        let left = self.capacity.saturating_sub(self.elements_at + root);
+        // Records without a size would never fill the memory, but they would overflow the length.
+        self.room = left.checked_div(Self::ELEMENT).unwrap_or(left);
+        (self.filled, self.len) = (0, 0);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -220,15 +228,35 @@ impl<T: Record> Builder<T> {
 
     /// Ends the batch.
     pub(crate) fn seal(mut self) -> Memory {
+        let len = self.write_root();
+        self.memory.truncate(len);
+        self.memory
+    }
+
+    /// What the batch is, if it is ended here and takes no more than so many bytes.
+    pub(crate) fn small(&mut self, bytes_max: usize) -> Option<&[u8]> {
+        if self.root_at() + size_of::<Root<T>>() > bytes_max {
+            return None;
+        }
+        let len = self.write_root();
+        Some(&self.memory.bytes()[..len])
+    }
+
+    /// Where the root belongs.
+    fn root_at(&self) -> usize {
         let end = self.elements_at + self.len * Self::ELEMENT;
-        let root_at = end.next_multiple_of(mem::align_of::<Root<T>>());
+        end.next_multiple_of(mem::align_of::<Root<T>>())
+    }
+
+    /// Writes the root, and gives the length of the archive.
+    fn write_root(&mut self) -> usize {
+        let root_at = self.root_at();
         let bytes = &mut self.memory.bytes()[root_at..root_at + size_of::<Root<T>>()];
         let root = bytes.as_mut_ptr().cast::<Root<T>>();
         // SAFETY: `root` is inside the memory, initialised, and aligned by the line above.
         let out = unsafe { Place::new_unchecked(root_at, root) };
         ArchivedVec::resolve_from_len(self.len, VecResolver::from_pos(self.elements_at), out);
-        self.memory.truncate(root_at + size_of::<Root<T>>());
-        self.memory
+        root_at + size_of::<Root<T>>()
     }
 
     /// Gives up what was built, and its memory, if that is our own.
@@ -753,6 +781,30 @@ mod tests {
             let Memory::Loan(loan) = builder.seal() else { panic!("it is in a loan") };
             let batch = Batch::<(String, u64)>::checked(0, loan.freeze()).unwrap();
             prop_assert_eq!(owned(&[batch]), [before, after].concat());
+        }
+
+        #[test]
+        fn a_small_batch_is_seen_where_it_is_and_its_memory_takes_the_next(
+            batches in prop::collection::vec(prop::collection::vec(any::<(u8, u64)>(), 1..12), 1..5),
+            bytes in 512usize..5_000,
+        ) {
+            let shape = Shape { out_of_line: 0 };
+            let mut builder = Builder::new(Memory::own(bytes), shape);
+            for records in &batches {
+                for record in records {
+                    builder.push(record).unwrap();
+                }
+                match builder.small(Buffer::INLINE_BYTES) {
+                    Some(small) => {
+                        let small = Buffer::inline(0, small).unwrap();
+                        let batch = Batch::<(u8, u64)>::checked(0, small).unwrap();
+                        prop_assert_eq!(&owned(&[batch]), records);
+                    }
+                    None => prop_assert!(records.len() > 6, "an element takes 16 bytes, and the root 8"),
+                }
+                builder.clear(shape);
+                prop_assert!(builder.is_empty());
+            }
         }
 
         #[test]

@@ -251,7 +251,10 @@ impl<T: Record> Input for Replay<T> {
             return Ok(Progress::Done);
         };
         self.place.counters.read(pushed, 0);
-        Ok(Progress::Made)
+        Ok(match self.partition.pages.is_end(&self.at) {
+            true => Progress::Done,
+            false => Progress::Made,
+        })
     }
 
     fn again(&mut self) -> bool {

@@ -52,6 +52,11 @@ impl<T: Record> Pages<T> {
         (self.pages, self.reservation)
     }
 
+    /// Whether there are no more behind a place.
+    pub(crate) fn is_end(&self, at: &At) -> bool {
+        at.page == self.pages.len()
+    }
+
     /// Pushes some more, as long as they are wanted, and says how many; none when there are no more.
     pub(crate) fn push_on<D: Sink<T>>(&self, at: &mut At, down: &mut D) -> Option<u64> {
         let page = self.pages.get(at.page)?;

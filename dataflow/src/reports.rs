@@ -1,6 +1,6 @@
 //! What the ranks of a run tell one another when they are done with it.
 
-use transport::{Buffer, Fabric, Rank};
+use transport::{Buffer, Error as Gone, Fabric, Rank};
 
 use crate::{Error, run::tag};
 
@@ -60,8 +60,9 @@ impl Reports {
         while self.next < fabric.size() {
             let told = self.next == self.rank
                 || match fabric.send_copy(self.next, tag::of_run(number, tag::TOTALS), &self.mine) {
-                    // Who is done with the run may be gone.
-                    Err(_) if self.has(self.next) => true,
+                    // Who is done with the run may be gone, and what it said last may still be on its way. If that is not that it
+                    // is done, its end, which comes behind it, is an error.
+                    Err(Gone::Closed { .. } | Gone::PeerLost { .. }) => true,
                     told => told?,
                 };
             if !told {

@@ -91,6 +91,10 @@ pub trait Output<T: Record>: Sink<T> {
     }
 }
 
+/// What a task that begins anew may keep entered on the ledger for the next run: all ranks of a process share that account, and
+/// should not meet there in each run for a few bytes.
+pub(crate) const KEPT_BYTES: u64 = 4 << 10;
+
 /// What became of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
@@ -100,6 +104,13 @@ pub enum Progress {
     None,
     /// All is done, for good.
     Done,
+}
+
+impl Progress {
+    /// Whether something was done, of what is not at its end.
+    fn made_if(is_made: bool) -> Self {
+        if is_made { Self::Made } else { Self::None }
+    }
 }
 
 /// The start of a stage: where its records come from. Its *ports* are the edges that it reads, numbered from 0
@@ -378,8 +389,8 @@ pub(crate) struct Stage<I, N, O> {
     /// Given up with all that it holds when no more of it is wanted: batches that nobody reads would keep their
     /// sender waiting.
     input: Option<I>,
-    /// The input that was given up, if it can begin again.
-    spent: Option<I>,
+    /// Whether it was, and is kept only because it can begin again.
+    is_spent: bool,
     narrow: N,
     /// What it was before the first record.
     fresh: N,
@@ -399,7 +410,7 @@ where
         narrow.begin(place);
         Self {
             input: Some(input),
-            spent: None,
+            is_spent: false,
             fresh,
             narrow,
             output,
@@ -408,12 +419,45 @@ where
         }
     }
 
+    /// The input, if more of it is wanted.
+    fn input(&mut self) -> Option<&mut I> {
+        if self.is_spent {
+            return None;
+        }
+        self.input.as_mut()
+    }
+
+    fn has_input(&self) -> bool {
+        self.input.is_some() && !self.is_spent
+    }
+
+    /// Has the input push some records, if they find room, and gives it up after the last.
+    fn poll_input(&mut self) -> Result<Progress, Error> {
+        let Some(input) = self.input.as_mut().filter(|_| !self.is_spent) else {
+            return Ok(Progress::Done);
+        };
+        if self.output.is_full() {
+            return Ok(Progress::None);
+        }
+        let progress = input.poll(&mut Chain {
+            narrow: &mut self.narrow,
+            output: &mut self.output,
+        })?;
+        if self.narrow.has_failed() {
+            return Err(self.failure());
+        }
+        if progress == Progress::Done {
+            self.end_input();
+        }
+        Ok(progress)
+    }
+
     /// Gives the input up.
     fn end_input(&mut self) {
-        self.spent = self
-            .input
-            .take()
-            .and_then(|mut input| input.again().then_some(input));
+        self.is_spent = self.input.as_mut().is_some_and(Input::again);
+        if !self.is_spent {
+            self.input = None;
+        }
     }
 }
 
@@ -450,7 +494,8 @@ where
     N: Narrow<I::Out>,
 {
     fn failure(&mut self) -> Error {
-        failure(&mut self.narrow, self.input.as_ref(), &self.place)
+        let input = self.input.as_ref().filter(|_| !self.is_spent);
+        failure(&mut self.narrow, input, &self.place)
     }
 }
 
@@ -560,26 +605,26 @@ where
     O: Output<N::Out>,
 {
     fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
-        match &mut self.input {
+        match self.input() {
             Some(input) => input.receive(port, from, batch),
             None => Ok(()), // It was sent before its sender could know.
         }
     }
 
     fn ended(&mut self, port: usize, from: Rank) {
-        if let Some(input) = &mut self.input {
+        if let Some(input) = self.input() {
             input.ended(port, from);
         }
     }
 
     fn advance(&mut self, port: usize, sender: u32, watermark: Watermark) {
-        if let Some(input) = &mut self.input {
+        if let Some(input) = self.input() {
             input.advance(port, sender, watermark);
         }
     }
 
     fn flush(&mut self) -> Result<bool, Error> {
-        let Some(input) = &mut self.input else {
+        let Some(input) = self.input() else {
             return Ok(false); // All of it is about to be sent anyway.
         };
         let before = input.watermark();
@@ -588,7 +633,7 @@ where
     }
 
     fn stop(&mut self) {
-        if let Some(input) = &mut self.input {
+        if let Some(input) = self.input() {
             input.stop();
         }
     }
@@ -598,52 +643,38 @@ where
     }
 
     fn is_reading(&self) -> bool {
-        self.input.as_ref().is_some_and(Input::is_reading)
+        !self.is_spent && self.input.as_ref().is_some_and(Input::is_reading)
     }
 
     fn poll(&mut self) -> Result<Progress, Error> {
-        let moved = self.output.poll()?;
-        if self.input.is_some() && self.output.is_closed() {
+        let mut moved = self.output.poll()?;
+        if self.has_input() && self.output.is_closed() {
             self.end_input();
         }
-        match (&self.state, &mut self.input) {
-            (State::Running, None) => {
-                self.narrow.end(&mut self.output);
-                if self.narrow.has_failed() {
-                    return Err(self.failure());
-                }
-                self.state = State::Finishing;
-                return Ok(Progress::Made);
+        // What follows the last record is done at once: a turn more would take longer than that.
+        if let State::Running = self.state {
+            if self.has_input() {
+                let progress = self.poll_input()?;
+                moved |= progress != Progress::None;
             }
-            (State::Running, Some(_)) if self.output.is_full() => {}
-            (State::Running, Some(input)) => {
-                let mut chain = Chain {
-                    narrow: &mut self.narrow,
-                    output: &mut self.output,
-                };
-                let progress = input.poll(&mut chain)?;
-                if self.narrow.has_failed() {
-                    return Err(self.failure());
-                }
-                match progress {
-                    Progress::Done => self.end_input(),
-                    Progress::None if !moved => return Ok(Progress::None),
-                    Progress::Made | Progress::None => {}
-                }
-                return Ok(Progress::Made);
+            if self.has_input() {
+                return Ok(Progress::made_if(moved));
             }
-            (State::Finishing, _) => {
-                if self.output.finish()? {
-                    self.state = State::Done;
-                    return Ok(Progress::Done);
-                }
+            self.narrow.end(&mut self.output);
+            if self.narrow.has_failed() {
+                return Err(self.failure());
             }
-            (State::Done, _) => return Ok(Progress::Done),
+            self.state = State::Finishing;
+            moved = true;
         }
-        Ok(if moved {
-            Progress::Made
-        } else {
-            Progress::None
+        if let State::Finishing = self.state
+            && self.output.finish()?
+        {
+            self.state = State::Done;
+        }
+        Ok(match self.state {
+            State::Done => Progress::Done,
+            _ => Progress::made_if(moved),
         })
     }
 
@@ -652,11 +683,11 @@ where
     }
 
     fn again(&mut self, run: u32) -> bool {
-        if self.spent.is_none() || !self.output.again(run) {
+        if !self.is_spent || !self.output.again(run) {
             return false;
         }
-        self.input = self.spent.take();
-        self.narrow = self.fresh.clone();
+        self.is_spent = false;
+        self.narrow.clone_from(&self.fresh);
         self.narrow.begin(&self.place);
         self.state = State::Running;
         true

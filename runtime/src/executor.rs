@@ -31,6 +31,8 @@ use crate::{
 const LOOK_INTERVAL: Duration = Duration::from_micros(100);
 /// The longest an executor sleeps without looking at the time.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
+/// Turns of a job between two looks for commands, while none of them is in vain: a look waits for all that was written.
+const TURNS_A_LOOK: u32 = 16;
 /// How long an executor that ends tries to send what is left.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
@@ -153,6 +155,8 @@ struct Executor {
     engine: Option<Engine>,
     /// Messages of runs that this rank has not started.
     early: VecDeque<(Rank, Buffer)>,
+    /// Turns until the next look for commands.
+    until_asked: u32,
     /// Whether the last turn was spent on the run, so that the sockets have not been looked at since, and when they were.
     worked: bool,
     looked: Duration,
@@ -207,6 +211,7 @@ impl Executor {
             job: None,
             engine: None,
             early: VecDeque::new(),
+            until_asked: 0,
             worked: false,
             looked: Duration::ZERO,
             gone: None,
@@ -218,7 +223,7 @@ impl Executor {
     /// Serves until the worker lets go of the command channel.
     fn serve(&mut self) {
         loop {
-            let done = match self.commands.try_recv() {
+            let done = match self.ask() {
                 // One wake-up may stand for several commands.
                 Ok(command) => catching(self.rank, || self.obey(command).map(|()| true)),
                 Err(TryRecvError::Empty) => catching(self.rank, || self.turn()),
@@ -226,11 +231,24 @@ impl Executor {
             };
             match done {
                 Ok(true) => {}
-                Ok(false) => self.rest(),
+                Ok(false) => {
+                    self.rest();
+                    self.until_asked = 0;
+                }
                 Err(error) => self.fail(error),
             }
         }
         self.flush();
+    }
+
+    /// The next command. While a job runs there is none but to end, and that can wait for a few turns.
+    fn ask(&mut self) -> Result<Command, TryRecvError> {
+        if self.job.is_some() && self.until_asked > 0 {
+            self.until_asked -= 1;
+            return Err(TryRecvError::Empty);
+        }
+        self.until_asked = TURNS_A_LOOK;
+        self.commands.try_recv()
     }
 
     fn obey(&mut self, command: Command) -> Result<(), Error> {
@@ -370,6 +388,7 @@ impl Executor {
             Progress::None => Ok(busy),
             Progress::Done => {
                 self.end_run()?;
+                self.go_on()?;
                 Ok(true)
             }
         }
@@ -519,23 +538,33 @@ impl Executor {
     /// Waits for something to do.
     fn rest(&mut self) {
         let mut fabric = self.site.fabric.borrow_mut();
-        if self.rank == 0
-            && !self.said_why_not_rdma
-            && let Some(why) = fabric.why_not_rdma()
-        {
-            self.said_why_not_rdma = true;
-            eprintln!("updraft: between nodes, messages go over TCP and not RDMA: {why}");
-        }
-        let now = self.started.elapsed();
-        fabric.tick(now);
-        let due = self.run.as_ref().and_then(Run::due);
-        let timeout = due.map_or(SLEEP_MAX, |due| due.saturating_sub(now).min(SLEEP_MAX));
         // Between two runs of a repeated graph there is something to do as soon as the others of the worker are there too.
         let between = self.job.as_ref();
         let between = between.filter(|job| job.is_between && !job.is_decided);
         let next = between.and_then(|job| Some((job.repeat.as_ref()?, job.runs)));
         let is_decided = || next.is_some_and(|(repeat, runs)| repeat.is_decided(runs));
-        if let Err(error) = fabric.wait_until(Some(timeout), is_decided) {
+        let rested = match fabric.spin(is_decided) {
+            Ok(true) => {
+                self.worked = true; // What was not looked at before a sleep is after a while.
+                return;
+            }
+            Ok(false) => {
+                if self.rank == 0
+                    && !self.said_why_not_rdma
+                    && let Some(why) = fabric.why_not_rdma()
+                {
+                    self.said_why_not_rdma = true;
+                    eprintln!("updraft: between nodes, messages go over TCP and not RDMA: {why}");
+                }
+                let now = self.started.elapsed();
+                fabric.tick(now);
+                let due = self.run.as_ref().and_then(Run::due);
+                let timeout = due.map_or(SLEEP_MAX, |due| due.saturating_sub(now).min(SLEEP_MAX));
+                fabric.sleep(Some(timeout), is_decided)
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = rested {
             drop(fabric);
             self.fail(error.into());
         }

@@ -205,7 +205,10 @@ impl Ledger {
                 Ordering::Relaxed,
             ) {
                 Ok(_) => {
-                    self.0.peak.fetch_max(after, Ordering::Relaxed);
+                    // Mostly it stays, and then its line stays with all who look.
+                    if after > self.0.peak.load(Ordering::Relaxed) {
+                        self.0.peak.fetch_max(after, Ordering::Relaxed);
+                    }
                     return Ok(());
                 }
                 Err(now) => used = now,
@@ -243,11 +246,25 @@ impl Reservation {
         Ok(())
     }
 
+    /// Enters as many more as it takes to hold `bytes`, if it holds fewer.
+    ///
+    /// # Errors
+    ///
+    /// As [`grow`](Self::grow).
+    pub fn grow_to(&mut self, bytes: u64) -> Result<(), Error> {
+        match bytes.checked_sub(self.bytes) {
+            None | Some(0) => Ok(()),
+            Some(more) => self.grow(more),
+        }
+    }
+
     /// Strikes out all but `bytes`, if it holds more.
     pub fn shrink_to(&mut self, bytes: u64) {
         let less = self.bytes.saturating_sub(bytes);
-        self.bytes -= less;
-        self.ledger.0.used.fetch_sub(less, Ordering::Relaxed);
+        if less > 0 {
+            self.bytes -= less;
+            self.ledger.0.used.fetch_sub(less, Ordering::Relaxed);
+        }
     }
 
     /// Bytes entered.

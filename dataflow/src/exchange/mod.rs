@@ -63,6 +63,8 @@ struct Lane<T> {
     waiting: VecDeque<Memory>,
     /// How far its readers were told that event time is.
     told: Watermark,
+    /// Whether its readers were told that this was all.
+    ended: bool,
 }
 
 impl<T: Record> Lane<T> {
@@ -111,6 +113,7 @@ impl<T: Record> Outbox<T> {
             shape: Shape::UNKNOWN,
             waiting: VecDeque::new(),
             told: Watermark::UNKNOWN,
+            ended: false,
         };
         let lanes: Vec<_> = lanes.into_iter().map(lane).collect();
         Ok(Self {
@@ -221,8 +224,31 @@ impl<T: Record> Outbox<T> {
             lane.waiting.push_back(memory);
             return Ok(true);
         }
-        send(&self.place, &lane.to, memory)?;
+        send(&self.place, &lane.to, memory, tag::BATCH)?;
         Ok(true)
+    }
+
+    /// Sends the batch in the making with the word that it is the last, if it can go now. A small one needs no loan then: there
+    /// is one to a lane and run. So its memory is kept for another run.
+    fn end_with_batch(&mut self, lane: usize) -> Result<(), Error> {
+        let lane = &mut self.lanes[lane];
+        if self.place.is_live || lane.builder.is_empty() || !lane.has_loans() {
+            return Ok(());
+        }
+        lane.ended = true;
+        lane.shape = lane.builder.shape();
+        if let Some(batch) = lane.builder.small(Buffer::INLINE_BYTES) {
+            let mut fabric = self.place.fabric.borrow_mut();
+            for &(rank, slot) in &*lane.to {
+                let last = tag::new(self.place.run, slot, tag::LAST, self.place.wiring.edge);
+                fabric.send_copy(rank, last, batch)?;
+            }
+            lane.builder.clear(lane.shape);
+            return Ok(());
+        }
+        let nothing = Builder::new(Memory::own(0), lane.shape);
+        let batch = std::mem::replace(&mut lane.builder, nothing).seal();
+        send(&self.place, &lane.to, batch, tag::LAST)
     }
 
     /// Finds loans for what is in memory of our own; true if something moved.
@@ -237,7 +263,7 @@ impl<T: Record> Outbox<T> {
                 drop(fabric);
                 loan.copy_from_slice(bytes);
                 lane.waiting.pop_front();
-                send(&self.place, &lane.to, Memory::Loan(loan))?;
+                send(&self.place, &lane.to, Memory::Loan(loan), tag::BATCH)?;
                 moved = true;
             }
             if lane.waiting.is_empty() && lane.builder.is_own() && lane.builder.capacity() > 0 {
@@ -309,7 +335,8 @@ impl<T: Record> Outbox<T> {
             self.tell_time(lane, Watermark::END)?;
         }
         let mut fabric = self.place.fabric.borrow_mut();
-        for lane in &self.lanes {
+        for lane in self.lanes.iter_mut().filter(|lane| !lane.ended) {
+            lane.ended = true;
             for &(rank, slot) in &*lane.to {
                 let end = tag::new(self.place.run, slot, tag::END, self.place.wiring.edge);
                 fabric.send_copy(rank, end, &[])?;
@@ -319,15 +346,15 @@ impl<T: Record> Outbox<T> {
     }
 }
 
-/// Sends a finished batch to all of `to`.
-fn send(place: &Place, to: &[(Rank, Slot)], memory: Memory) -> Result<(), Error> {
+/// Sends a finished batch, of this kind, to all of `to`.
+fn send(place: &Place, to: &[(Rank, Slot)], memory: Memory, kind: u8) -> Result<(), Error> {
     let Memory::Loan(mut loan) = memory else {
         unreachable!("what is sent is in a loan")
     };
     let Some((&(last, slot), others)) = to.split_last() else {
         return Ok(());
     };
-    loan.set_tag(tag::new(place.run, slot, tag::BATCH, place.wiring.edge));
+    loan.set_tag(tag::new(place.run, slot, kind, place.wiring.edge));
     let batch = loan.freeze();
     let mut fabric = place.fabric.borrow_mut();
     for &(rank, _) in others {
@@ -387,6 +414,7 @@ impl<T: Record> Outbox<T> {
     pub(crate) fn again(&mut self, run: u32) -> bool {
         for lane in &mut self.lanes {
             lane.open = lane.readers;
+            lane.ended = false;
         }
         self.open = self.lanes.len();
         self.place.run = run;
@@ -397,7 +425,10 @@ impl<T: Record> Outbox<T> {
     pub(crate) fn finish(&mut self) -> Result<bool, Error> {
         self.poll()?;
         for lane in 0..self.lanes.len() {
-            self.finish_batch(lane)?;
+            self.end_with_batch(lane)?;
+            if !self.lanes[lane].ended {
+                self.finish_batch(lane)?;
+            }
         }
         self.find_loans()?;
         if !self.lanes.iter().all(|lane| lane.waiting.is_empty()) {
@@ -665,6 +696,9 @@ impl<T: Record> Input for Receiver<T> {
         if self.pushed == len {
             self.next_batch();
             self.pushed = 0;
+            if self.is_done() {
+                return Ok(Progress::Done);
+            }
         }
         Ok(Progress::Made)
     }

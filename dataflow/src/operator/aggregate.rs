@@ -14,7 +14,7 @@ use crate::{
         narrow::Pass,
         reduce::{Accumulate, Reduced, Reducing},
     },
-    stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
+    stage::{Input, KEPT_BYTES, Narrow, Output, Place, Progress, Push, Sink},
     tset::{Received, Source, TSet},
 };
 
@@ -662,6 +662,7 @@ impl<I: Record, A: Conclude<I>> Source for Made<I, A> {
             conclude: self.conclude.clone(),
             parts: Vec::new(),
             is_first: place.instance == 0,
+            bytes: 0,
             reservation: place.ledger.reserve(self.name, 0)?,
         })
     }
@@ -687,6 +688,8 @@ pub struct Make<I, A> {
     parts: Vec<(Rank, I)>,
     /// Whether it is for this instance to give it.
     is_first: bool,
+    /// Bytes of the parts.
+    bytes: u64,
     reservation: Reservation,
 }
 
@@ -702,17 +705,18 @@ impl<I: Record, A: Conclude<I>> Input for Make<I, A> {
     }
 
     fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error> {
-        if let Some((from, batch)) = self.receiver.next_batch() {
+        let mut progress = Progress::None;
+        while let Some((from, batch)) = self.receiver.next_batch() {
             for view in batch.views(0) {
                 let part = I::own(view);
-                let bytes = size_of::<(Rank, I)>() + part.heap_bytes();
-                self.reservation.grow(bytes as u64)?;
+                self.bytes += (size_of::<(Rank, I)>() + part.heap_bytes()) as u64;
+                self.reservation.grow_to(self.bytes)?;
                 self.parts.push((from, part));
             }
-            return Ok(Progress::Made);
+            progress = Progress::Made;
         }
         if !self.receiver.is_done() {
-            return Ok(Progress::None);
+            return Ok(progress);
         }
         self.parts.sort_by_key(|&(from, _)| from);
         let mut whole = None;
@@ -734,7 +738,8 @@ impl<I: Record, A: Conclude<I>> Input for Make<I, A> {
 
     fn again(&mut self) -> bool {
         self.parts.clear();
-        self.reservation.shrink_to(0);
+        self.bytes = 0;
+        self.reservation.shrink_to(KEPT_BYTES);
         self.receiver.again()
     }
 }

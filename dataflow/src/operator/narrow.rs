@@ -48,6 +48,11 @@ impl<N: Clone, M: Clone, T> Clone for Then<N, M, T> {
     fn clone(&self) -> Self {
         Self::new(self.first.clone(), self.second.clone())
     }
+
+    fn clone_from(&mut self, source: &Self) {
+        self.first.clone_from(&source.first);
+        self.second.clone_from(&source.second);
+    }
 }
 
 /// The second of two operators in front of what follows.

@@ -65,26 +65,42 @@ impl<V: fmt::Debug> fmt::Debug for Variable<V> {
 pub struct With<F, V> {
     function: F,
     variable: Variable<V>,
-    value: Arc<V>,
+    /// None before the run has begun.
+    value: Option<Arc<V>>,
 }
 
 impl<F, V> With<F, V> {
     fn new(function: F, variable: &Variable<V>) -> Self {
         Self {
             function,
-            value: variable.get(),
             variable: variable.clone(),
+            value: None,
         }
     }
 
     fn begin(&mut self) {
-        self.value = self.variable.get();
+        self.value = Some(self.variable.get());
+    }
+
+    #[inline]
+    fn parts(&mut self) -> (&mut F, &V) {
+        let value = &mut self.value;
+        let value = value.get_or_insert_with(|| self.variable.get());
+        (&mut self.function, &**value)
     }
 }
 
 impl<F: Clone, V> Clone for With<F, V> {
     fn clone(&self) -> Self {
         Self::new(self.function.clone(), &self.variable)
+    }
+
+    /// Does not touch a variable that is the same already: ranks that begin a run together would wait for one another.
+    fn clone_from(&mut self, source: &Self) {
+        self.function.clone_from(&source.function);
+        if !Arc::ptr_eq(&self.variable.0, &source.variable.0) {
+            self.variable = source.variable.clone();
+        }
     }
 }
 
@@ -174,6 +190,10 @@ impl<F: Clone, V> Clone for MapWith<F, V> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
+
+    fn clone_from(&mut self, source: &Self) {
+        self.0.clone_from(&source.0);
+    }
 }
 
 impl<T, V, E, F> Narrow<T> for MapWith<F, V>
@@ -187,9 +207,7 @@ where
 
     #[inline]
     fn push<D: Push<E::Record>>(&mut self, view: T::View<'_>, down: &mut D) {
-        let With {
-            function, value, ..
-        } = &mut self.0;
+        let (function, value) = self.0.parts();
         function(view, value).with_view(|view| down.push(view));
     }
 
@@ -206,6 +224,10 @@ impl<F: Clone, V> Clone for FilterWith<F, V> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
+
+    fn clone_from(&mut self, source: &Self) {
+        self.0.clone_from(&source.0);
+    }
 }
 
 impl<T, V, F> Narrow<T> for FilterWith<F, V>
@@ -218,9 +240,7 @@ where
 
     #[inline]
     fn push<D: Push<T>>(&mut self, view: T::View<'_>, down: &mut D) {
-        let With {
-            function, value, ..
-        } = &mut self.0;
+        let (function, value) = self.0.parts();
         if function(view, value) {
             down.push(view);
         }
@@ -239,6 +259,10 @@ impl<F: Clone, V, U> Clone for FlatMapWith<F, V, U> {
     fn clone(&self) -> Self {
         Self(self.0.clone(), PhantomData)
     }
+
+    fn clone_from(&mut self, source: &Self) {
+        self.0.clone_from(&source.0);
+    }
 }
 
 impl<T, V, U, F> Narrow<T> for FlatMapWith<F, V, U>
@@ -252,9 +276,7 @@ where
 
     #[inline]
     fn push<D: Push<U>>(&mut self, view: T::View<'_>, down: &mut D) {
-        let With {
-            function, value, ..
-        } = &mut self.0;
+        let (function, value) = self.0.parts();
         function(view, value, &mut Out::new(down));
     }
 

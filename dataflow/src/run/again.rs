@@ -53,8 +53,10 @@ impl Run {
                 instance.task = Box::new(Gone);
             }
         }
-        let needed = vec![true; self.graph.vertices.len()];
-        self.begin_alignment(&self.graph, &self.schedule, &needed);
+        if self.is_live {
+            let needed = vec![true; self.graph.vertices.len()];
+            self.begin_alignment(&self.graph, &self.schedule, &needed);
+        }
         for instance in &mut self.tasks {
             if instance.is_gone {
                 instance.place.run = self.number;

@@ -280,19 +280,26 @@ impl Run {
         if run_of(tag) != self.number && !tag::EVER.contains(&kind) {
             return Ok(()); // Of the run before: it came to nothing there, or it would not be over here.
         }
-        if let (Some(demand), tag::BATCH | tag::END | tag::STOP | tag::WATERMARK | tag::ALIGN) =
-            (&mut self.demand, kind)
+        if let (
+            Some(demand),
+            tag::BATCH | tag::LAST | tag::END | tag::STOP | tag::WATERMARK | tag::ALIGN,
+        ) = (&mut self.demand, kind)
         {
             demand.early.push((from, message));
             return Ok(());
         }
         match kind {
-            tag::BATCH | tag::END | tag::STOP | tag::WATERMARK
+            tag::BATCH | tag::LAST | tag::END | tag::STOP | tag::WATERMARK
                 if usize::from(edge) >= self.ends.len() =>
             {
                 Err(Error::Unexpected { peer: from, tag })
             }
             tag::BATCH => self.take_batch(edge.into(), slot, from, message),
+            tag::LAST => {
+                self.take_batch(edge.into(), slot, from, message)?;
+                self.take_end(edge.into(), slot, from);
+                Ok(())
+            }
             tag::END => {
                 self.take_end(edge.into(), slot, from);
                 Ok(())
@@ -522,7 +529,7 @@ impl Run {
             self.align()?;
             progress = self.flush(progress)?;
         }
-        if progress == Progress::None && self.tasks.iter().all(|instance| instance.done) {
+        if self.tasks.iter().all(|instance| instance.done) {
             return self.conclude();
         }
         Ok(progress)

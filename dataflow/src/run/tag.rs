@@ -20,6 +20,8 @@ pub(crate) const PAUSE: u8 = 10;
 pub(crate) const RESUME: u8 = 11;
 /// How far the sender is in event time, for streams that keep step.
 pub(crate) const ALIGN: u8 = 12;
+/// A batch, behind which its sender has ended.
+pub(crate) const LAST: u8 = 13;
 /// What counts also if it is of the run before of the same graph.
 pub(crate) const EVER: [u8; 5] = [TOTALS, FAILED, CANCEL, PAUSE, RESUME];
 

@@ -7,7 +7,7 @@ use transport::{Buffer, Rank, Reservation};
 use crate::{
     Error, Record,
     exchange::open,
-    stage::{Place, Progress, Task},
+    stage::{KEPT_BYTES, Place, Progress, Task},
 };
 
 /// Gathers the records of every rank, and keeps them apart until all have come.
@@ -16,6 +16,8 @@ pub(crate) struct Collect<T> {
     by_rank: Vec<Vec<T>>,
     open: u32,
     result: Arc<Mutex<Vec<T>>>,
+    /// Bytes that have come.
+    bytes: u64,
     /// Made with the first batch, so that a ledger that is full says so then.
     reservation: Option<Reservation>,
 }
@@ -28,6 +30,7 @@ impl<T: Record> Collect<T> {
             by_rank,
             open: place.wiring.senders.iter().sum(),
             result,
+            bytes: 0,
             reservation: None,
         }
     }
@@ -35,10 +38,10 @@ impl<T: Record> Collect<T> {
 
 impl<T: Record> Task for Collect<T> {
     fn receive(&mut self, _port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
-        let bytes = batch.len() as u64;
+        self.bytes += batch.len() as u64;
         match &mut self.reservation {
-            Some(reservation) => reservation.grow(bytes)?,
-            none => *none = Some(self.place.ledger.reserve("collect", bytes)?),
+            Some(reservation) => reservation.grow_to(self.bytes)?,
+            none => *none = Some(self.place.ledger.reserve("collect", self.bytes)?),
         }
         let batch = open::<T>(&self.place, from, batch)?;
         self.place.counters.received(batch.len() as u64);
@@ -74,7 +77,10 @@ impl<T: Record> Task for Collect<T> {
     fn again(&mut self, _run: u32) -> bool {
         self.by_rank.iter_mut().for_each(Vec::clear);
         self.open = self.place.wiring.senders.iter().sum();
-        self.reservation = None;
+        self.bytes = 0;
+        if let Some(reservation) = &mut self.reservation {
+            reservation.shrink_to(KEPT_BYTES);
+        }
         true
     }
 }

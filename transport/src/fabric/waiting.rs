@@ -53,12 +53,45 @@ impl Fabric {
         timeout: Option<Duration>,
         mut ready: impl FnMut() -> bool,
     ) -> Result<(), Error> {
+        match self.spin(&mut ready)? {
+            true => Ok(()),
+            false => self.sleep(timeout, ready),
+        }
+    }
+
+    /// The first part of [`wait_until`](Self::wait_until): spins while that has paid lately, and says whether there is something.
+    /// If not, [`sleep`](Self::sleep). In between there is time for what is done before a rank sleeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn spin(&mut self, mut ready: impl FnMut() -> bool) -> Result<bool, Error> {
         if ready() {
-            return Ok(());
+            return Ok(true);
         }
         self.tell_about_memory();
         self.idle();
-        let waited = self.wait_for_news(self.until_tick(timeout), &mut ready);
+        let is_news = self.spin_for_news(&mut ready)?;
+        if is_news && let Some(sockets) = &mut self.sockets {
+            sockets.forget_waking();
+        }
+        Ok(is_news)
+    }
+
+    /// The second part of [`wait_until`](Self::wait_until): sleeps, unless there is something by now.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn sleep(
+        &mut self,
+        timeout: Option<Duration>,
+        mut ready: impl FnMut() -> bool,
+    ) -> Result<(), Error> {
+        if self.sockets.is_none() {
+            return Ok(()); // Nobody could wake us.
+        }
+        let waited = self.sleep_until_news(self.until_tick(timeout), &mut ready);
         if let Some(sockets) = &mut self.sockets {
             sockets.forget_waking();
         }
@@ -165,14 +198,11 @@ impl Fabric {
         }))
     }
 
-    fn wait_for_news(
+    fn sleep_until_news(
         &mut self,
         timeout: Option<Duration>,
         ready: &mut dyn FnMut() -> bool,
     ) -> Result<(), Error> {
-        if self.spin_for_news(ready)? || self.sockets.is_none() {
-            return Ok(());
-        }
         let waited = if !self.arm() || self.has_news() || ready() {
             Ok(())
         } else {
@@ -189,7 +219,7 @@ impl Fabric {
 
     /// Spins as long as it has been worth it; whether there is news. Without a core of its own a rank gives its
     /// turn away instead: what it waits for may be another rank's, and that is quicker than to sleep and be woken.
-    fn spin_for_news(&mut self, ready: &mut dyn FnMut() -> bool) -> Result<bool, Error> {
+    fn spin_for_news(&mut self, ready: &mut impl FnMut() -> bool) -> Result<bool, Error> {
         let polls_a_look = self.polls_a_look();
         let (least, most) = match (self.spin, self.probes) {
             (false, _) => (YIELDS_MIN, YIELDS_MAX),
