@@ -12,8 +12,8 @@ use std::{
 };
 
 use dataflow::{
-    Counters, Error, Job, Key, Progress, Run, Site, collection, inline, lines, lines_of, record,
-    simulate,
+    Counters, Error, Job, Key, Level, Progress, Run, Site, collection, inline, lines, lines_of,
+    record, simulate,
 };
 use proptest::{prelude::*, sample::Index};
 use transport::{Arena, Event, Fabric, Ledger, Simulation};
@@ -646,5 +646,67 @@ fn when_a_rank_dies_the_others_fail_and_leave_no_file_behind() {
         }
         drop(ranks);
         assert_eq!(names(folder.path()), [""; 0], "seed {seed}");
+    }
+}
+
+/// Enough for them to tell one of them, and not each other, what concerns all.
+const MANY: u32 = 20;
+
+#[test]
+fn when_one_of_many_ranks_dies_all_others_fail_and_say_which() {
+    let dies = MANY - 1;
+    for seed in 0..20 {
+        let job = collection((0u64..3_000).collect())
+            .map(|number| (number, ()))
+            .exchange_by_key()
+            .count()
+            .collect();
+        let network = Simulation::new(seed, MANY);
+        let ledger = Ledger::new(1 << 30);
+        let mut ranks: Vec<_> = (0..MANY)
+            .map(|rank| {
+                let arena = Arena::new(&ledger, 4 << 20).unwrap();
+                Driven::new(network.fabric(rank, &arena), &ledger, &job)
+            })
+            .collect();
+        for _ in 0..network.draw(40) {
+            let rank = network.draw(MANY.into()) as usize;
+            assert_ne!(ranks[rank].turn().unwrap(), Progress::Done);
+            network.advance();
+        }
+        network.kill(dies);
+        ranks.pop();
+        let mut errors = vec![None; ranks.len()];
+        for _ in 0..10_000 {
+            for (rank, error) in ranks.iter_mut().zip(&mut errors) {
+                if error.is_none() {
+                    *error = match rank.turn() {
+                        Ok(Progress::Done) => panic!("seed {seed}: nobody can finish"),
+                        Ok(_) => None,
+                        Err(failed) => Some(failed.to_string()),
+                    };
+                }
+            }
+            network.advance();
+        }
+        for (rank, error) in errors.into_iter().enumerate() {
+            let error = error.unwrap_or_else(|| panic!("seed {seed}: rank {rank} waits"));
+            assert!(error.contains(&format!("rank {dies}")), "{error}");
+        }
+    }
+}
+
+#[test]
+fn many_ranks_give_what_one_thread_gives() {
+    for seed in 0..5 {
+        let words = (0..500u64).map(|n| format!("{}", n * n % 97));
+        let words = collection(words.collect()).persist(Level::Memory);
+        let counts = words.map(|word| (word.to_owned(), 1u64));
+        let job = counts.reduce_by_key(|a, b| a + b).collect();
+        let expected = sorted(inline(&job).unwrap());
+        for _computed_or_kept in 0..2 {
+            let found = simulate(&job, seed, MANY, 2).unwrap();
+            assert_eq!(sorted(found), expected, "seed {seed}");
+        }
     }
 }

@@ -209,6 +209,31 @@ fn a_round_of_a_repeated_graph_takes_no_more_messages_than_it_has_edges_and_a_re
 }
 
 #[test]
+fn a_repeated_graph_gives_each_round_its_result_on_many_ranks_too() {
+    for executors in [1, 3, 20] {
+        let config = Config {
+            executors: Some(executors),
+            ..Config::default()
+        };
+        let rounds = updraft::run(config, |env| {
+            let cached = env.run(&generate(100, |n| n).cache())?;
+            let add = Variable::new(0u64);
+            let exchanged = cached.tset().exchange_by_hash();
+            let sum = exchanged
+                .map_with(&add, |n, add| n + add)
+                .reduce(|a, b| a + b);
+            env.repeat(&sum.first(), 0, move |round, sum| {
+                assert_eq!(sum, Some(4950 + 100 * *round));
+                *round += 1;
+                add.set(*round);
+                Ok(*round < 50)
+            })
+        });
+        assert_eq!(rounds.unwrap(), 50);
+    }
+}
+
+#[test]
 fn a_loop_over_what_is_cached_gives_what_a_plain_loop_gives() {
     // Newton's iteration for the least squares of many numbers: their mean, in one step, and then nothing changes.
     let numbers: Vec<u64> = (0..10_000).map(|n| n * n % 1009).collect();

@@ -31,8 +31,8 @@ use crate::{
 const LOOK_INTERVAL: Duration = Duration::from_micros(100);
 /// The longest an executor sleeps without looking at the time.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
-/// Turns of a job between two looks for commands, while none of them is in vain: a look waits for all that was written.
-const TURNS_A_LOOK: u32 = 16;
+/// Turns of a job between two looks at the time and for commands, which take as long as a short turn.
+const TURNS_A_LOOK: u32 = 4;
 /// How long an executor that ends tries to send what is left.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
@@ -155,8 +155,9 @@ struct Executor {
     engine: Option<Engine>,
     /// Messages of runs that this rank has not started.
     early: VecDeque<(Rank, Buffer)>,
-    /// Turns until the next look for commands.
+    /// Turns until the next look for commands, and whether there was none since it last found something to do.
     until_asked: u32,
+    has_asked: bool,
     /// Whether the last turn was spent on the run, so that the sockets have not been looked at since, and when they were.
     worked: bool,
     looked: Duration,
@@ -212,6 +213,7 @@ impl Executor {
             engine: None,
             early: VecDeque::new(),
             until_asked: 0,
+            has_asked: false,
             worked: false,
             looked: Duration::ZERO,
             gone: None,
@@ -231,10 +233,7 @@ impl Executor {
             };
             match done {
                 Ok(true) => {}
-                Ok(false) => {
-                    self.rest();
-                    self.until_asked = 0;
-                }
+                Ok(false) => self.rest(),
                 Err(error) => self.fail(error),
             }
         }
@@ -248,6 +247,7 @@ impl Executor {
             return Err(TryRecvError::Empty);
         }
         self.until_asked = TURNS_A_LOOK;
+        self.has_asked = true;
         self.commands.try_recv()
     }
 
@@ -289,12 +289,12 @@ impl Executor {
 
     /// Gives a run that begins what came for it before.
     fn take_early(&mut self) -> Result<(), Error> {
-        if let Some(error) = &self.gone {
-            return Err(copy_of(error).into());
-        }
         let Some(run) = &mut self.run else {
             return Ok(());
         };
+        if let Some(error) = &self.gone {
+            return Err(run.tell_of_loss(copy_of(error).into()).into());
+        }
         for _ in 0..self.early.len() {
             match self.early.pop_front() {
                 Some((from, message)) if run.wants(message.tag()) => run.receive(from, message)?,
@@ -352,7 +352,7 @@ impl Executor {
         if let Some(engine) = &self.engine {
             engine.flush();
         }
-        if std::mem::take(&mut self.worked) {
+        if self.until_asked == TURNS_A_LOOK && std::mem::take(&mut self.worked) {
             let now = self.started.elapsed();
             if now - self.looked >= LOOK_INTERVAL {
                 self.looked = now;
@@ -382,7 +382,7 @@ impl Executor {
         }
         run.pause(self.controller.is_paused());
         let progress = run.poll()?;
-        self.worked = progress == Progress::Made;
+        self.worked |= progress == Progress::Made;
         match progress {
             Progress::Made => Ok(true),
             Progress::None => Ok(busy),
@@ -545,7 +545,13 @@ impl Executor {
         let is_decided = || next.is_some_and(|(repeat, runs)| repeat.is_decided(runs));
         let rested = match fabric.spin(is_decided) {
             Ok(true) => {
-                self.worked = true; // What was not looked at before a sleep is after a while.
+                // What was not looked at before a sleep is after a while.
+                (self.worked, self.has_asked) = (true, false);
+                return;
+            }
+            // Whoever gave it a command may have woken it when it looked for something else.
+            Ok(false) if !self.has_asked => {
+                self.until_asked = 0;
                 return;
             }
             Ok(false) => {
@@ -560,6 +566,7 @@ impl Executor {
                 fabric.tick(now);
                 let due = self.run.as_ref().and_then(Run::due);
                 let timeout = due.map_or(SLEEP_MAX, |due| due.saturating_sub(now).min(SLEEP_MAX));
+                self.has_asked = false;
                 fabric.sleep(Some(timeout), is_decided)
             }
             Err(error) => Err(error),

@@ -74,7 +74,7 @@ impl Operators {
             graph,
             schedule: None,
         };
-        let mut driven = match Run::with(&graph, number, &self.site, AT_A_TIME, handoff) {
+        let mut driven = match Run::with(&graph, number, &self.site, AT_A_TIME, handoff, false) {
             Ok(run) => Driven::new(run),
             Err(error) => {
                 run::tell_failure(&mut self.site.fabric.borrow_mut(), number, &error);

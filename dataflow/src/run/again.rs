@@ -1,9 +1,8 @@
 //! How a run of a graph is followed by another.
 
-use collectives::AllGather;
 use transport::{Buffer, Rank};
 
-use super::{Instance, Run, run_after, tag};
+use super::{Instance, Run, make::plans, run_after};
 use crate::{
     Error,
     demand::Demand,
@@ -74,8 +73,7 @@ impl Run {
         (self.tasks, self.ends) = (Vec::new(), Vec::new());
         self.found.clear();
         self.demand = Demand::new(&self.graph, &self.schedule, self.rank);
-        let size = self.schedule.size();
-        self.plans = AllGather::new(tag::of_run(self.number, tag::PLAN), size);
+        self.plans = plans(self.number, self.rank, self.schedule.size(), self.is_by_hub);
         self.look()?;
         Ok(())
     }

@@ -2,7 +2,10 @@
 
 use std::{rc::Rc, sync::Arc};
 
-use super::{Counting, Ends, Instance, Run, Site};
+use collectives::AllGather;
+use transport::Rank;
+
+use super::{Counting, Ends, Instance, Run, Site, tag};
 use crate::{
     Error,
     graph::{EdgeId, Graph, Schedule, Vertex},
@@ -98,6 +101,15 @@ pub(super) fn check_size(graph: &Graph, schedule: &Schedule) -> Result<(), Error
         }
     }
     Ok(())
+}
+
+/// What has each rank learn the plans of all.
+pub(super) fn plans(number: u32, rank: Rank, size: u32, is_by_hub: bool) -> AllGather {
+    let tag = tag::of_run(number, tag::PLAN);
+    match is_by_hub {
+        true => AllGather::by_hub(tag, rank, size),
+        false => AllGather::new(tag, size),
+    }
 }
 
 /// What all tasks of a run have in common on a rank.

@@ -20,7 +20,7 @@ pub(crate) use self::{
     tell::tell_end,
 };
 use self::{
-    make::check_size,
+    make::{check_size, plans},
     standstill::{Standstill, cancelled},
     tell::tell_senders,
     totals::{Counting, number},
@@ -89,6 +89,8 @@ pub struct Run {
     found: Vec<Looking>,
     plan: String,
     plans: AllGather,
+    /// Whether ranks tell the first of them what concerns all, and not each other.
+    is_by_hub: bool,
     /// What each rank did, told when its tasks are done.
     reports: Reports,
     /// Whether this rank has told what it did, and whether its outputs are final.
@@ -130,6 +132,10 @@ struct Ends {
 /// sources are unbounded or that has event time.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
 
+/// The most ranks that each tell all others what concerns all. That takes a connection between every two, and where there are
+/// many, to make them takes longer than all else.
+const EACH_MAX: u32 = 16;
+
 /// What stands between a plan and what a rank has found of what is kept.
 const BEHIND_PLAN: u8 = 0;
 
@@ -141,17 +147,20 @@ impl Run {
     /// What the tasks' sources and sinks say, [`transport::Error::LedgerLimit`], [`Error::GraphTooLarge`],
     /// [`Error::ArenaTooSmall`], or [`Error::Unbounded`].
     pub fn new(graph: &TaskGraph, number: u32, site: &Site) -> Result<Self, Error> {
-        Self::with(graph, number, site, 1, Handoff::default())
+        let size = site.fabric.borrow().size();
+        let is_by_hub = size > EACH_MAX;
+        Self::with(graph, number, site, 1, Handoff::default(), is_by_hub)
     }
 
     /// The same as one of so many graphs that are run at a time, and with something that its tasks share with others on this
-    /// rank.
+    /// rank. What concerns all ranks goes by the first of them if `is_by_hub`; then it tells the others of a rank that is lost.
     pub(crate) fn with(
         graph: &TaskGraph,
         number: u32,
         site: &Site,
         at_a_time: u64,
         handoff: Handoff,
+        is_by_hub: bool,
     ) -> Result<Self, Error> {
         let (rank, size) = {
             let fabric = site.fabric.borrow();
@@ -191,8 +200,9 @@ impl Run {
             is_ending: false,
             _waker: None,
             plan,
-            plans: AllGather::new(tag::of_run(number, tag::PLAN), size),
-            reports: Reports::new(rank, size),
+            plans: plans(number, rank, size, is_by_hub),
+            reports: Reports::new(rank, size, is_by_hub),
+            is_by_hub,
             concluded: false,
             committed: false,
             standstill: Standstill::default(),
@@ -319,10 +329,7 @@ impl Run {
                 Ok(())
             }
             tag::PLAN => self.compare_plans(from, message),
-            tag::TOTALS => {
-                self.reports.receive(from, message);
-                Ok(())
-            }
+            tag::TOTALS if self.reports.receive(from, message.clone()) => Ok(()),
             tag::CANCEL => {
                 let text = String::from_utf8_lossy(&message);
                 let (by, reason) = text.split_once('\0').unwrap_or((&text, ""));
@@ -412,32 +419,40 @@ impl Run {
         }
     }
 
-    fn compare_plans(&mut self, peer: Rank, plan: Buffer) -> Result<(), Error> {
-        let rest = plan.strip_prefix(self.plan.as_bytes());
-        if !rest.is_some_and(|rest| matches!(rest.first(), None | Some(&BEHIND_PLAN))) {
-            let theirs = plan.split(|&byte| byte == BEHIND_PLAN).next();
-            return Err(Error::PlansDiffer {
-                here: self.rank,
-                ours: self.plan.clone(),
-                peer,
-                theirs: String::from_utf8_lossy(theirs.unwrap_or_default()).into_owned(),
-            });
+    /// Takes in the plans of one rank, or of all, and compares them with that of this one.
+    fn compare_plans(&mut self, peer: Rank, plans: Buffer) -> Result<(), Error> {
+        let tag = plans.tag();
+        let size = self.schedule.size();
+        let known: Vec<bool> = (0..size).map(|rank| self.plans.has(rank)).collect();
+        if !self.plans.receive(peer, plans) {
+            return Err(Error::Unexpected { peer, tag });
         }
-        self.plans.receive(peer, plan);
+        let new = (0..size).zip(known).filter(|(_, known)| !known);
+        for (peer, plan) in new.filter_map(|(rank, _)| Some((rank, self.plans.part(rank)?))) {
+            let rest = plan.strip_prefix(self.plan.as_bytes());
+            if !rest.is_some_and(|rest| matches!(rest.first(), None | Some(&BEHIND_PLAN))) {
+                let theirs = plan.split(|&byte| byte == BEHIND_PLAN).next();
+                return Err(Error::PlansDiffer {
+                    here: self.rank,
+                    ours: self.plan.clone(),
+                    peer,
+                    theirs: String::from_utf8_lossy(theirs.unwrap_or_default()).into_owned(),
+                });
+            }
+        }
         Ok(())
     }
 
-    /// Takes note that a peer is gone. That is fine once it has told its totals.
+    /// Takes note that a peer is gone. That is fine once it has told its totals; otherwise the hub, if there is one, tells the others.
     ///
     /// # Errors
     ///
     /// The loss, if the run still needs the peer.
     pub fn ended(&mut self, peer: Rank, error: transport::Error) -> Result<(), Error> {
-        if self.reports.has(peer) {
-            Ok(())
-        } else {
-            Err(error.into())
+        if self.reports.has(peer) || self.reports.leaves_to_hub(peer) {
+            return Ok(());
         }
+        Err(self.tell_of_loss(error.into()))
     }
 
     /// Whether time matters to the run: if so, it has to be [told](Self::tick) before each poll.
@@ -491,6 +506,22 @@ impl Run {
     ///
     /// What the tasks say, or the loss of a rank.
     pub fn poll(&mut self) -> Result<Progress, Error> {
+        self.turn().map_err(|error| self.tell_of_loss(error))
+    }
+
+    /// Tells the others of a rank that is lost, if that is what the error says and they leave it to this rank: where there are many,
+    /// they do to the first. Gives the error back.
+    pub fn tell_of_loss(&self, error: Error) -> Error {
+        use transport::Error as Lost;
+        if let Error::Transport(Lost::PeerLost { .. } | Lost::Closed { .. }) = error
+            && self.reports.is_hub()
+        {
+            self.fail(&error);
+        }
+        error
+    }
+
+    fn turn(&mut self) -> Result<Progress, Error> {
         if self.stands_still()? {
             return Ok(Progress::None);
         }
