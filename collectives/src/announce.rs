@@ -302,7 +302,7 @@ mod tests {
     fn what_no_hub_sends_is_not_believed() {
         let message = |bytes: &[u8]| Buffer::inline(5, bytes).unwrap();
         let of_many = || AllGather::by_hub(5, 3, 20);
-        assert!(!of_many().receive(1, message(&[])), "not from the hub");
+        assert!(!of_many().receive(1, message(&[0; 80])), "not from the hub");
         for bytes in [&[][..], &[1, 0, 0, 0], &[255; 80], &[255, 255, 255, 127, 0]] {
             assert!(!of_many().receive(0, message(bytes)), "{bytes:?}");
         }

@@ -329,7 +329,10 @@ impl Run {
                 Ok(())
             }
             tag::PLAN => self.compare_plans(from, message),
-            tag::TOTALS if self.reports.receive(from, message.clone()) => Ok(()),
+            tag::TOTALS => match self.reports.receive(from, message) {
+                true => Ok(()),
+                false => Err(Error::Unexpected { peer: from, tag }),
+            },
             tag::CANCEL => {
                 let text = String::from_utf8_lossy(&message);
                 let (by, reason) = text.split_once('\0').unwrap_or((&text, ""));
