@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board, broadcast::into,
-    call::Call, copy, fate::Signature,
+    Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board, call::Call, copy,
+    fate::Signature, rounds,
 };
 
 impl Group {
@@ -28,7 +28,7 @@ impl Group {
                 let wrote = board.write_now(&call, mine);
                 let mut read = |from: usize| {
                     let block = &mut all[from * mine.len()..(from + 1) * mine.len()];
-                    board.read_now(&call, from, 0, mine.len(), into(block))
+                    board.read_now(&call, from, 0, block)
                 };
                 if wrote && (0..self.size()).all(&mut read) {
                     return call.end(Ok(()));
@@ -91,6 +91,9 @@ pub(crate) async fn by_messages<T: Element>(
             copy(&mut all[me * len..(me + 1) * len], mine);
             ring(call, all, |member| member * len..(member + 1) * len).await
         }
+        Algorithm::Rounds if rounds::fits::<T>(call, 1) => {
+            rounds::all_gather(call, mine, all).await
+        }
         Algorithm::Bruck => bruck(call, mine, all).await,
         _ => flat(call, mine, all).await,
     }
@@ -109,7 +112,7 @@ pub(crate) async fn on_board<T: Element>(
     let len = mine.len();
     for from in 0..call.size() {
         let block = &mut all[from * len..(from + 1) * len];
-        board.read(call, from, 0, len, into(block)).await?;
+        board.read(call, from, 0, block).await?;
     }
     Ok(())
 }
@@ -200,8 +203,7 @@ async fn varied<T: Element>(call: &Call<'_>, mine: &[T]) -> Result<Parts<T>, Err
         Some(board) => {
             board.write(call, &own).await?;
             for (from, len) in lens.iter_mut().enumerate() {
-                let take = |_, elements: &[u64]| *len = elements[0];
-                board.read(call, from, 0, 1, take).await?;
+                board.read(call, from, 0, std::slice::from_mut(len)).await?;
             }
         }
         None => bruck(call, &own, &mut lens).await?,

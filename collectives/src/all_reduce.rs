@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
-    fate::Signature, op::Op, parts_of, reduce::combine_all,
+    fate::Signature, op::Op, parts_of, reduce::combine_all, rounds,
 };
 
 impl Group {
@@ -52,6 +52,7 @@ pub(crate) async fn by_messages<T: Element, O: Op<T>>(
         return Ok(());
     }
     match algorithm {
+        Algorithm::Rounds if rounds::fits::<T>(call, 1) => rounds::all_reduce(call, data, op).await,
         Algorithm::Slices => slices(call, data, op).await,
         Algorithm::RecursiveDoubling => recursive_doubling(call, data, op).await,
         Algorithm::Rabenseifner => rabenseifner(call, data, op).await,

@@ -1,8 +1,8 @@
 //! Each member has something for each.
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board,
-    broadcast::into as copy_into, call::Call, copy, fate::Signature,
+    Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board, call::Call, copy,
+    fate::Signature, rounds,
 };
 
 impl Group {
@@ -28,7 +28,7 @@ impl Group {
                 let (me, len) = (self.rank(), data.len() / self.size());
                 let mut read = |from: usize| {
                     let block = &mut into[from * len..(from + 1) * len];
-                    board.read_now(&call, from, me * len, len, copy_into(block))
+                    board.read_now(&call, from, me * len, block)
                 };
                 let wrote = board.write_now(&call, data);
                 if wrote && (0..self.size()).all(&mut read) {
@@ -84,9 +84,7 @@ pub(crate) async fn on_board<T: Element>(
     let (me, len) = (call.me(), data.len() / call.size());
     for from in 0..call.size() {
         let block = &mut into[from * len..(from + 1) * len];
-        board
-            .read(call, from, me * len, len, copy_into(block))
-            .await?;
+        board.read(call, from, me * len, block).await?;
     }
     Ok(())
 }
@@ -102,6 +100,9 @@ pub(crate) async fn by_messages<T: Element>(
         return Ok(());
     }
     match algorithm {
+        Algorithm::Rounds if rounds::fits::<T>(call, call.size() - 1) => {
+            rounds::all_to_all(call, data, into).await
+        }
         Algorithm::Bruck => bruck(call, data, into).await,
         Algorithm::Pairwise => pairwise(call, data, into).await,
         _ => flat(call, data, into).await,

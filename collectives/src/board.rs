@@ -1,5 +1,5 @@
-//! Memory that all members of a group on one node see, for operands of a few lines: each writes its own and reads those
-//! of the others, which takes the time of one cache line's way from core to core.
+//! Memory that all members of a group on one node see: each writes its own operand and reads those of the others, which, for one
+//! of a few lines, takes the time of one cache line's way from core to core. Larger ones go [in rounds](crate::rounds).
 //!
 //! # How
 //!
@@ -29,41 +29,80 @@ use crate::{
 const WORD: usize = size_of::<u64>();
 /// Words of the line that counts.
 const COUNT_WORDS: usize = 8;
-/// The most bytes of an operand.
-pub(crate) const OPERAND_MAX: usize = 4096 - OPERAND * WORD;
+/// The most bytes of an operand that is written and read as a whole.
+pub(crate) const OPERAND_MAX: usize = PIECES_MIN - OPERAND * WORD;
 /// Words of a slot: the stamp of the call, the writer's count, and from the third on the operand.
-const SLOT_WORDS: usize = 4096 / WORD;
 const OPERAND: usize = 2;
-/// Bytes of a board.
-pub(crate) const BOARD_BYTES: usize = (COUNT_WORDS + SLOTS * SLOT_WORDS) * WORD;
+/// Where a larger operand is, a piece of it at a time: from the second line on. The first then says how far it is
+/// [written](Progress::Given), and how far its writer is with those of [others](Progress::Taken).
+const PIECES: usize = LINE;
+/// Bytes for pieces in a slot, whatever room there is, and where there is more than enough.
+const PIECES_MIN: usize = 4 << 10;
+const PIECES_MAX: usize = 256 << 10;
+/// An arena has room for so many slots.
+const SLOTS_IN_ARENA: u64 = 4096;
+/// The least bytes of a board.
+pub(crate) const BOARD_BYTES_MIN: usize = board_bytes(PIECES_MIN);
 /// The most members that have boards: each looks at those of all others.
 pub(crate) const MEMBERS_MAX: usize = 64;
 /// The most looks in a poll of a future, after which others go on.
 const SPINS_A_POLL: u32 = 16;
 /// Looks at a board before the first pause.
 const QUICK_LOOKS: u32 = 64;
-/// Words read at a time, of operands of a line and of larger ones.
+/// Words combined at a time, of operands of a line and of larger ones.
 const LINE: usize = 8;
 /// Bytes of an operand that are in the line of its stamp.
 const FIRST_BYTES: usize = (LINE - OPERAND) * WORD;
 /// Lines fetched ahead, of an operand that takes more than one.
 const FETCHED: usize = 2;
-const CHUNK: usize = 64;
+const CHUNK: usize = 128;
 
 /// The boards of a group.
 pub(crate) struct Board {
     own: Exposed,
     /// Those of all members; our own among them.
     boards: Vec<Rc<RemoteRegion>>,
+    /// Words of a slot of each.
+    slot_words: Vec<usize>,
     turns: Turns,
+}
+
+/// What a member says in its slot about a call in rounds: a word with the number of the call and so many rounds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Progress {
+    /// Pieces of its operand that are written.
+    Given = OPERAND as isize,
+    /// Rounds in which it needs nothing of others any more, and after which nobody waits for what it writes to theirs.
+    Taken,
+}
+
+/// Bytes of a board with so many for pieces in a slot.
+const fn board_bytes(pieces: usize) -> usize {
+    (COUNT_WORDS + SLOTS * PIECES) * WORD + SLOTS * pieces
+}
+
+/// Bytes of the board of a member whose arena has so many.
+pub(crate) fn bytes_in(arena: u64) -> usize {
+    let share = usize::try_from(arena / SLOTS_IN_ARENA).unwrap_or(usize::MAX);
+    board_bytes(1 << share.clamp(PIECES_MIN, PIECES_MAX).ilog2())
+}
+
+/// Words of a slot of a board of so many.
+fn slot_words(board: usize) -> usize {
+    board.saturating_sub(COUNT_WORDS) / SLOTS
 }
 
 impl Board {
     /// The boards of a group whose members have made `ended` calls.
     pub(crate) fn new(own: Exposed, boards: Vec<RemoteRegion>, ended: u32) -> Self {
+        let words = |board: &RemoteRegion| board.words().unwrap_or_default().len();
         let board = Self {
             own,
             turns: Turns::new(boards.len(), FIRST_CALL),
+            slot_words: boards
+                .iter()
+                .map(|board| slot_words(words(board)))
+                .collect(),
             boards: boards.into_iter().map(Rc::new).collect(),
         };
         board.turns.set_ended(ended);
@@ -78,7 +117,8 @@ impl Board {
             .iter()
             .take(1)
             .map(|word| (word, u64::from(FIRST_CALL)));
-        let stamps = words.iter().skip(COUNT_WORDS).step_by(SLOT_WORDS);
+        let slot = slot_words(words.len()).max(1);
+        let stamps = words.iter().skip(COUNT_WORDS).step_by(slot).take(SLOTS);
         let before = u64::from(FIRST_CALL.wrapping_sub(1)) << 32;
         for (word, value) in first.chain(stamps.map(|word| (word, before))) {
             word.store(value, Ordering::Relaxed);
@@ -89,10 +129,24 @@ impl Board {
         self.boards[member].words().unwrap_or_default()
     }
 
-    /// The index of the word of call `number`'s slot that says whose it is.
+    /// The index, on the board of a member, of the word of call `number`'s slot that says whose it is.
     #[inline]
-    fn slot(number: u32) -> usize {
-        COUNT_WORDS + number as usize % SLOTS * SLOT_WORDS
+    fn slot(&self, member: usize, number: u32) -> usize {
+        COUNT_WORDS + number as usize % SLOTS * self.slot_words[member]
+    }
+
+    /// The words of that slot.
+    #[inline]
+    fn slot_of(&self, member: usize, number: u32) -> &[AtomicU64] {
+        let slot = self.slot(member, number);
+        let words = self.words(member).get(slot..slot + self.slot_words[member]);
+        words.unwrap_or_default()
+    }
+
+    /// Bytes of the pieces of larger operands that every member has room for.
+    pub(crate) fn piece_bytes(&self) -> usize {
+        let least = self.slot_words.iter().min().copied().unwrap_or(0);
+        least.saturating_sub(PIECES) * WORD
     }
 
     /// Writes our operand of a call, once nobody reads what was in its slot.
@@ -120,9 +174,9 @@ impl Board {
 
     #[inline]
     fn put<T: Element>(&self, call: &Call<'_>, operand: &[T]) {
-        let slot = Self::slot(call.number);
+        let slot = self.slot(call.me(), call.number);
         let bytes: &[u8] = bytemuck::cast_slice(operand);
-        if let Some([stamp, count, rest @ ..]) = self.own.words().get(slot..slot + SLOT_WORDS) {
+        if let Some([stamp, count, rest @ ..]) = self.own.words().get(slot..) {
             count.store(u64::from(self.turns.ended()), Ordering::Relaxed);
             if bytes.len() == WORD {
                 if let (Some(word), Some(&bytes)) = (rest.first(), bytes.first_chunk()) {
@@ -133,7 +187,13 @@ impl Board {
             }
             slots::publish(stamp, call.stamp);
         }
-        self.fetch_next(call.number, bytes.len());
+        self.fetch_next(call, bytes.len());
+        self.ring_all(call);
+    }
+
+    /// Wakes those who wait for what we have just written.
+    #[inline]
+    fn ring_all(&self, call: &Call<'_>) {
         let fabric = call.group.engine.fabric().borrow();
         for (member, &rank) in call.group.fate.members.iter().enumerate() {
             if member != call.me() {
@@ -145,8 +205,8 @@ impl Board {
     /// Has the processor fetch the first lines of the slot that the next call will use, which are with those who read
     /// them last.
     #[inline]
-    fn fetch_next(&self, number: u32, bytes: usize) {
-        let next = Self::slot(number.wrapping_add(1));
+    fn fetch_next(&self, call: &Call<'_>, bytes: usize) {
+        let next = self.slot(call.me(), call.number.wrapping_add(1));
         let lines = if bytes > FIRST_BYTES { FETCHED } else { 1 };
         for line in 0..lines {
             if let Some(word) = self.own.words().get(next + line * LINE) {
@@ -192,7 +252,7 @@ impl Board {
         self.look(
             call,
             from,
-            Self::slot(number),
+            self.slot(from, number),
             |stamp| stamp == ours,
             is_other,
         )
@@ -204,8 +264,7 @@ impl Board {
     /// Whether member `from` has written its operand.
     #[inline]
     fn has_arrived(&self, call: &Call<'_>, from: usize) -> bool {
-        let slot = Self::slot(call.number);
-        let Some([stamp, count, ..]) = self.words(from).get(slot..slot + OPERAND) else {
+        let [stamp, count, ..] = self.slot_of(from, call.number) else {
             return false;
         };
         let here = slots::look(stamp) == call.stamp;
@@ -220,8 +279,8 @@ impl Board {
     #[inline]
     pub(crate) fn arrives_soon(&self, call: &Call<'_>, from: usize, bytes: usize) -> bool {
         let spins = call.group.engine.0.spins.get();
-        let second = Self::slot(call.number) + LINE;
-        let second = self.words(from).get(second).filter(|_| bytes > FIRST_BYTES);
+        let second = self.slot_of(from, call.number).get(LINE);
+        let second = second.filter(|_| bytes > FIRST_BYTES);
         for spin in 0..spins {
             if self.has_arrived(call, from) {
                 return true;
@@ -285,18 +344,16 @@ impl Board {
         .await
     }
 
-    /// Reads `len` elements from `first` on of the operand of member `from`, once it is there, and gives them to
-    /// `take` in pieces, each with its place.
+    /// Reads into `data` as many elements from `first` on of the operand of member `from`, once it is there.
     pub(crate) async fn read<T: Element>(
         &self,
         call: &Call<'_>,
         from: usize,
         first: usize,
-        len: usize,
-        take: impl FnMut(usize, &[T]),
+        data: &mut [T],
     ) -> Result<(), Error> {
         self.arrival(call, from).await?;
-        self.read_arrived(call, from, first, len, take);
+        self.read_arrived(call, from, first, data);
         Ok(())
     }
 
@@ -307,48 +364,53 @@ impl Board {
         call: &Call<'_>,
         from: usize,
         first: usize,
-        len: usize,
-        take: impl FnMut(usize, &[T]),
+        data: &mut [T],
     ) -> bool {
-        let arrives = self.arrives_soon(call, from, len * size_of::<T>());
+        let arrives = self.arrives_soon(call, from, size_of_val(data));
         if arrives {
-            self.read_arrived(call, from, first, len, take);
+            self.read_arrived(call, from, first, data);
         }
         arrives
     }
 
     #[inline]
-    fn read_arrived<T: Element>(
+    fn read_arrived<T: Element>(&self, call: &Call<'_>, from: usize, first: usize, data: &mut [T]) {
+        let operand = self.slot(from, call.number) + OPERAND;
+        if let [element] = &mut *data
+            && size_of::<T>() == WORD
+            && let Some(word) = self.words(from).get(operand + first)
+            && let Ok([found]) = bytemuck::try_cast_slice(&[word.load(Ordering::Relaxed)])
+        {
+            *element = *found;
+            return;
+        }
+        let first = operand * WORD + first * size_of::<T>();
+        self.load(from, first, bytemuck::cast_slice_mut(data));
+    }
+
+    /// Copies bytes of the board of a member, which is as long as it says.
+    #[inline]
+    fn load(&self, from: usize, first: usize, bytes: &mut [u8]) {
+        let loaded = self.boards[from].read(first, bytes);
+        debug_assert!(loaded, "a board has room for what is read there");
+    }
+
+    /// Has `op` combine, in place, `data` with as much from element `first` on of the operand of a member.
+    #[inline]
+    fn combine_with<T: Element, O: Op<T>, const N: usize>(
         &self,
         call: &Call<'_>,
         from: usize,
         first: usize,
-        len: usize,
-        mut take: impl FnMut(usize, &[T]),
+        data: &mut [T],
+        op: &O,
     ) {
-        let slot = Self::slot(call.number);
-        let operand = self.words(from).get(slot + OPERAND..slot + SLOT_WORDS);
-        let operand = operand.unwrap_or_default();
-        let size = size_of::<T>();
-        if len == 1
-            && size == WORD
-            && let Some(word) = operand.get(first)
-            && let Ok(element) = bytemuck::try_cast_slice(&[word.load(Ordering::Relaxed)])
-        {
-            take(0, element);
-            return;
-        }
-        if (first * size) % WORD + len * size <= LINE * WORD {
-            read_at_once::<T, LINE>(operand, first, len, |elements| take(0, elements));
-            return;
-        }
-        // Elements at any byte of a word still fit, when there is a word to spare.
-        let most = ((CHUNK - 1) * WORD / size).max(1);
-        for done in (0..len).step_by(most) {
-            let count = (len - done).min(most);
-            read_at_once::<T, CHUNK>(operand, first + done, count, |elements| {
-                take(done, elements);
-            });
+        let mut piece = Piece::<N>::new();
+        let most = Piece::<N>::most::<T>();
+        for (index, data) in data.chunks_mut(most).enumerate() {
+            let theirs = piece.of(data.len());
+            self.read_arrived(call, from, first + index * most, theirs);
+            op.combine(data, theirs);
         }
     }
 
@@ -397,17 +459,105 @@ impl Board {
         data: &mut [T],
         op: &O,
     ) {
-        let (start, len) = (members.start, data.len());
-        for from in members {
-            self.read_arrived::<T>(call, from, first, len, |at, elements| {
-                let data = &mut data[at..at + elements.len()];
-                if from == start {
-                    data.copy_from_slice(elements);
-                } else {
-                    op.combine(data, elements);
-                }
-            });
+        let mut members = members;
+        if let Some(from) = members.next() {
+            self.read_arrived(call, from, first, data);
         }
+        for from in members {
+            if size_of_val(data) <= LINE * WORD {
+                self.combine_with::<T, O, LINE>(call, from, first, data, op);
+            } else {
+                self.combine_with::<T, O, CHUNK>(call, from, first, data, op);
+            }
+        }
+    }
+
+    /// Begins a call in rounds, in which nothing of ours is written yet: once nobody reads what was in its slot. Nobody is told
+    /// before we [say how far we are](Self::tell).
+    pub(crate) async fn open(&self, call: &Call<'_>) -> Result<(), Error> {
+        if !self.turns.have_all_passed(call.me(), used_for(call.number)) {
+            self.have_all_pass(call, used_for(call.number)).await?;
+        }
+        let slot = self.slot(call.me(), call.number);
+        let words = self.own.words().get(slot..).unwrap_or_default();
+        for progress in [Progress::Given, Progress::Taken] {
+            if let Some(word) = words.get(progress as usize) {
+                word.store(slots::rounds_of(call.number, 0), Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says how far we are, and that we take part. What we wrote before, wherever it is, is seen by whoever learns of it.
+    pub(crate) fn tell(&self, call: &Call<'_>, progress: Progress, rounds: u32) {
+        let slot = self.slot(call.me(), call.number);
+        if let Some([stamp, count, rest @ ..]) = self.own.words().get(slot..)
+            && let Some(word) = rest.get(progress as usize - OPERAND)
+        {
+            slots::publish(word, slots::rounds_of(call.number, rounds));
+            if stamp.load(Ordering::Relaxed) != call.stamp {
+                count.store(u64::from(self.turns.ended()), Ordering::Relaxed);
+                slots::publish(stamp, call.stamp);
+            }
+        }
+        self.ring_all(call);
+    }
+
+    /// Waits until member `from`, which takes part, is so far.
+    pub(crate) async fn reach(
+        &self,
+        call: &Call<'_>,
+        from: usize,
+        progress: Progress,
+        rounds: u32,
+    ) -> Result<(), Error> {
+        let wanted = slots::rounds_of(call.number, rounds);
+        let is_so_far = |found| slots::is_so_far(found, wanted);
+        let word = self.slot(from, call.number) + progress as usize;
+        let Some(there) = self.words(from).get(word) else {
+            let reason = "the board of a member is too short".to_owned();
+            return Err(Error::Transport(reason));
+        };
+        for spin in 0..call.group.engine.0.spins.get() {
+            // Before the stamp is that of the call, the word beside it may be the operand of another.
+            if self.has_arrived(call, from) && is_so_far(slots::look(there)) {
+                return Ok(());
+            }
+            if spin > QUICK_LOOKS {
+                hint::spin_loop();
+            }
+        }
+        self.arrival(call, from).await?;
+        self.look(call, from, word, is_so_far, |_| false).await?;
+        Ok(())
+    }
+
+    /// Writes elements into the piece of an operand in the slot of a member, from byte `first` of the piece on. There has to
+    /// be [room](Self::piece_bytes).
+    #[inline]
+    pub(crate) fn write_piece<T: Element>(
+        &self,
+        call: &Call<'_>,
+        to: usize,
+        first: usize,
+        elements: &[T],
+    ) {
+        let first = (self.slot(to, call.number) + PIECES) * WORD + first;
+        let written = self.boards[to].write(first, bytemuck::cast_slice(elements));
+        debug_assert!(written, "a board has room for a piece");
+    }
+
+    /// Reads such elements.
+    #[inline]
+    pub(crate) fn read_piece<T: Element>(
+        &self,
+        call: &Call<'_>,
+        from: usize,
+        first: usize,
+        elements: &mut [T],
+    ) {
+        let first = (self.slot(from, call.number) + PIECES) * WORD + first;
+        self.load(from, first, bytemuck::cast_slice_mut(elements));
     }
 
     /// This member leaves a call behind.
@@ -426,35 +576,33 @@ impl Board {
     }
 }
 
-/// Reads elements out of `words` and gives them to `take`. They have to fit in `N` words, unless they are of a type that
-/// never does.
-#[inline]
-fn read_at_once<T: Element, const N: usize>(
-    words: &[AtomicU64],
-    first: usize,
-    len: usize,
-    take: impl FnOnce(&[T]),
-) {
-    let (start, bytes) = (first * size_of::<T>(), len * size_of::<T>());
-    let skip = start % WORD;
-    let words = &words[start / WORD..(start + bytes).div_ceil(WORD)];
-    let mut few = [0u64; N];
-    let many: Vec<u64>;
-    let copy: &[u64] = if words.len() <= N {
-        for (copy, word) in few.iter_mut().zip(words) {
-            *copy = word.load(Ordering::Relaxed);
+/// Room for a piece of an operand: on the stack, unless a single element is larger than that.
+struct Piece<const N: usize> {
+    few: [u64; N],
+    many: Vec<u64>,
+}
+
+impl<const N: usize> Piece<N> {
+    fn new() -> Self {
+        Self {
+            few: [0; N],
+            many: Vec::new(),
         }
-        &few
-    } else {
-        many = words
-            .iter()
-            .map(|word| word.load(Ordering::Relaxed))
-            .collect();
-        &many
-    };
-    let bytes = &bytemuck::cast_slice::<u64, u8>(copy)[skip..skip + bytes];
-    match bytemuck::try_cast_slice(bytes) {
-        Ok(elements) => take(elements),
-        Err(_) => take(&bytemuck::pod_collect_to_vec(bytes)),
+    }
+
+    /// The most elements, which may be one that has no room on the stack.
+    fn most<T: Element>() -> usize {
+        (N * WORD / size_of::<T>()).max(1)
+    }
+
+    fn of<T: Element>(&mut self, len: usize) -> &mut [T] {
+        let bytes = len * size_of::<T>();
+        let words = if bytes <= N * WORD {
+            &mut self.few[..]
+        } else {
+            self.many.resize(bytes.div_ceil(WORD), 0);
+            &mut self.many[..]
+        };
+        bytemuck::cast_slice_mut(&mut bytemuck::cast_slice_mut::<_, u8>(words)[..bytes])
     }
 }

@@ -4,7 +4,7 @@ use transport::Buffer;
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
-    fate::Signature, parts_of,
+    fate::Signature, parts_of, rounds,
 };
 
 impl Group {
@@ -27,7 +27,7 @@ impl Group {
                 let done = if self.rank() == root {
                     board.write_now(&call, data)
                 } else {
-                    board.read_now(&call, root, 0, data.len(), into(data))
+                    board.read_now(&call, root, 0, data)
                 };
                 if done {
                     return call.end(Ok(()));
@@ -55,6 +55,9 @@ pub(crate) async fn by_messages<T: Element>(
         return Ok(());
     }
     match algorithm {
+        Algorithm::Rounds if rounds::fits::<T>(call, 1) => {
+            rounds::broadcast(call, root, data).await
+        }
         Algorithm::Flat => flat(call, root, data).await,
         Algorithm::Chain => chain(call, root, data).await,
         Algorithm::ScatterAllGather => scatter_all_gather(call, root, data).await,
@@ -66,11 +69,6 @@ pub(crate) async fn by_messages<T: Element>(
     }
 }
 
-/// Copies what comes in pieces to `data`.
-pub(crate) fn into<T: Element>(data: &mut [T]) -> impl FnMut(usize, &[T]) {
-    |at, elements| data[at..at + elements.len()].copy_from_slice(elements)
-}
-
 pub(crate) async fn on_board<T: Element>(
     call: &Call<'_>,
     board: &Board,
@@ -80,7 +78,7 @@ pub(crate) async fn on_board<T: Element>(
     if call.me() == root {
         return board.write(call, data).await;
     }
-    board.read(call, root, 0, data.len(), into(data)).await
+    board.read(call, root, 0, data).await
 }
 
 /// The root sends each segment to all. On shared memory that is one copy, which all read.

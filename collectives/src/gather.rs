@@ -1,8 +1,8 @@
 //! One member learns what each has, and the other way round.
 
 use crate::{
-    Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board, broadcast::into,
-    call::Call, copy, fate::Signature,
+    Algorithm, Element, Error, Group, Operation, Operator, Parts, board::Board, call::Call, copy,
+    fate::Signature, rounds,
 };
 
 impl Group {
@@ -29,7 +29,7 @@ impl Group {
                 let (call, board) = self.begin_now(signature)?;
                 let mut read = |from: usize| {
                     let block = &mut all[from * mine.len()..(from + 1) * mine.len()];
-                    board.read_now(&call, from, 0, mine.len(), into(block))
+                    board.read_now(&call, from, 0, block)
                 };
                 let wrote = board.write_now(&call, mine);
                 if wrote && (self.rank() != root || (0..self.size()).all(&mut read)) {
@@ -91,7 +91,7 @@ impl Group {
                 let done = if self.rank() == root {
                     board.write_now(&call, all)
                 } else {
-                    board.read_now(&call, root, first, len, into(mine))
+                    board.read_now(&call, root, first, mine)
                 };
                 if !done {
                     let result = Box::pin(scatter_on_board(&call, board, root, all, mine)).await;
@@ -150,6 +150,9 @@ pub(crate) async fn gather<T: Element>(
         return Ok(());
     }
     match algorithm {
+        Algorithm::Rounds if rounds::fits::<T>(call, 1) => {
+            rounds::gather(call, root, mine, all).await
+        }
         Algorithm::Tree => gather_by_tree(call, root, mine, all).await,
         _ => gather_flat(call, root, mine, all).await,
     }
@@ -193,7 +196,7 @@ pub(crate) async fn gather_on_board<T: Element>(
     let len = mine.len();
     for from in 0..call.size() {
         let block = &mut all[from * len..(from + 1) * len];
-        board.read(call, from, 0, len, into(block)).await?;
+        board.read(call, from, 0, block).await?;
     }
     Ok(())
 }
@@ -253,7 +256,7 @@ pub(crate) async fn scatter_on_board<T: Element>(
 ) -> Result<(), Error> {
     let (first, len) = (call.me() * mine.len(), mine.len());
     if call.me() != root {
-        return board.read(call, root, first, len, into(mine)).await;
+        return board.read(call, root, first, mine).await;
     }
     mine.copy_from_slice(&all[first..first + len]);
     board.write(call, all).await
@@ -274,6 +277,9 @@ pub(crate) async fn scatter<T: Element>(
         return Ok(());
     }
     match algorithm {
+        Algorithm::Rounds if rounds::fits::<T>(call, call.size() - 1) => {
+            rounds::scatter(call, root, all, mine).await
+        }
         Algorithm::Tree => scatter_by_tree(call, root, all, mine).await,
         _ => scatter_flat(call, root, all, mine).await,
     }

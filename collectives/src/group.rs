@@ -10,7 +10,7 @@ use transport::{Buffer, Exposed, Rank, RegionHandle};
 
 use crate::{
     Engine, Error, barrier,
-    board::{self, BOARD_BYTES, Board},
+    board::{self, BOARD_BYTES_MIN, Board},
     call::Call,
     fate::{Fate, Signature},
     hierarchy::Levels,
@@ -177,6 +177,7 @@ impl Group {
                     self.board.is_some()
                         && operation.operand_bytes(bytes, self.size()) <= board::OPERAND_MAX
                 }
+                Algorithm::Rounds => self.board.is_some() && bytes > 0,
                 Algorithm::Hierarchical => self.has_levels(),
                 _ => true,
             }
@@ -283,7 +284,7 @@ impl Group {
                 let region = self.engine.attach(handle, &self.fate).await?;
                 if region
                     .words()
-                    .is_some_and(|words| words.len() * 8 >= BOARD_BYTES)
+                    .is_some_and(|words| words.len() * 8 >= BOARD_BYTES_MIN)
                 {
                     nodes.push(boards.len());
                 }
@@ -318,8 +319,8 @@ impl Group {
             return None;
         }
         let fabric = self.engine.fabric().borrow();
-        let mut loan = fabric.loan(BOARD_BYTES).ok()??;
-        loan.fill(0);
+        let bytes = board::bytes_in(fabric.arena().capacity());
+        let loan = fabric.loan(bytes).ok()??;
         let exposed = fabric.expose(loan).ok()?;
         Board::clear(&exposed);
         Some(exposed)

@@ -65,6 +65,7 @@ mod persistent;
 mod plan;
 mod reduce;
 mod reduce_scatter;
+mod rounds;
 mod scan;
 mod scratch;
 mod slots;

@@ -8,7 +8,12 @@
 
 use std::{cell::Cell, fmt, str::FromStr, time::Duration};
 
-use crate::{Error, Group, board, call::Call, fate::Signature};
+use crate::{
+    Error, Group, board,
+    call::Call,
+    fate::Signature,
+    rounds::{LARGE_PIECE, PIECE},
+};
 
 /// An operation of which there are several algorithms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +93,9 @@ impl fmt::Display for Operator {
 pub enum Algorithm {
     /// Operands beside flags in shared memory: one hop. Small operands of members on one node.
     Board,
+    /// Operands piece by piece in shared memory, read there while the next is written, and combined where they lie. Larger
+    /// operands of members on one node.
+    Rounds,
     /// Every member that has something for another sends it there at once.
     Flat,
     /// Each member combines a slice of all operands, and sends it to those who need it.
@@ -117,8 +125,9 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Board,
+        Self::Rounds,
         Self::Flat,
         Self::Slices,
         Self::Tree,
@@ -137,6 +146,7 @@ impl Algorithm {
     pub fn name(self) -> &'static str {
         match self {
             Self::Board => "board",
+            Self::Rounds => "rounds",
             Self::Flat => "flat",
             Self::Slices => "slices",
             Self::Tree => "tree",
@@ -157,6 +167,7 @@ impl Algorithm {
         use Operator as On;
         match self {
             Self::Board => true,
+            Self::Rounds => !matches!(operation, On::Barrier),
             Self::Flat => !matches!(operation, On::Barrier),
             Self::Slices => matches!(operation, On::Reduce | On::AllReduce),
             Self::Tree => matches!(
@@ -207,8 +218,10 @@ impl FromStr for Algorithm {
 pub struct Model {
     /// A look at another member's board, once it has written.
     pub hop: f64,
-    /// A byte read from a board.
+    /// A byte written to a board, or read from one.
     pub board_byte: f64,
+    /// An operation in rounds that moves next to nothing.
+    pub rounds: f64,
     /// A small message from one member to another, on the node if they share one.
     pub message: f64,
     /// A byte of a large message, copied in by the sender and out by the receiver.
@@ -224,7 +237,8 @@ impl Default for Model {
     fn default() -> Self {
         Self {
             hop: 80.0,
-            board_byte: 0.3,
+            board_byte: 0.05,
+            rounds: 500.0,
             message: 200.0,
             byte: 0.15,
             overhead: 60.0,
@@ -238,6 +252,8 @@ const LOOK: f64 = 0.25;
 /// Rounds of a measurement, and those before it that do not count.
 const ROUNDS: usize = 15;
 const WARM_ROUNDS: usize = 20;
+/// Bytes of an operand that shows what a byte costs on boards.
+const PIECE_MEASURED: usize = 8 << 10;
 /// Bytes of a message that shows what a byte costs.
 const LARGE: usize = 64 << 10;
 
@@ -248,13 +264,13 @@ impl Model {
         if group.size() == 1 || !group.engine.has_clock() {
             return Ok(model);
         }
-        let barrier = Self::measure_board(group).await?;
+        let boards = Self::measure_boards(group).await?;
         let call = group.begin(Signature::new("measure")).await?;
-        let result = Self::measure_between(&call, barrier).await;
+        let result = Self::measure_between(&call, boards).await;
         let measured = call.end(result)?;
         let mut constants = measured.unwrap_or(model).to_array();
         let call = group
-            .begin(Signature::of::<f64>("tell the model", Some(6)))
+            .begin(Signature::of::<f64>("tell the model", Some(7)))
             .await?;
         let result = crate::broadcast::tree(&call, 0, &mut constants).await;
         call.end(result)?;
@@ -262,10 +278,11 @@ impl Model {
         Ok(model)
     }
 
-    fn to_array(self) -> [f64; 6] {
+    fn to_array(self) -> [f64; 7] {
         [
             self.hop,
             self.board_byte,
+            self.rounds,
             self.message,
             self.byte,
             self.overhead,
@@ -273,11 +290,20 @@ impl Model {
         ]
     }
 
-    fn from_array(constants: [f64; 6]) -> Self {
-        let [hop, board_byte, message, byte, overhead, combined_byte] = constants;
+    fn from_array(constants: [f64; 7]) -> Self {
+        let [
+            hop,
+            board_byte,
+            rounds,
+            message,
+            byte,
+            overhead,
+            combined_byte,
+        ] = constants;
         Self {
             hop,
             board_byte,
+            rounds,
             message,
             byte,
             overhead,
@@ -285,8 +311,9 @@ impl Model {
         }
     }
 
-    /// What a barrier by boards takes, if there are boards.
-    async fn measure_board(group: &Group) -> Result<Option<f64>, Error> {
+    /// What a barrier takes by boards, and what it takes in rounds that all give all next to nothing, and a piece, if there are
+    /// boards.
+    async fn measure_boards(group: &Group) -> Result<Option<[f64; 3]>, Error> {
         if group.board().is_none() {
             return Ok(None);
         }
@@ -297,11 +324,27 @@ impl Model {
             group.barrier().await?;
             times.push(group.engine.clock() - start);
         }
+        let barrier = least(&times);
+        group.force(Some(Algorithm::Rounds));
+        let mut pieces = [0.0; 2];
+        for (least_time, len) in pieces.iter_mut().zip([1, PIECE_MEASURED / 8]) {
+            let (mine, mut all) = (vec![1u64; len], vec![0; len * group.size()]);
+            times.clear();
+            for _ in 0..2 * ROUNDS {
+                let start = group.engine.clock();
+                group.all_gather(&mine, &mut all).await?;
+                times.push(group.engine.clock() - start);
+            }
+            *least_time = least(&times);
+        }
         group.force(None);
-        Ok(Some(least(&times)))
+        Ok(Some([barrier, pieces[0], pieces[1]]))
     }
 
-    async fn measure_between(call: &Call<'_>, barrier: Option<f64>) -> Result<Option<Self>, Error> {
+    async fn measure_between(
+        call: &Call<'_>,
+        boards: Option<[f64; 3]>,
+    ) -> Result<Option<Self>, Error> {
         let (me, peer) = match call.me() {
             0 => (0, 1),
             1 => (1, 0),
@@ -353,10 +396,16 @@ impl Model {
         let overhead = least(&send_times).min(message);
         // A barrier is a hop, and a look at every other board.
         let others = (call.size() - 1) as f64;
-        let hop = barrier.map_or(message, |barrier| barrier / (1.0 + others * LOOK));
+        let [hop, rounds, piece] = match boards {
+            Some([barrier, rounds, piece]) => [barrier / (1.0 + others * LOOK), rounds, piece],
+            None => [message; 3],
+        };
+        // Written once and read by all others; ours is copied as well, which costs as much.
+        let moved = (PIECE_MEASURED * (call.size() + 1)) as f64;
         Ok(Some(Self {
             hop,
-            board_byte: 2.0 * byte,
+            board_byte: ((piece - rounds) / moved).max(0.01),
+            rounds,
             message,
             byte,
             overhead,
@@ -376,17 +425,18 @@ impl Model {
         use Operator as On;
         let (p, n) = (size as f64, bytes as f64);
         let others = p - 1.0;
-        let rounds = (size.max(1) as f64).log2().ceil();
+        let levels = (size.max(1) as f64).log2().ceil();
         let Self {
             hop,
             board_byte,
+            rounds,
             message,
             byte,
             overhead,
             combined_byte,
         } = *self;
         let send = |bytes: f64| message + bytes * byte;
-        // What is not sent in segments has left the caches when it is read.
+        // What is not sent in segments has left the caches when it is read, and so has what all send and receive at a time.
         let whole = if bytes > SEGMENT { 2.0 * byte } else { byte };
         let send_whole = |bytes: f64| message + bytes * whole;
         // What a copy costs that is not sent.
@@ -404,13 +454,34 @@ impl Model {
                 };
                 hop + readers * (hop * LOOK + n * (board_byte + combining)) + n * board_byte
             }
+            Algorithm::Rounds => {
+                let more = |piece: usize| (n / piece as f64).ceil().max(1.0) - 1.0;
+                // Pieces are written while those before them are read.
+                let ahead = n.min(PIECE as f64) * board_byte;
+                rounds
+                    + match operation {
+                        On::Broadcast => hop * LOOK * more(PIECE) + n * board_byte + ahead,
+                        On::AllReduce => {
+                            hop * (1.0 + 2.0 * more(LARGE_PIECE))
+                                + n * others / p * (3.0 * board_byte + combining)
+                        }
+                        On::AllToAll | On::ReduceScatter | On::Scatter => {
+                            let more = (n * others / LARGE_PIECE as f64).ceil().max(1.0) - 1.0;
+                            hop * more + others * n * (2.0 * board_byte + combining)
+                        }
+                        On::AllGather => hop * more(LARGE_PIECE) + p * n * board_byte + n * copy,
+                        _ => {
+                            hop * LOOK * more(PIECE) + others * n * (board_byte + combining) + ahead
+                        }
+                    }
+            }
             Algorithm::Flat => match operation {
                 On::Broadcast => others * overhead + send(n),
                 On::Scatter => others * (overhead + n * byte) + message,
-                On::AllToAll | On::AllGather | On::Gather => {
-                    message + others * (2.0 * overhead + n * byte)
+                On::Gather => message + others * (2.0 * overhead + n * byte),
+                On::AllToAll | On::AllGather | On::ReduceScatter => {
+                    message + others * (2.0 * overhead + n * (whole + combining)) + n * copy
                 }
-                On::ReduceScatter => message + others * (2.0 * overhead + n * (byte + combining)),
                 _ => message + others * (2.0 * overhead + n * (byte + combining)),
             },
             Algorithm::Slices => {
@@ -420,34 +491,34 @@ impl Model {
                     + part * byte
             }
             Algorithm::Tree => match operation {
-                On::Gather | On::Scatter => rounds * message + others * n * byte + p * n * copy,
-                _ => rounds * (send(n) + n * combining),
+                On::Gather | On::Scatter => levels * message + others * n * byte + p * n * copy,
+                _ => levels * (send(n) + n * combining),
             },
             Algorithm::Chain => {
                 let segments = (n / SEGMENT as f64).ceil().max(1.0);
                 (others + segments - 1.0) * (send(n / segments) + n / segments * combining)
             }
             Algorithm::ScatterAllGather => {
-                (others + rounds) * message + 2.0 * n * byte * others / p
+                (others + levels) * message + 2.0 * n * byte * others / p
             }
-            Algorithm::RecursiveDoubling => rounds * (send_whole(n) + n * combining),
+            Algorithm::RecursiveDoubling => levels * (send_whole(n) + n * combining),
             Algorithm::Rabenseifner => {
-                2.0 * rounds * message + (2.0 * whole + combining) * n * others / p
+                2.0 * levels * message + (2.0 * whole + combining) * n * others / p
             }
             Algorithm::Ring => match operation {
-                On::AllGather => others * send(n),
-                On::ReduceScatter => others * (send(n) + n * combining) + p * n * copy,
+                On::AllGather => others * send_whole(n) + n * copy,
+                On::ReduceScatter => others * (send_whole(n) + n * combining) + p * n * copy,
                 _ => 2.0 * others * message + (2.0 * byte + combining) * n * others / p,
             },
             Algorithm::Bruck => match operation {
-                On::AllGather => rounds * message + others * n * byte * 1.5,
-                _ => rounds * (message + n * p / 2.0 * byte * 2.0),
+                On::AllGather => levels * message + others * n * byte * 1.5,
+                _ => levels * (message + n * p / 2.0 * byte * 2.0),
             },
             Algorithm::Pairwise => match operation {
                 On::ReduceScatter => others * (send_whole(n) + n * combining),
-                _ => others * (send(n) + overhead),
+                _ => others * (send_whole(n) + overhead) + n * copy,
             },
-            Algorithm::Dissemination => rounds * message,
+            Algorithm::Dissemination => levels * message,
             // Chosen by who has nodes, not by this.
             Algorithm::Hierarchical => 0.0,
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call,
-    fate::Signature, op::Op, parts_of,
+    fate::Signature, op::Op, parts_of, rounds,
 };
 
 impl Group {
@@ -57,6 +57,9 @@ pub(crate) async fn by_messages<T: Element, O: Op<T>>(
         return Ok(());
     }
     match algorithm {
+        Algorithm::Rounds if rounds::fits::<T>(call, 1) => {
+            rounds::reduce(call, root, data, op).await
+        }
         Algorithm::Slices => slices(call, root, data, op).await,
         Algorithm::Tree => tree(call, root, data, op).await,
         Algorithm::Hierarchical => {

@@ -10,7 +10,7 @@ use crate::{
     fate::Signature,
     op::Op,
     reduce::combine_all,
-    scratch::Scratch,
+    rounds,
 };
 
 impl Group {
@@ -151,6 +151,9 @@ pub(crate) async fn by_messages<T: Element, O: Op<T>>(
             copy(mine, &all[own]);
             Ok(())
         }
+        Algorithm::Rounds if rounds::fits::<T>(call, call.size() - 1) => {
+            rounds::reduce_scatter(call, data, mine, op, block).await
+        }
         Algorithm::Pairwise => pairwise(call, data, mine, op, block).await,
         _ => flat(call, data, mine, op, block).await,
     }
@@ -199,22 +202,28 @@ async fn pairwise<T: Element, O: Op<T>>(
 ) -> Result<(), Error> {
     let (me, size) = (call.me(), call.size());
     copy(mine, &data[block(me)]);
-    // From the one before us downwards, and then from the last.
-    let mut right: Option<Scratch<'_, T>> = None;
+    let longest = (0..size).map(|member| block(member).len()).max();
+    // What those after us make. From the one before us downwards, and then from the last.
+    let mut right = call.scratch::<T>(if me + 1 < size { mine.len() } else { 0 });
     for distance in 1..size {
         let (to, from) = ((me + distance) % size, (me + size - distance) % size);
-        call.send(to, distance as u32, &data[block(to)]).await?;
-        let theirs = call.receive_exactly::<T>(from, mine.len()).await?;
-        if from < me {
-            op.combine_into_right(&theirs, mine);
-        } else {
-            match &mut right {
-                None => right = Some(call.scratch_copy(&theirs)),
-                Some(right) => op.combine_into_right(&theirs, right),
+        let theirs = block(to);
+        for segment in call.segments::<T>(longest.unwrap_or(0)) {
+            let within = |len: usize| segment.start.min(len)..segment.end.min(len);
+            let given = &data[theirs.clone()][within(theirs.len())];
+            call.send(to, distance as u32, given).await?;
+            let part = within(mine.len());
+            let taken = call.receive_exactly::<T>(from, part.len()).await?;
+            if from < me {
+                op.combine_into_right(&taken, &mut mine[part]);
+            } else if from + 1 == size {
+                copy(&mut right[part], &taken);
+            } else {
+                op.combine_into_right(&taken, &mut right[part]);
             }
         }
     }
-    if let Some(right) = right {
+    if me + 1 < size {
         op.combine(mine, &right);
     }
     Ok(())

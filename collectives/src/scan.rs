@@ -2,7 +2,7 @@
 
 use crate::{
     Algorithm, Element, Error, Group, Operation, Operator, board::Board, call::Call, copy,
-    fate::Signature, op::Op, scratch::Scratch,
+    fate::Signature, op::Op, rounds, scratch::Scratch,
 };
 
 impl Group {
@@ -78,6 +78,9 @@ pub(crate) async fn by_messages<T: Element, O: Op<T>>(
         return Ok(());
     }
     match algorithm {
+        Algorithm::Rounds if rounds::fits::<T>(call, 1) => {
+            rounds::scan(call, data, op, with_own).await
+        }
         Algorithm::Chain => chain(call, data, op, with_own).await,
         Algorithm::Flat => flat(call, data, op, with_own).await,
         _ => recursive_doubling(call, data, op, with_own).await,

@@ -8,6 +8,10 @@
 //! and leaving *c* behind. So nobody writes what another reads.
 //!
 //! That a member has left calls behind is told by the word that counts them, and by the count beside its next operand.
+//!
+//! In a call in rounds, a slot also says how many pieces of its owner's operand are written, and for how many rounds the owner is
+//! through with the slots of others, by words that are set before the stamp. A piece is written over another only when all who
+//! read that one, or wrote to it, have said so.
 
 use std::cell::{Cell, RefCell};
 
@@ -44,6 +48,18 @@ pub(crate) fn look(word: &AtomicU64) -> u64 {
 #[inline]
 pub(crate) fn hand_back(count: &AtomicU64, ended: u32) {
     count.store(u64::from(ended), Ordering::Release); // Pairs with the acquire in `look`.
+}
+
+/// The word that says so many rounds of a call.
+#[inline]
+pub(crate) fn rounds_of(call: u32, rounds: u32) -> u64 {
+    u64::from(call) << 32 | u64::from(rounds)
+}
+
+/// Whether a word of a slot with the stamp of a call says as many rounds of it as `wanted`, or more.
+#[inline]
+pub(crate) fn is_so_far(found: u64, wanted: u64) -> bool {
+    found >> 32 == wanted >> 32 && found >= wanted
 }
 
 /// Who has left which calls behind, as one member knows.
@@ -157,6 +173,8 @@ mod loom_tests {
 
     struct Slot {
         stamp: AtomicU64,
+        given: AtomicU64,
+        taken: AtomicU64,
         /// The count beside the operand, which is relaxed.
         count: AtomicU64,
         operand: cell::Cell<u32>,
@@ -174,8 +192,7 @@ mod loom_tests {
             &self.boards[member].slots[number as usize % SLOTS]
         }
 
-        /// Writes an operand, once nobody reads what was in its slot.
-        fn write(&self, number: u32) {
+        fn wait_for_slot(&self, number: u32) {
             let used_for = used_for(number);
             if !self.turns.have_all_passed(self.me, used_for) {
                 for from in (0..MEMBERS).filter(|&from| from != self.me) {
@@ -186,6 +203,11 @@ mod loom_tests {
                 }
                 assert!(self.turns.have_all_passed(self.me, used_for));
             }
+        }
+
+        /// Writes an operand, once nobody reads what was in its slot.
+        fn write(&self, number: u32) {
+            self.wait_for_slot(number);
             let slot = self.slot(self.me, number);
             slot.operand.set(value(self.me, number));
             let ended = u64::from(self.turns.ended());
@@ -202,6 +224,37 @@ mod loom_tests {
             self.turns
                 .note(from, slot.count.load(Ordering::Relaxed) as u32);
             assert_eq!(slot.operand.get(), value(from, number));
+        }
+
+        /// Begins a call in rounds, and says that it has written nothing yet.
+        fn open(&self, number: u32) {
+            self.wait_for_slot(number);
+            let slot = self.slot(self.me, number);
+            for word in [&slot.given, &slot.taken] {
+                word.store(rounds_of(number, 0), Ordering::Relaxed);
+            }
+        }
+
+        /// Says how far it is, by one of the words of its slot.
+        fn tell(&self, word: fn(&Slot) -> &AtomicU64, number: u32, rounds: u32) {
+            let slot = self.slot(self.me, number);
+            publish(word(slot), rounds_of(number, rounds));
+            if slot.stamp.load(Ordering::Relaxed) != stamp(number) {
+                let ended = u64::from(self.turns.ended());
+                slot.count.store(ended, Ordering::Relaxed);
+                publish(&slot.stamp, stamp(number));
+            }
+        }
+
+        /// Waits until the other member is so far.
+        fn reach(&self, word: fn(&Slot) -> &AtomicU64, number: u32, rounds: u32) {
+            let slot = self.slot(1 - self.me, number);
+            let wanted = rounds_of(number, rounds);
+            while look(&slot.stamp) != stamp(number) || !is_so_far(look(word(slot)), wanted) {
+                thread::yield_now();
+            }
+            let ended = slot.count.load(Ordering::Relaxed);
+            self.turns.note(1 - self.me, ended as u32);
         }
 
         fn leave(&self, number: u32) {
@@ -225,6 +278,8 @@ mod loom_tests {
         loom::model(move || {
             let slot = |_| Slot {
                 stamp: AtomicU64::new(0),
+                given: AtomicU64::new(0),
+                taken: AtomicU64::new(0),
                 count: AtomicU64::new(0),
                 operand: cell::Cell::new(0),
             };
@@ -285,6 +340,52 @@ mod loom_tests {
             }
             member.write(SLOTS as u32);
             member.read(1 - member.me, SLOTS as u32);
+        });
+    }
+
+    const ROUNDS: u32 = 2;
+
+    /// As an all-reduce in rounds: each writes its piece, then over that of the other, and finds in its own what the other wrote.
+    #[test]
+    fn pieces_that_others_write_over_are_those_of_their_round() {
+        explore(|member| {
+            let (me, other) = (member.me, 1 - member.me);
+            member.open(0);
+            for round in 0..ROUNDS {
+                let own = &member.slot(me, 0).operand;
+                own.set(value(me, round));
+                member.tell(|slot| &slot.given, 0, round + 1);
+                member.reach(|slot| &slot.given, 0, round + 1);
+                let theirs = &member.slot(other, 0).operand;
+                theirs.set(theirs.get() + 100);
+                member.tell(|slot| &slot.taken, 0, round + 1);
+                member.reach(|slot| &slot.taken, 0, round + 1);
+                assert_eq!(own.get(), value(me, round) + 100);
+            }
+            member.leave(0);
+        });
+    }
+
+    /// As a broadcast in rounds, through a slot with room for one piece.
+    #[test]
+    fn pieces_are_written_over_when_they_are_read() {
+        explore(|member| {
+            member.open(0);
+            for round in 0..ROUNDS {
+                let operand = &member.slot(0, 0).operand;
+                if member.me == 0 {
+                    if round > 0 {
+                        member.reach(|slot| &slot.taken, 0, round);
+                    }
+                    operand.set(value(0, round));
+                    member.tell(|slot| &slot.given, 0, round + 1);
+                } else {
+                    member.reach(|slot| &slot.given, 0, round + 1);
+                    assert_eq!(operand.get(), value(0, round));
+                    member.tell(|slot| &slot.taken, 0, round + 1);
+                }
+            }
+            member.leave(0);
         });
     }
 }

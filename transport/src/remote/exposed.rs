@@ -155,6 +155,34 @@ impl RemoteRegion {
         self.0.words()
     }
 
+    /// Copies bytes from `offset` on out of the memory in place, word by word: what others write meanwhile is seen in parts.
+    /// Whether they could be copied: false where the memory is not in place, or there are fewer bytes.
+    #[inline]
+    #[must_use = "nothing is read when it is false"]
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> bool {
+        let words = self
+            .words()
+            .filter(|words| reaches(words, offset, bytes.len()));
+        words.is_some_and(|words| {
+            load(words, offset, bytes);
+            true
+        })
+    }
+
+    /// Copies bytes into the memory in place from `offset` on, word by word. To publish them, follow it by an atomic store
+    /// with release order, or by a message. Whether they could be copied, as for [`read`](Self::read).
+    #[inline]
+    #[must_use = "nothing is written when it is false"]
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> bool {
+        let words = self
+            .words()
+            .filter(|words| reaches(words, offset, bytes.len()));
+        words.is_some_and(|words| {
+            store(words, offset, bytes);
+            true
+        })
+    }
+
     /// Whether the memory is put to and got from without the program of its owner: in place, or by RDMA devices. Then it
     /// is not lent again before this is dropped.
     pub fn is_direct(&self) -> bool {
@@ -166,6 +194,13 @@ impl RemoteRegion {
     pub fn is_revoked(&self) -> bool {
         self.0.revoked.get()
     }
+}
+
+/// Whether there are so many bytes from `offset` on.
+#[inline]
+fn reaches(words: &[AtomicU64], offset: usize, bytes: usize) -> bool {
+    let all = words.len() * WORD_BYTES;
+    offset <= all && bytes <= all - offset
 }
 
 impl Attached {

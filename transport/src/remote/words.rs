@@ -9,6 +9,9 @@
 //!
 //! A copy is relaxed (plain moves on every machine): it publishes nothing and may be seen in parts. What
 //! publishes it is an atomic operation, or a message, that comes after it.
+//!
+//! Long copies move several words with one instruction, of a kind that the compiler never makes of atomics: it would
+//! store eight bytes at a time, and whoever then loads sixteen or more of them waits until they have left the store buffer.
 
 use std::{ptr::NonNull, rc::Rc, slice};
 
@@ -65,7 +68,9 @@ pub(crate) fn store(words: &[AtomicU64], offset: usize, bytes: &[u8]) {
     {
         merge(word, offset % WORD_BYTES, head);
     }
-    let whole = rest.chunks_exact(WORD_BYTES);
+    let lines = lines::store(words.as_slice(), rest);
+    let mut words = words.skip(lines * lines::WORDS);
+    let whole = rest[lines * lines::BYTES..].chunks_exact(WORD_BYTES);
     let tail = whole.remainder();
     for (chunk, word) in whole.zip(words.by_ref()) {
         let mut bytes = [0; WORD_BYTES];
@@ -97,16 +102,17 @@ fn merge(word: &AtomicU64, at: usize, bytes: &[u8]) {
 #[inline]
 pub(crate) fn load(words: &[AtomicU64], offset: usize, bytes: &mut [u8]) {
     let (head, rest) = bytes.split_at_mut(before_words(offset, bytes.len()));
-    let mut words = words[offset / WORD_BYTES..]
-        .iter()
-        .map(|word| word.load(Ordering::Relaxed).to_ne_bytes());
+    let mut words = words[offset / WORD_BYTES..].iter();
+    let bytes_of = |word: &AtomicU64| word.load(Ordering::Relaxed).to_ne_bytes();
     let start = offset % WORD_BYTES;
     if !head.is_empty()
         && let Some(word) = words.next()
     {
-        head.copy_from_slice(&word[start..start + head.len()]);
+        head.copy_from_slice(&bytes_of(word)[start..start + head.len()]);
     }
-    let mut whole = rest.chunks_exact_mut(WORD_BYTES);
+    let lines = lines::load(words.as_slice(), rest);
+    let mut words = words.skip(lines * lines::WORDS).map(bytes_of);
+    let mut whole = rest[lines * lines::BYTES..].chunks_exact_mut(WORD_BYTES);
     for (chunk, word) in whole.by_ref().zip(words.by_ref()) {
         chunk.copy_from_slice(&word);
     }
@@ -115,6 +121,117 @@ pub(crate) fn load(words: &[AtomicU64], offset: usize, bytes: &mut [u8]) {
         && let Some(word) = words.next()
     {
         tail.copy_from_slice(&word[..tail.len()]);
+    }
+}
+
+/// Copies of eight words at a time.
+#[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
+mod lines {
+    use std::arch::asm;
+
+    use super::{AtomicU64, WORD_BYTES};
+
+    /// Words that are moved together, and their bytes.
+    pub(super) const WORDS: usize = 8;
+    pub(super) const BYTES: usize = WORDS * WORD_BYTES;
+
+    /// Copies the first bytes to the first words, as many lines of both as there are. How many these are.
+    #[inline]
+    pub(super) fn store(words: &[AtomicU64], bytes: &[u8]) -> usize {
+        let lines = (words.len() / WORDS).min(bytes.len() / BYTES);
+        let words = words.as_ptr().cast::<u8>().cast_mut();
+        // SAFETY: so many lines may be read, and as many words, which may be written through a shared reference, written.
+        unsafe { copy(bytes.as_ptr(), words, lines) };
+        lines
+    }
+
+    /// Copies the first words to the first bytes in the same way.
+    #[inline]
+    pub(super) fn load(words: &[AtomicU64], bytes: &mut [u8]) -> usize {
+        let lines = (words.len() / WORDS).min(bytes.len() / BYTES);
+        // SAFETY: so many lines may be read, and as many bytes written.
+        unsafe { copy(words.as_ptr().cast(), bytes.as_mut_ptr(), lines) };
+        lines
+    }
+
+    /// Copies lines.
+    ///
+    /// # Safety
+    ///
+    /// So many lines of `from` may be read, and of `to` written. One of the two may be words that others access meanwhile, as
+    /// aligned words: to the language this is a relaxed load and a relaxed store of each word, which is what
+    /// processors make of it. They move at least eight aligned bytes as a whole, by whatever instruction.
+    #[inline]
+    unsafe fn copy(from: *const u8, to: *mut u8, lines: usize) {
+        if lines == 0 {
+            return;
+        }
+        if is_x86_feature_detected!("avx") {
+            // SAFETY: the processor has these instructions; the rest is the contract of this function.
+            unsafe {
+                asm!(
+                    "2:",
+                    "vmovdqu ymm0, [{from}]",
+                    "vmovdqu ymm1, [{from} + 32]",
+                    "vmovdqu [{to}], ymm0",
+                    "vmovdqu [{to} + 32], ymm1",
+                    "add {from}, 64",
+                    "add {to}, 64",
+                    "dec {lines}",
+                    "jnz 2b",
+                    "vzeroupper",
+                    from = inout(reg) from => _,
+                    to = inout(reg) to => _,
+                    lines = inout(reg) lines => _,
+                    out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                    out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                    out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                    out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                    options(nostack),
+                );
+            }
+        } else {
+            // SAFETY: as above; every processor of this kind has these instructions.
+            unsafe {
+                asm!(
+                    "2:",
+                    "movdqu xmm0, [{from}]",
+                    "movdqu xmm1, [{from} + 16]",
+                    "movdqu xmm2, [{from} + 32]",
+                    "movdqu xmm3, [{from} + 48]",
+                    "movdqu [{to}], xmm0",
+                    "movdqu [{to} + 16], xmm1",
+                    "movdqu [{to} + 32], xmm2",
+                    "movdqu [{to} + 48], xmm3",
+                    "add {from}, 64",
+                    "add {to}, 64",
+                    "dec {lines}",
+                    "jnz 2b",
+                    from = inout(reg) from => _,
+                    to = inout(reg) to => _,
+                    lines = inout(reg) lines => _,
+                    out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                    options(nostack),
+                );
+            }
+        }
+    }
+}
+
+/// None here: all is copied word by word.
+#[cfg(not(all(target_arch = "x86_64", not(any(loom, miri)))))]
+mod lines {
+    use super::AtomicU64;
+
+    pub(super) const WORDS: usize = 8;
+    pub(super) const BYTES: usize = 64;
+
+    pub(super) fn store(_: &[AtomicU64], _: &[u8]) -> usize {
+        0
+    }
+
+    pub(super) fn load(_: &[AtomicU64], _: &mut [u8]) -> usize {
+        0
     }
 }
 
@@ -141,7 +258,7 @@ mod tests {
 
     use super::*;
 
-    const BYTES: usize = 80;
+    const BYTES: usize = 240;
 
     fn bytes_of(words: &[AtomicU64]) -> Vec<u8> {
         let mut bytes = vec![0; words.len() * WORD_BYTES];
