@@ -9,7 +9,8 @@ use std::{
 use nix::sys::eventfd::EventFd;
 
 use crate::{
-    Arena, Buffer, Config, Endpoint, Ledger,
+    Arena, Buffer, Config, Endpoint, Event, Fabric, Ledger, Outcome, RegionHandle, RemoteRegion,
+    Simulation,
     arena::{Mapping, Region},
     link::{
         ring::{ENTRY_WORDS, Note, Producer},
@@ -17,11 +18,16 @@ use crate::{
         tcp::Tcp,
         tls::Wire,
     },
+    remote::FRAME_BYTES,
 };
 
 const ARENA_BYTES: u64 = 1 << 20;
 /// Bytes of input that make an entry: its note and its words.
 const ENTRY_BYTES: usize = 2 + 8 * ENTRY_WORDS;
+/// Bytes of input that make a step of what is said about memory: what it is, its number, and a frame.
+const STEP_BYTES: usize = 2 + FRAME_BYTES;
+/// Bytes of memory that are exposed, and of what lies before and behind it.
+const EXPOSED_BYTES: usize = 4 << 10;
 
 /// Takes `bytes` for what a peer sends over TCP once it has proved itself. They are messages or the end of the link.
 /// None when the system has no sockets left.
@@ -87,6 +93,78 @@ pub fn descriptors(bytes: &[u8]) -> Option<()> {
     Some(())
 }
 
+/// Takes `bytes` for what a peer says about memory: questions, answers, and pieces of data, between messages. It
+/// writes nothing but what is exposed, and is answered, or is the end of the link. None when there is no memory left.
+///
+/// The honest side asks, too, so that there is something to answer.
+pub fn questions(bytes: &[u8]) -> Option<()> {
+    let arena = || Arena::new(&Ledger::new(ARENA_BYTES), ARENA_BYTES).ok();
+    let (network, own) = (Simulation::new(3, 2), arena()?);
+    let mut here = network.fabric(0, &own);
+    let mut liar = network.fabric(1, &arena()?);
+    let [before, exposed, behind] = [(); 3].map(|()| {
+        let mut loan = here.loan(EXPOSED_BYTES).ok()??;
+        loan.fill(9);
+        Some(loan)
+    });
+    let (before, behind) = (before?.freeze(), behind?.freeze());
+    let exposed = here.expose(exposed?).ok()?;
+    let name = &exposed.handle().to_bytes()[4..16];
+    let mut invented = [0; RegionHandle::BYTES];
+    invented[0] = 1; // Of the liar.
+    let _ = here.attach(&RegionHandle::from_bytes(&invented));
+    let mut attached = None;
+    for step in bytes.chunks_exact(STEP_BYTES) {
+        let (what, number) = (step[0], u64::from(step[1]));
+        let mut frame = [0; FRAME_BYTES];
+        frame.copy_from_slice(&step[2..]);
+        if what & 1 != 0 {
+            frame[4..16].copy_from_slice(name); // It cannot be guessed.
+        }
+        let few = usize::from(what >> 3).min(FRAME_BYTES);
+        match what >> 1 & 3 {
+            0 => liar.say(0, number, &frame),
+            1 => liar.say(0, number, &frame[..few]),
+            2 => drop(liar.send_copy(0, number, &frame[..few])),
+            _ => ask(&mut here, attached.as_ref(), few, &frame),
+        }
+        while network.advance() {
+            while let Ok(Some(event)) = here.receive() {
+                match event {
+                    Event::Completed { completion, .. } => {
+                        if let Ok(Outcome::Attached(region)) = completion.outcome {
+                            attached = Some(region);
+                        }
+                    }
+                    Event::Ended { .. } => {
+                        assert_eq!(here.outstanding(1), 0, "nothing is left under way");
+                    }
+                    _ => {}
+                }
+            }
+            let _ = liar.receive();
+        }
+    }
+    for untouched in [before, behind] {
+        assert!(untouched.iter().all(|&byte| byte == 9), "it is not exposed");
+    }
+    Some(())
+}
+
+/// Has an honest rank use memory that it has attached to.
+fn ask(here: &mut Fabric, region: Option<&RemoteRegion>, offset: usize, bytes: &[u8]) {
+    let Some(region) = region else {
+        return;
+    };
+    let word = 8 * offset as u64;
+    let _ = match bytes[0] % 4 {
+        0 => here.put(region, word, bytes).map(drop),
+        1 => here.get(region, word, usize::from(bytes[1])).map(drop),
+        2 => here.fetch_add(region, word, 1).map(drop),
+        _ => here.compare_swap(region, word, 0, 1).map(drop),
+    };
+}
+
 /// Reads a message, and drops the oldest when there are many.
 fn keep(kept: &mut Vec<Buffer>, message: Buffer) {
     let sum = message
@@ -122,6 +200,9 @@ mod tests {
         for bytes in seeds("descriptors") {
             descriptors(&bytes).unwrap();
         }
+        for bytes in seeds("questions") {
+            questions(&bytes).unwrap();
+        }
     }
 
     proptest! {
@@ -141,6 +222,7 @@ mod tests {
             };
             frames(&damaged("frames")).unwrap();
             descriptors(&damaged("descriptors")).unwrap();
+            questions(&damaged("questions")).unwrap();
         }
     }
 }

@@ -21,6 +21,8 @@ mod handle;
 mod lane;
 mod words;
 
+#[cfg(any(fuzzing, all(test, not(loom))))]
+pub(crate) use self::frame::FRAME_BYTES;
 pub(crate) use self::{
     exposed::{Attached, Place, Table},
     frame::{Access, Frame, Name, Reason},

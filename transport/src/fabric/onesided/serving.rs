@@ -72,6 +72,16 @@ impl Fabric {
         }
     }
 
+    /// Sends bytes beside the messages to a peer with an open link: what one says that keeps to no rules.
+    #[cfg(any(fuzzing, all(test, not(loom))))]
+    pub(crate) fn say(&mut self, peer: Rank, number: u64, bytes: &[u8]) {
+        if let Some(Contact::Open(link)) = self.peers.get_mut(peer as usize)
+            && let Some(aside) = Buffer::inline(number, bytes)
+        {
+            link.send_aside(aside);
+        }
+    }
+
     #[cold]
     fn send_notices(&mut self) {
         let notices = self.onesided.table().borrow_mut().take_notices();
