@@ -55,6 +55,31 @@ struct Owned {
     book: RefCell<Book>,
     /// The loan that will likely be asked for next.
     prepared: Cell<Option<Loan>>,
+    /// Which lines of it have not been fetched.
+    unfetched: Cell<Unfetched>,
+}
+
+/// Lines that are soon to be written, and are with whoever read them last.
+#[derive(Clone, Copy)]
+struct Unfetched {
+    /// The first of them. It need not be ours any more: to fetch a line changes nothing but when it arrives.
+    first: *const u8,
+    count: usize,
+}
+
+impl Unfetched {
+    const NONE: Self = Self {
+        first: std::ptr::null(),
+        count: 0,
+    };
+
+    /// The lines of a loan, as far as they stay in the cache until they are written.
+    fn of(loan: &Loan) -> Self {
+        Self {
+            first: loan.as_ptr(),
+            count: loan.bytes().min(FETCHED_MAX).div_ceil(LINE_BYTES),
+        }
+    }
 }
 
 /// What only the owner knows of its blocks.
@@ -97,6 +122,13 @@ enum Holder {
 /// in the caches, and not memory that nobody has touched.
 const CACHED_BYTES: u64 = 128 << 10;
 const FEW: usize = 4;
+
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
+/// Lines of the next loan that are fetched between two looks for a message: few enough that the look does not wait for them.
+const LINES_A_LOOK: usize = 16;
+/// Bytes of it that are: a quarter of the cache that many processors have for each core.
+const FETCHED_MAX: usize = 256 << 10;
 
 /// The numbers of received messages that have been read and dropped.
 pub(crate) type Returns = RefCell<Vec<u64>>;
@@ -254,6 +286,7 @@ impl Arena {
             mapping,
             book: RefCell::new(book),
             prepared: Cell::new(None),
+            unfetched: Cell::new(Unfetched::NONE),
         })))
     }
 
@@ -293,9 +326,33 @@ impl Arena {
     pub(crate) fn prepare(&self, bytes: usize) {
         let prepared = self.0.prepared.take().or_else(|| {
             self.reclaim();
-            self.lend(bytes)
+            let loan = self.lend(bytes)?;
+            let unfetched = Unfetched::of(&loan);
+            self.0.unfetched.set(unfetched);
+            if unfetched.count <= LINES_A_LOOK {
+                // At once, for those who send again and do not wait. (A part of the lines would make that slower.)
+                self.fetch_prepared();
+            }
+            Some(loan)
         });
         self.0.prepared.set(prepared);
+    }
+
+    /// There is nothing to do: has the processor fetch some lines of the loan that is ready, so that it need not wait for
+    /// them when they are written. They are with the peer that read what was in them before.
+    #[inline(always)]
+    pub(crate) fn fetch_prepared(&self) {
+        let Unfetched { first, count } = self.0.unfetched.get();
+        if count > 0 {
+            let now = count.min(LINES_A_LOOK);
+            for line in 0..now {
+                prefetch_write(first.wrapping_add(line * LINE_BYTES));
+            }
+            self.0.unfetched.set(Unfetched {
+                first: first.wrapping_add(now * LINE_BYTES),
+                count: count - now,
+            });
+        }
     }
 
     /// The same, counted against `window`: `None` also while the window is used up.
@@ -605,6 +662,26 @@ mod tests {
             .expect("it held this one alone");
         assert!(arena.loan(1 << 14).unwrap().is_none(), "we still read ours");
         drop((ours, back));
+    }
+
+    #[test]
+    fn the_lines_of_the_loan_that_is_ready_are_fetched_a_few_at_a_time_and_once() {
+        let arena = arena(4 << 20);
+        let unfetched = || arena.0.unfetched.get().count;
+        for (bytes, lines) in [(0, 0), (1024, 0), (1025, 17), (1 << 20, FETCHED_MAX / 64)] {
+            arena.prepare(bytes);
+            assert_eq!(unfetched(), lines, "a few are fetched at once");
+            let first = arena.0.unfetched.get().first;
+            for left in (0..lines).rev().step_by(LINES_A_LOOK) {
+                arena.fetch_prepared();
+                assert_eq!(unfetched(), left.saturating_sub(LINES_A_LOOK - 1));
+            }
+            arena.fetch_prepared();
+            assert_eq!(unfetched(), 0);
+            let loan = arena.loan(bytes).unwrap().unwrap();
+            let is_next = lines == 0 || loan.as_ptr() == first;
+            assert!(is_next, "it is the loan that is had next");
+        }
     }
 
     #[test]

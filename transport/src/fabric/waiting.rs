@@ -234,6 +234,7 @@ impl Fabric {
             if spin % polls_a_look == polls_a_look - 1 {
                 self.look(Some(Duration::ZERO))?;
             }
+            self.arena.fetch_prepared();
             if self.spin {
                 std::hint::spin_loop();
             } else {

@@ -411,6 +411,7 @@ impl Shm {
         loop {
             let Some((note, entry, handed_back)) = self.incoming.pop() else {
                 self.fetch_expected();
+                self.arena.fetch_prepared();
                 // Now, when there is time for it, and not while an answer is waited for.
                 if self.mapping.dropped_enough(RETURNED_MAX) {
                     self.return_entry();
