@@ -53,6 +53,10 @@ pub fn frames(bytes: &[u8]) -> Option<()> {
             Ok(None) => kept.clear(),
             Err(_) => return Some(()),
         }
+        // Behind one that is not taken nothing is received.
+        while let Some(aside) = link.take_aside() {
+            keep(&mut kept, aside);
+        }
     }
     panic!("the link does not end, though its peer has gone");
 }
