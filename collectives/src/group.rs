@@ -34,7 +34,8 @@ const SEGMENTS_AT_ONCE: usize = 16;
 ///
 /// Members are numbered from 0. All have to call the same operations in the same order; calls that differ are an
 /// [`Error::Mismatch`]. Operations are futures: several can be under way at a time, each beside the others,
-/// as long as they begin (are first polled) in the same order everywhere. One that is dropped before its end, and any
+/// as long as they begin (are first polled) in the same order everywhere; where members share memory, the eighth after one
+/// waits until that one has ended, so it has to be polled meanwhile. One that is dropped before its end, and any
 /// that fails, ends the group for all members.
 ///
 /// Dropping a group is a matter of this rank alone.
