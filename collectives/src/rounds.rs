@@ -8,9 +8,9 @@
 //! another once all who need that one have read it.
 //!
 //! To combine, members do not read all operands. Each combines a slice of all, where they lie, and writes the result over the
-//! same slice in the slots of all others, which find it in their own. A line then goes to who combines it and back, and no more;
-//! published as "each rank reduces a slice" by Rabenseifner ("Optimization of collective reduction operations", 2004), here without
-//! messages.
+//! same slice in the slots of all others, which find it in their own. A line then goes to who combines it and back, and no more.
+//! These are the two halves of Rabenseifner's algorithm ("Optimization of collective reduction operations", 2004), a
+//! reduce-scatter and an all-gather, without messages.
 
 use std::ops::Range;
 
