@@ -65,6 +65,13 @@ pub(crate) mod reads_and_writes_the_memory_of_a_peer {
         } else {
             assert!(region.words().is_none());
         }
+        let (is_in_place, mut word) = (path == Some(Path::Shm), [0; 8]);
+        assert_eq!(region.read(64, &mut word), is_in_place);
+        assert_eq!(u64::from_ne_bytes(word), u64::from(is_in_place));
+        assert_eq!(region.write(64, &word), is_in_place);
+        for past in [(1 << 20) - 7, 1 << 20, usize::MAX] {
+            assert!(!region.read(past, &mut word) && !region.write(past, &word));
+        }
         let whole = end.get(&region, 0, 1 << 20).await.unwrap();
         assert!(whole.as_slice() == model);
         end.send(b"look").await;
