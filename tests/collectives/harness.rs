@@ -23,6 +23,21 @@ const IDLE_ROUNDS_MAX: usize = 1000;
 /// How long such a round takes.
 const IDLE_ROUND: Duration = Duration::from_millis(10);
 
+/// Elements after which operands repeat themselves: a prime number, so that no segment starts where another one could.
+pub(crate) const PERIOD: usize = 1009;
+
+/// An operand of `len` elements, which begins again after [`PERIOD`] of them.
+pub(crate) fn periodic<T: Copy>(len: usize, element: impl Fn(usize) -> T) -> Vec<T> {
+    lengthened(&(0..len.min(PERIOD)).map(element).collect::<Vec<_>>(), len)
+}
+
+/// What begins like `period` goes on to `len` elements.
+pub(crate) fn lengthened<T: Copy>(period: &[T], len: usize) -> Vec<T> {
+    let mut all = period.repeat(len.div_ceil(PERIOD));
+    all.truncate(len);
+    all
+}
+
 /// A program of one rank.
 pub(crate) type Program<T> = Pin<Box<dyn Future<Output = Result<T, Error>>>>;
 

@@ -8,7 +8,9 @@ use collectives::{
 };
 use transport::Transport;
 
-use crate::harness::{Program, simulate, simulate_in, threads, threads_in};
+use crate::harness::{
+    PERIOD, Program, lengthened, periodic, simulate, simulate_in, threads, threads_in,
+};
 
 /// Elements that are awkward for any number of members up to 17, and larger than a segment.
 const LENGTHS: [usize; 7] = [0, 1, 2, 3, 17, 1000, 40_000];
@@ -24,14 +26,10 @@ fn compose(f: [u32; 2], g: [u32; 2]) -> [u32; 2] {
 }
 
 fn operand(member: usize, len: usize) -> Vec<[u32; 2]> {
-    (0..len as u32)
-        .map(|index| {
-            [
-                2 * index + 3 + member as u32,
-                7 * index + 11 * member as u32,
-            ]
-        })
-        .collect()
+    periodic(len, |index| {
+        let (index, member) = (index as u32, member as u32);
+        [2 * index + 3 + member, 7 * index + 11 * member]
+    })
 }
 
 /// What an operation makes of the operands of members, one after another.
@@ -40,12 +38,12 @@ fn combined<O: Op<[u32; 2]>>(
     len: usize,
     op: &O,
 ) -> Vec<[u32; 2]> {
-    let mut operands = members.map(|member| operand(member, len));
+    let mut operands = members.map(|member| operand(member, len.min(PERIOD)));
     let mut all = operands.next().unwrap();
     for right in operands {
         op.combine(&mut all, &right);
     }
-    all
+    lengthened(&all, len)
 }
 
 fn concatenated(size: usize, len: usize) -> Vec<[u32; 2]> {

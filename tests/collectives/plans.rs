@@ -6,16 +6,16 @@ use collectives::{
 };
 use transport::Transport;
 
-use crate::harness::{Program, simulate, threads};
+use crate::harness::{Program, periodic, simulate, threads};
 
 /// Elements that fit on a board, that do not, and that take several segments.
 const LENGTHS: [usize; 4] = [0, 3, 700, 20_000];
-const SHORT_LENGTHS: [usize; 3] = [0, 3, 40];
+const SHORT_LENGTHS: [usize; 2] = [3, 40];
 
 fn operand(member: usize, run: usize, len: usize) -> Vec<u64> {
-    (0..len)
-        .map(|index| (member << 33 | run << 40 | (index * 3 + member)) as u64)
-        .collect()
+    periodic(len, |index| {
+        (member << 33 | run << 40 | (index * 3 + member)) as u64
+    })
 }
 
 /// Not commutative: the composition of functions x -> a x + b on numbers modulo 2^32, each in the halves of a word.
@@ -40,7 +40,7 @@ async fn all_kinds<O: Op<u64>>(group: &Group, len: usize, op: O) -> Result<(), E
     let scatter = group.plan_scatter(root, len).await?;
     let all_gather = group.plan_all_gather(len).await?;
     let all_to_all = group.plan_all_to_all(len).await?;
-    for run in 0..3 {
+    for run in 0..2 {
         let mine = operand(me, run, len);
         let many = operand(me, run, len * size);
         let mut none = Vec::new();
@@ -125,7 +125,8 @@ fn short(group: Group) -> Program<()> {
 
 #[test]
 fn a_plan_does_what_the_operation_does_by_every_algorithm() {
-    for size in 1..=17 {
+    // Powers of two, what is beside them, and primes: the operations themselves are tested with every number.
+    for size in [1, 2, 3, 4, 5, 8, 11, 17] {
         for result in simulate(size.into(), size, short) {
             result.unwrap();
         }

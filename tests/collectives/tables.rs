@@ -12,7 +12,7 @@ use collectives::{
 };
 use transport::Transport;
 
-use crate::harness::{Program, simulate, threads};
+use crate::harness::{Program, periodic, simulate, threads};
 
 /// A plain model of a table.
 type Model<P> = BTreeMap<u64, P>;
@@ -24,8 +24,8 @@ fn numbers(member: usize) -> Model<Vec<f64>> {
         let len = [0, 1, 3, 700, 20_000, 9][id as usize % 6];
         // Sums of these depend on the order in which they are added.
         let number =
-            |place: u64| 0.1 * (place + 1) as f64 + 1e10 / (1.0 + member as f64 + id as f64);
-        (0..len).map(number).collect()
+            |place: usize| 0.1 * (place + 1) as f64 + 1e10 / (1.0 + member as f64 + id as f64);
+        periodic(len, number)
     };
     ids.map(|id| (id, of(id))).collect()
 }
@@ -42,7 +42,7 @@ fn add(left: &mut Vec<f64>, right: &Vec<f64>) {
 fn words(member: usize) -> Model<Single<Vec<String>>> {
     let ids = (0..9).filter(|id| !(id + member as u64).is_multiple_of(3));
     let of = |id: u64| {
-        let count = if id == 7 { 9000 } else { id };
+        let count = if id == 7 { 4000 } else { id };
         Single(
             (0..count)
                 .map(|n| format!("word {n} of {member}"))

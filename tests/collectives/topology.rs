@@ -3,16 +3,16 @@
 use collectives::{Cartesian, Dimension, Error, Graph, Group, Neighbours};
 use transport::Transport;
 
-use crate::harness::{Program, simulate, threads};
+use crate::harness::{Program, periodic, simulate, threads};
 
 /// Elements that take no loan, one segment and several.
 const LENGTHS: [usize; 4] = [0, 1, 17, 20_000];
 
 /// What a member sends from a place of its targets.
 fn block(from: usize, place: usize, len: usize) -> Vec<u32> {
-    (0..len)
-        .map(|index| (from << 20 | place << 16) as u32 ^ index as u32)
-        .collect()
+    periodic(len, |index| {
+        (from << 20 | place << 16) as u32 ^ index as u32
+    })
 }
 
 /// What every operation among neighbours gives, where `sent_to(place)` says who sends to us at a place of our sources, and
