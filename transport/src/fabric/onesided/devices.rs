@@ -14,8 +14,8 @@ use crate::{
 
 const ARENA: u64 = 16 << 20;
 
-/// Two ranks with a link between two devices, on one thread.
-struct Pair([Fabric; 2]);
+/// Two ranks with a link between two devices, on one thread, and since when.
+struct Pair([Fabric; 2], Instant);
 
 impl Pair {
     fn new() -> Self {
@@ -44,7 +44,7 @@ impl Pair {
         fabrics
             .iter_mut()
             .for_each(|fabric| fabric.join(&book).unwrap());
-        let mut pair = Self(fabrics);
+        let mut pair = Self(fabrics, Instant::now());
         pair.0[0].send_copy(1, 0, b"hello").unwrap();
         pair.drive(|rank, event| rank == 1 && matches!(event, Event::Message { .. }));
         pair
@@ -55,7 +55,7 @@ impl Pair {
         let start = Instant::now();
         loop {
             for (rank, fabric) in self.0.iter_mut().enumerate() {
-                fabric.tick(start.elapsed());
+                fabric.tick(self.1.elapsed());
                 if let Some(event) = fabric.receive().unwrap()
                     && done(rank, event)
                 {
@@ -91,6 +91,7 @@ impl Pair {
     fn outcome(&mut self) -> Outcome {
         let start = Instant::now();
         loop {
+            self.0[0].tick(self.1.elapsed());
             match self.0[0].receive().unwrap() {
                 Some(Event::Completed { completion, .. }) => return completion.outcome.unwrap(),
                 Some(other) => panic!("{other:?}"),

@@ -284,13 +284,15 @@ impl Rdma {
         }
     }
 
-    /// Lets time pass: after a silence, asks whether the peer's device is there.
+    /// Lets time pass: after a silence, asks whether the peer's device is there. That also tells our own device that there
+    /// are requests. One that waits for those before it (`IBV_SEND_FENCE`) may have been forgotten: Soft-RoCE looks
+    /// whether they are done, and notes only then that one waits (`rxe_req.c` of Linux 6.1).
     pub(crate) fn tick(&mut self, now: Duration) {
         if !std::mem::replace(&mut self.quiet, true) {
             self.heard = now;
         }
         if self.end.is_none()
-            && (self.posted.is_empty() || self.unsignalled > 0)
+            && !matches!(self.posted.back(), Some(Posted::Probe))
             && now > self.heard + self.adapter.probe_after()
         {
             self.probe();
