@@ -560,6 +560,20 @@ impl Board {
         self.load(from, first, bytemuck::cast_slice_mut(elements));
     }
 
+    /// The same past the caches of this processor.
+    #[inline]
+    pub(crate) fn stream_piece<T: Element>(
+        &self,
+        call: &Call<'_>,
+        from: usize,
+        first: usize,
+        elements: &mut [T],
+    ) {
+        let first = (self.slot(from, call.number) + PIECES) * WORD + first;
+        let read = self.boards[from].read_streaming(first, bytemuck::cast_slice_mut(elements));
+        debug_assert!(read, "a board has room for what is read there");
+    }
+
     /// This member leaves a call behind.
     #[inline]
     pub(crate) fn leave(&self, number: u32) {

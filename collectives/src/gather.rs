@@ -142,17 +142,15 @@ pub(crate) async fn gather<T: Element>(
     mine: &[T],
     all: &mut [T],
 ) -> Result<(), Error> {
+    if call.size() > 1 && algorithm == Algorithm::Rounds && rounds::fits::<T>(call, 1) {
+        return rounds::gather(call, root, mine, all).await;
+    }
     if call.me() == root {
         let len = mine.len();
         copy(&mut all[root * len..(root + 1) * len], mine);
     }
-    if call.size() == 1 {
-        return Ok(());
-    }
     match algorithm {
-        Algorithm::Rounds if rounds::fits::<T>(call, 1) => {
-            rounds::gather(call, root, mine, all).await
-        }
+        _ if call.size() == 1 => Ok(()),
         Algorithm::Tree => gather_by_tree(call, root, mine, all).await,
         _ => gather_flat(call, root, mine, all).await,
     }
@@ -269,17 +267,16 @@ pub(crate) async fn scatter<T: Element>(
     all: &[T],
     mine: &mut [T],
 ) -> Result<(), Error> {
+    let size = call.size();
+    if size > 1 && algorithm == Algorithm::Rounds && rounds::fits::<T>(call, size - 1) {
+        return rounds::scatter(call, root, all, mine).await;
+    }
     if call.me() == root {
         let len = mine.len();
         copy(mine, &all[root * len..(root + 1) * len]);
     }
-    if call.size() == 1 {
-        return Ok(());
-    }
     match algorithm {
-        Algorithm::Rounds if rounds::fits::<T>(call, call.size() - 1) => {
-            rounds::scatter(call, root, all, mine).await
-        }
+        _ if size == 1 => Ok(()),
         Algorithm::Tree => scatter_by_tree(call, root, all, mine).await,
         _ => scatter_flat(call, root, all, mine).await,
     }

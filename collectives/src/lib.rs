@@ -44,6 +44,7 @@ mod barrier;
 mod board;
 mod broadcast;
 mod buffer;
+mod caches;
 mod call;
 mod cancel;
 mod cooperate;

@@ -436,8 +436,8 @@ impl Model {
             combined_byte,
         } = *self;
         let send = |bytes: f64| message + bytes * byte;
-        // What is not sent in segments has left the caches when it is read, and so has what all send and receive at a time.
-        let whole = if bytes > SEGMENT { 2.0 * byte } else { byte };
+        // Who sends and receives at a time copies twice what one does who only sends, while another receives.
+        let whole = 2.0 * byte;
         let send_whole = |bytes: f64| message + bytes * whole;
         // What a copy costs that is not sent.
         let copy = byte / 2.0;
@@ -465,7 +465,11 @@ impl Model {
                             hop * (1.0 + 2.0 * more(LARGE_PIECE))
                                 + n * others / p * (3.0 * board_byte + combining)
                         }
-                        On::AllToAll | On::ReduceScatter | On::Scatter => {
+                        On::Scatter => {
+                            let more = (n * others / PIECE as f64).ceil().max(1.0) - 1.0;
+                            hop * LOOK * more + others * n * board_byte + ahead
+                        }
+                        On::AllToAll | On::ReduceScatter => {
                             let more = (n * others / LARGE_PIECE as f64).ceil().max(1.0) - 1.0;
                             hop * more + others * n * (2.0 * board_byte + combining)
                         }
@@ -511,7 +515,7 @@ impl Model {
                 _ => 2.0 * others * message + (2.0 * byte + combining) * n * others / p,
             },
             Algorithm::Bruck => match operation {
-                On::AllGather => levels * message + others * n * byte * 1.5,
+                On::AllGather => levels * message + others * n * whole + (p + 1.0) * n * copy,
                 _ => levels * (message + n * p / 2.0 * byte * 2.0),
             },
             Algorithm::Pairwise => match operation {

@@ -11,12 +11,18 @@
 //! same slice in the slots of all others, which find it in their own. A line then goes to who combines it and back, and no more.
 //! These are the two halves of Rabenseifner's algorithm ("Optimization of collective reduction operations", 2004), a
 //! reduce-scatter and an all-gather, without messages.
+//!
+//! Where the members touch more memory than caches hold, results are stored past the caches: their lines are not fetched to be
+//! written over, and do not drive out the pieces.
 
 use std::ops::Range;
+
+use transport::copy_streaming;
 
 use crate::{
     Element, Error,
     board::{Board, Progress},
+    caches,
     call::Call,
     copy,
     op::Op,
@@ -39,6 +45,8 @@ struct Rounds<'c> {
     /// Bytes of a piece, and how many there is room for in a slot.
     piece: usize,
     pieces: u32,
+    /// Whether results are stored past the caches.
+    streams: bool,
 }
 
 impl<'c> Rounds<'c> {
@@ -54,7 +62,22 @@ impl<'c> Rounds<'c> {
             board,
             piece,
             pieces: (room / piece) as u32,
+            streams: false,
         })
+    }
+
+    /// The same for a call in which all members together touch so many elements.
+    fn touching<T: Element>(self, elements: usize) -> Self {
+        let streams = elements.saturating_mul(size_of::<T>()) >= caches::outgrown_by();
+        Self { streams, ..self }
+    }
+
+    /// Copies what is ours to our result.
+    fn keep<T: Element>(&self, into: &mut [T], from: &[T]) {
+        match self.streams {
+            false => copy(into, from),
+            true => copy_streaming(bytemuck::cast_slice_mut(into), bytemuck::cast_slice(from)),
+        }
     }
 
     /// The ranges of a vector of `len` elements that are given round by round, when a piece has one for each of `parts`
@@ -104,7 +127,7 @@ impl<'c> Rounds<'c> {
         self.until(from, Progress::Given, round + 1).await
     }
 
-    /// The same, and reads elements of it, from byte `first` on.
+    /// The same, and has elements of it, from byte `first` on, in our result.
     async fn take<T: Element>(
         &self,
         round: u32,
@@ -113,7 +136,13 @@ impl<'c> Rounds<'c> {
         elements: &mut [T],
     ) -> Result<(), Error> {
         self.arrival(round, from).await?;
-        self.read(round, from, first, elements);
+        match self.streams {
+            false => self.read(round, from, first, elements),
+            true => {
+                let first = self.place(round) + first;
+                self.board.stream_piece(self.call, from, first, elements);
+            }
+        }
         Ok(())
     }
 
@@ -239,7 +268,9 @@ pub(crate) async fn broadcast<T: Element>(
     root: usize,
     data: &mut [T],
 ) -> Result<(), Error> {
-    let rounds = Rounds::open(call, PIECE).await?;
+    let rounds = Rounds::open(call, PIECE)
+        .await?
+        .touching::<T>(data.len() * call.size());
     for (round, range) in rounds.ranges::<T>(data.len(), 1) {
         if call.me() == root {
             rounds.give(round, &data[range], others(call)).await?;
@@ -315,10 +346,11 @@ pub(crate) async fn reduce_scatter<T: Element, O: Op<T>>(
     op: &O,
     block: &impl Fn(usize) -> Range<usize>,
 ) -> Result<(), Error> {
-    copy(mine, &data[block(call.me())]);
     let longest = (0..call.size()).map(|member| block(member).len()).max();
+    let rounds = Rounds::open(call, LARGE_PIECE).await?;
+    let own = &data[block(call.me())];
     blocks(
-        call,
+        &rounds,
         data,
         longest.unwrap_or(0),
         block,
@@ -328,6 +360,7 @@ pub(crate) async fn reduce_scatter<T: Element, O: Op<T>>(
             }
             let first = |from| place::<T>(call, from, call.me(), range.len());
             let part = within(&range, mine.len());
+            copy(&mut mine[part.clone()], &own[part.clone()]);
             rounds.combine(round, 0..call.size(), first, &mut mine[part], op);
             Ok(())
         },
@@ -341,10 +374,15 @@ pub(crate) async fn all_to_all<T: Element>(
     data: &[T],
     into: &mut [T],
 ) -> Result<(), Error> {
-    let len = data.len() / call.size();
+    let (me, size) = (call.me(), call.size());
+    let len = data.len() / size;
     let block = |member: usize| member * len..(member + 1) * len;
-    copy(&mut into[block(call.me())], &data[block(call.me())]);
-    blocks(call, data, len, &block, async |rounds, round, range| {
+    let rounds = Rounds::open(call, LARGE_PIECE)
+        .await?
+        .touching::<T>(2 * data.len() * size);
+    blocks(&rounds, data, len, &block, async |rounds, round, range| {
+        let (mine, own) = (&mut into[block(me)], &data[block(me)]);
+        rounds.keep(&mut mine[range.clone()], &own[range.clone()]);
         for from in others(call) {
             let first = place::<T>(call, from, call.me(), range.len());
             let into = &mut into[block(from)];
@@ -366,13 +404,13 @@ fn place<T: Element>(call: &Call<'_>, from: usize, of: usize, len: usize) -> usi
 /// Gives each other member its block of `data`, none longer than `longest`, a part of each block in a round. In each, `take` takes
 /// what others gave us: the range of our block in this round.
 async fn blocks<T: Element>(
-    call: &Call<'_>,
+    rounds: &Rounds<'_>,
     data: &[T],
     longest: usize,
     block: &impl Fn(usize) -> Range<usize>,
     mut take: impl AsyncFnMut(&Rounds<'_>, u32, Range<usize>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let rounds = Rounds::open(call, LARGE_PIECE).await?;
+    let call = rounds.call;
     let (me, size) = (call.me(), call.size());
     for (round, range) in rounds.ranges::<T>(longest, size - 1) {
         rounds.room(round, others(call)).await?;
@@ -383,7 +421,7 @@ async fn blocks<T: Element>(
             rounds.board.write_piece(call, me, first, part);
         }
         rounds.board.tell(call, Progress::Given, round + 1);
-        take(&rounds, round, range).await?;
+        take(rounds, round, range).await?;
         rounds.took(round);
     }
     Ok(())
@@ -400,13 +438,17 @@ pub(crate) async fn gather<T: Element>(
     mine: &[T],
     all: &mut [T],
 ) -> Result<(), Error> {
-    let rounds = Rounds::open(call, PIECE).await?;
     let len = mine.len();
+    let rounds = Rounds::open(call, PIECE)
+        .await?
+        .touching::<T>(2 * len * call.size());
     for (round, range) in rounds.ranges::<T>(len, 1) {
         if call.me() != root {
             rounds.give(round, &mine[range], [root].into_iter()).await?;
             continue;
         }
+        let own = &mut all[root * len..(root + 1) * len];
+        rounds.keep(&mut own[range.clone()], &mine[range.clone()]);
         for from in others(call) {
             let block = &mut all[from * len..(from + 1) * len];
             rounds
@@ -424,8 +466,10 @@ pub(crate) async fn scatter<T: Element>(
     all: &[T],
     mine: &mut [T],
 ) -> Result<(), Error> {
-    let rounds = Rounds::open(call, LARGE_PIECE).await?;
     let (me, size, len) = (call.me(), call.size(), mine.len());
+    let rounds = Rounds::open(call, PIECE)
+        .await?
+        .touching::<T>(2 * len * size);
     for (round, range) in rounds.ranges::<T>(len, size - 1) {
         let place = |of| place::<T>(call, root, of, range.len());
         if me != root {
@@ -443,6 +487,8 @@ pub(crate) async fn scatter<T: Element>(
                 .write_piece(call, me, first, &block[range.clone()]);
         }
         rounds.board.tell(call, Progress::Given, round + 1);
+        let own = &all[root * len..(root + 1) * len];
+        rounds.keep(&mut mine[range.clone()], &own[range]);
     }
     Ok(())
 }
@@ -452,13 +498,16 @@ pub(crate) async fn all_gather<T: Element>(
     mine: &[T],
     all: &mut [T],
 ) -> Result<(), Error> {
-    let rounds = Rounds::open(call, LARGE_PIECE).await?;
-    let len = mine.len();
-    copy(&mut all[call.me() * len..(call.me() + 1) * len], mine);
+    let (me, size, len) = (call.me(), call.size(), mine.len());
+    let rounds = Rounds::open(call, LARGE_PIECE)
+        .await?
+        .touching::<T>(len * size * (size + 1));
     for (round, range) in rounds.ranges::<T>(len, 1) {
         rounds
             .give(round, &mine[range.clone()], others(call))
             .await?;
+        let own = &mut all[me * len..(me + 1) * len];
+        rounds.keep(&mut own[range.clone()], &mine[range.clone()]);
         for from in others(call) {
             let block = &mut all[from * len..(from + 1) * len];
             rounds

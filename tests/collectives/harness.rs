@@ -208,7 +208,6 @@ pub(crate) fn threads_in<T: Send + 'static>(
                     fabric.flush().unwrap();
                     fabric.wait(Some(Duration::from_millis(1))).unwrap();
                 }
-                met.wait();
                 result
             })
         })

@@ -292,6 +292,43 @@ fn vectors_larger_than_the_arenas_get_through_on_every_link() {
     }
 }
 
+/// In rounds, with so much that it is stored past the caches (of up to 32 MiB), to places that do not begin with a line.
+fn more_than_caches_hold(group: Group) -> Program<()> {
+    const LEN: usize = 900_001;
+    Box::pin(async move {
+        let (me, size) = (group.rank(), group.size());
+        group.force(Some(Algorithm::Rounds));
+        let mine = operand(me, LEN);
+        let many = operand(me, LEN * size);
+        let part_of = |member| operand(member, LEN * size)[me * LEN..][..LEN].to_vec();
+        let mut all = vec![[0; 2]; LEN * size + 1];
+        let root = size - 1;
+
+        group.gather(root, &mine, &mut all[1..]).await?;
+        assert!(me != root || all[1..] == concatenated(size, LEN), "gather");
+        all.fill([0; 2]);
+        group.all_gather(&mine, &mut all[1..]).await?;
+        assert!(all[1..] == concatenated(size, LEN), "all_gather");
+        group.all_to_all(&many, &mut all[1..]).await?;
+        let expected: Vec<_> = (0..size).flat_map(part_of).collect();
+        assert!(all[1..] == expected, "all_to_all");
+        let mut block = vec![[0; 2]; LEN];
+        group.scatter(root, &many, &mut block).await?;
+        assert!(block == part_of(root), "scatter");
+        all[1..].copy_from_slice(&many);
+        group.broadcast(root, &mut all[1..]).await?;
+        assert!(all[1..] == operand(root, LEN * size), "broadcast");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_no_cache_holds_arrives_whole() {
+    for result in threads(Transport::Shm, 2, more_than_caches_hold) {
+        result.unwrap();
+    }
+}
+
 /// All but the last member are ahead of it with what they send to the first, and what the last one sends has to get past that.
 fn gathers(group: Group) -> Program<()> {
     Box::pin(async move {

@@ -49,7 +49,9 @@ pub use handover::{Handover, Stores};
 pub use interface::Interface;
 pub use ledger::{Ledger, Offer, Reservation, Yielding};
 pub use link::{Endpoint, EndpointExt, Path, rdma::RdmaConfig};
-pub use remote::{Completion, Exposed, Issued, Operation, Outcome, RegionHandle, RemoteRegion};
+pub use remote::{
+    Completion, Exposed, Issued, Operation, Outcome, RegionHandle, RemoteRegion, copy_streaming,
+};
 pub use secret::{ANSWER_BYTES, Acceptor, Connector, FINISH_BYTES, HELLO_BYTES, Refusal, Secret};
 pub use simulation::Simulation;
 

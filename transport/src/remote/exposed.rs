@@ -7,7 +7,9 @@ use std::{
     rc::Rc,
 };
 
-use super::{Access, Frame, Name, Reason, RegionHandle, WORD_BYTES, Words, load, store};
+use super::{
+    Access, Frame, Name, Reason, RegionHandle, WORD_BYTES, Words, load, load_streaming, store,
+};
 use crate::{
     Buffer, Error, Loan, Rank,
     arena::Arena,
@@ -160,11 +162,20 @@ impl RemoteRegion {
     #[inline]
     #[must_use = "nothing is read when it is false"]
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> bool {
-        let words = self
-            .words()
-            .filter(|words| reaches(words, offset, bytes.len()));
+        let words = self.within(offset, bytes.len());
         words.is_some_and(|words| {
             load(words, offset, bytes);
+            true
+        })
+    }
+
+    /// The same past the caches of this processor, as [`copy_streaming`](crate::copy_streaming) does.
+    #[inline]
+    #[must_use = "nothing is read when it is false"]
+    pub fn read_streaming(&self, offset: usize, bytes: &mut [u8]) -> bool {
+        let words = self.within(offset, bytes.len());
+        words.is_some_and(|words| {
+            load_streaming(words, offset, bytes);
             true
         })
     }
@@ -174,13 +185,17 @@ impl RemoteRegion {
     #[inline]
     #[must_use = "nothing is written when it is false"]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> bool {
-        let words = self
-            .words()
-            .filter(|words| reaches(words, offset, bytes.len()));
+        let words = self.within(offset, bytes.len());
         words.is_some_and(|words| {
             store(words, offset, bytes);
             true
         })
+    }
+
+    /// The memory in place, if that has so many bytes from `offset` on.
+    #[inline]
+    fn within(&self, offset: usize, bytes: usize) -> Option<&[AtomicU64]> {
+        self.words().filter(|words| reaches(words, offset, bytes))
     }
 
     /// Whether the memory is put to and got from without the program of its owner: in place, or by RDMA devices. Then it

@@ -27,10 +27,11 @@ pub(crate) use self::{
     exposed::{Attached, Place, Table},
     frame::{Access, Frame, Name, Reason},
     lane::{Asked, Onesided, PIECE_BYTES, piece_of},
-    words::{WORD_BYTES, Words, compare_swap, fetch_add, load, store},
+    words::{WORD_BYTES, Words, compare_swap, fetch_add, load, load_streaming, store},
 };
 pub use self::{
     exposed::{Exposed, RemoteRegion},
     handle::RegionHandle,
     lane::{Completion, Issued, Operation, Outcome},
+    words::copy_streaming,
 };

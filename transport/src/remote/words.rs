@@ -124,6 +124,48 @@ pub(crate) fn load(words: &[AtomicU64], offset: usize, bytes: &mut [u8]) {
     }
 }
 
+/// The same past the caches of this processor, as far as it goes.
+#[inline]
+pub(crate) fn load_streaming(words: &[AtomicU64], offset: usize, bytes: &mut [u8]) {
+    let (head, rest) = bytes.split_at_mut(before_line(bytes));
+    load(words, offset, head);
+    let mut offset = offset + head.len();
+    let mut streamed = 0;
+    if offset.is_multiple_of(WORD_BYTES) {
+        streamed = lines::stream(&words[offset / WORD_BYTES..], rest) * lines::BYTES;
+        offset += streamed;
+    }
+    load(words, offset, &mut rest[streamed..]);
+}
+
+/// How many bytes come before the first line.
+fn before_line(bytes: &[u8]) -> usize {
+    bytes.as_ptr().align_offset(lines::BYTES).min(bytes.len())
+}
+
+/// Copies bytes to as many others past the caches of this processor, so that what is in them stays there: for copies that the
+/// caches could not hold anyway, of which no line is fetched then to be written over. Where the processor has no such
+/// stores, and at the ends, it is a copy as any other.
+///
+/// # Panics
+///
+/// If there are not as many bytes in both.
+///
+/// ```
+/// let mut to = vec![0; 1000];
+/// transport::copy_streaming(&mut to, &[7; 1000]);
+/// assert_eq!(to, [7; 1000]);
+/// ```
+#[inline]
+pub fn copy_streaming(to: &mut [u8], from: &[u8]) {
+    assert_eq!(to.len(), from.len(), "a copy is as long as what is copied");
+    let before = before_line(to);
+    to[..before].copy_from_slice(&from[..before]);
+    let (to, from) = (&mut to[before..], &from[before..]);
+    let streamed = lines::stream_bytes(from, to) * lines::BYTES;
+    to[streamed..].copy_from_slice(&from[streamed..]);
+}
+
 /// Copies of eight words at a time.
 #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
 mod lines {
@@ -151,6 +193,61 @@ mod lines {
         let lines = (words.len() / WORDS).min(bytes.len() / BYTES);
         // SAFETY: so many lines may be read, and as many bytes written.
         unsafe { copy(words.as_ptr().cast(), bytes.as_mut_ptr(), lines) };
+        lines
+    }
+
+    /// Copies the first words past the caches to the first bytes. How many lines these are: none if the bytes do not begin
+    /// with a line, or the processor cannot.
+    #[inline]
+    pub(super) fn stream(words: &[AtomicU64], bytes: &mut [u8]) -> usize {
+        let lines = (words.len() / WORDS).min(bytes.len() / BYTES);
+        // SAFETY: so many lines may be read, and as many bytes written.
+        unsafe { copy_past_caches(words.as_ptr().cast(), bytes.as_mut_ptr(), lines) }
+    }
+
+    /// Copies the first bytes in the same way.
+    #[inline]
+    pub(super) fn stream_bytes(from: &[u8], to: &mut [u8]) -> usize {
+        let lines = from.len().min(to.len()) / BYTES;
+        // SAFETY: so many lines may be read, and as many written.
+        unsafe { copy_past_caches(from.as_ptr(), to.as_mut_ptr(), lines) }
+    }
+
+    /// Copies lines by streaming stores; how many.
+    ///
+    /// # Safety
+    ///
+    /// As for [`copy`]; nobody else may look at what is written before this returns.
+    #[inline]
+    unsafe fn copy_past_caches(from: *const u8, to: *mut u8, lines: usize) -> usize {
+        if lines == 0 || to.align_offset(BYTES) != 0 || !is_x86_feature_detected!("avx") {
+            return 0;
+        }
+        // SAFETY: the processor has these instructions, and `to` is aligned as they demand; the rest is the contract. Other
+        // stores are not ordered after such stores by themselves, as the language expects them to be: the fence orders them.
+        unsafe {
+            asm!(
+                "2:",
+                "vmovdqu ymm0, [{from}]",
+                "vmovdqu ymm1, [{from} + 32]",
+                "vmovntdq [{to}], ymm0",
+                "vmovntdq [{to} + 32], ymm1",
+                "add {from}, 64",
+                "add {to}, 64",
+                "dec {left}",
+                "jnz 2b",
+                "vzeroupper",
+                "sfence",
+                from = inout(reg) from => _,
+                to = inout(reg) to => _,
+                left = inout(reg) lines => _,
+                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                options(nostack),
+            );
+        }
         lines
     }
 
@@ -233,6 +330,14 @@ mod lines {
     pub(super) fn load(_: &[AtomicU64], _: &mut [u8]) -> usize {
         0
     }
+
+    pub(super) fn stream(_: &[AtomicU64], _: &mut [u8]) -> usize {
+        0
+    }
+
+    pub(super) fn stream_bytes(_: &[u8], _: &mut [u8]) -> usize {
+        0
+    }
 }
 
 /// Adds to a word and returns what it was. It publishes what its rank wrote before, to whoever sees its
@@ -281,9 +386,30 @@ mod tests {
             let mut model = before;
             model[offset..offset + bytes.len()].copy_from_slice(&bytes);
             prop_assert_eq!(bytes_of(&words), model);
-            let mut back = vec![0; bytes.len()];
-            load(&words, offset, &mut back);
-            prop_assert_eq!(back, bytes);
+            for streaming in [false, true] {
+                // Wherever the bytes lie within their line.
+                let at = offset.min(BYTES - bytes.len());
+                let mut back = vec![1; BYTES];
+                let into = &mut back[at..at + bytes.len()];
+                match streaming {
+                    false => load(&words, offset, into),
+                    true => load_streaming(&words, offset, into),
+                }
+                let mut model = vec![1; BYTES];
+                model[at..at + bytes.len()].copy_from_slice(&bytes);
+                prop_assert_eq!(&back, &model);
+            }
+        }
+
+        #[test]
+        fn streaming_copies_touch_what_they_are_given_and_nothing_beside_it(
+            from in prop::collection::vec(any::<u8>(), 0..=BYTES),
+            at in 0..=64_usize,
+        ) {
+            let mut all = vec![1; BYTES + 128];
+            copy_streaming(&mut all[at..at + from.len()], &from);
+            prop_assert!(all[..at].iter().chain(&all[at + from.len()..]).all(|byte| *byte == 1));
+            prop_assert_eq!(&all[at..at + from.len()], &from[..]);
         }
     }
 }
