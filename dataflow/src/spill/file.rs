@@ -5,11 +5,16 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crc32fast::Hasher;
 
+use super::Config;
 use crate::Error;
 
 /// A file that is gone when it is closed, or the process ends in any way.
@@ -21,6 +26,47 @@ pub(crate) struct File {
     holder: &'static str,
     /// Bytes written, or about to be.
     len: AtomicU64,
+}
+
+/// The files of an operator, one in each directory, to which its runs go in turn.
+pub(crate) struct Files {
+    spill: Rc<Config>,
+    holder: &'static str,
+    files: Vec<Option<Arc<File>>>,
+    next: usize,
+}
+
+impl Files {
+    /// Files that are made when they are needed, the first one in the directory of that number.
+    pub(crate) fn new(spill: &Rc<Config>, holder: &'static str, first: usize) -> Self {
+        Self {
+            spill: spill.clone(),
+            holder,
+            files: vec![None; spill.directories.len()],
+            next: first,
+        }
+    }
+
+    /// The file that the next run goes to.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spill`].
+    pub(crate) fn next(&mut self) -> Result<Arc<File>, Error> {
+        let index = self.next % self.files.len();
+        self.next += 1;
+        if let Some(file) = &self.files[index] {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(File::new(&self.spill.directories[index], self.holder)?);
+        self.files[index] = Some(file.clone());
+        Ok(file)
+    }
+
+    /// Has the next runs go to other files: those before are gone when all of their runs are.
+    pub(crate) fn renew(&mut self) {
+        self.files.fill(None);
+    }
 }
 
 /// Where a block is, and what it has to be.

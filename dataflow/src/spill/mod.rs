@@ -16,7 +16,7 @@ mod tree;
 use std::{env, path::PathBuf};
 
 pub(crate) use self::{
-    file::File,
+    file::{File, Files},
     run::{Cut, INDEX_BYTES, Reader, Run, Writer},
     tree::LoserTree,
 };

@@ -14,7 +14,7 @@ use crate::{
     batch::{Builder, Memory, Page, Shape},
     bytes::{ALIGN, Bytes},
     record::Unfit,
-    spill::{self, Cut, LoserTree, Reader, Run, Writer},
+    spill::{Cut, Files, LoserTree, Reader, Run, Writer},
     stage::Place,
 };
 
@@ -164,9 +164,7 @@ pub(crate) struct Store<T: Record, O: OrderBy<T>> {
     writer: Writer<T>,
     /// What is held, on its way to disk.
     spilling: Option<Sources<T, O>>,
-    /// A file in each directory, and in which of them the next run goes.
-    files: Vec<Option<Arc<spill::File>>>,
-    next_file: usize,
+    files: Files,
     runs: Vec<Arc<Run>>,
     /// Runs in the files from before the latest ones.
     unmerged: usize,
@@ -186,9 +184,8 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
             samples: None,
             for_chunk: place.ledger.reserve(holder, sizes.least)?,
             for_held: place.ledger.reserve(holder, 0)?,
-            files: vec![None; spill.directories.len()],
             // Ranks start with different disks.
-            next_file: place.rank as usize,
+            files: Files::new(spill, holder, place.rank as usize),
             order,
             holder,
             sizes,
@@ -444,7 +441,7 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
         if self.chunk.records == 0 {
             return Ok(());
         }
-        let file = self.next_file()?;
+        let file = self.files.next()?;
         self.writer.start(file);
         for entry in &self.chunk.entries {
             self.writer.push(&self.chunk.view(entry), entry.prefix)?;
@@ -485,7 +482,7 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
         if self.is_spilling() || self.held.runs.is_empty() {
             return Ok(());
         }
-        let file = self.next_file()?;
+        let file = self.files.next()?;
         self.writer.start(file);
         let whole = |(run, pages): (usize, &Vec<Page<T>>)| Source::Held {
             run,
@@ -532,19 +529,6 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
         self.place.counters.spilled(run.disk_bytes());
         self.runs.push(run);
         Ok(())
-    }
-
-    /// The file that the next run goes to.
-    fn next_file(&mut self) -> Result<Arc<spill::File>, Error> {
-        let index = self.next_file % self.files.len();
-        self.next_file += 1;
-        if let Some(file) = &self.files[index] {
-            return Ok(file.clone());
-        }
-        let directory = &self.place.spill.directories[index];
-        let file = Arc::new(spill::File::new(directory, self.holder)?);
-        self.files[index] = Some(file.clone());
-        Ok(file)
     }
 
     /// There are no more records: all are in sorted runs.
@@ -638,8 +622,7 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
     /// Starts to make one of the smallest `merged` runs.
     fn start_merging(&mut self, merged: usize) -> Result<Sources<T, O>, Error> {
         if self.unmerged < merged {
-            // Those before are gone when all of their runs are.
-            self.files.fill(None);
+            self.files.renew();
             self.unmerged = self.runs.len();
         }
         self.unmerged -= merged;
@@ -651,7 +634,7 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
             Ok(Source::Run(reader))
         });
         let sources = readers.collect::<Result<_, Error>>()?;
-        let file = self.next_file()?;
+        let file = self.files.next()?;
         self.writer.start(file);
         Ok(Sources::new(self.order.clone(), sources, &self.held))
     }
