@@ -224,6 +224,10 @@ pub(crate) struct Wiring {
     pub(crate) edge: EdgeId,
     /// The instances that read that edge, each as its rank and its number there.
     pub(crate) readers: Vec<(Rank, Slot)>,
+    /// Whether all that goes on that edge by key is for the reader of the same number: see [`Graph::is_in_place`].
+    ///
+    /// [`Graph::is_in_place`]: crate::graph::Graph::is_in_place
+    pub(crate) in_place: bool,
     /// Tasks that read that edge: each has an instance at each of these places.
     pub(crate) reading: u32,
     /// The edges that begin at its outputs, if it has several.
@@ -240,6 +244,11 @@ impl Place {
     /// Whether a rank is in this process.
     pub fn is_here(&self, rank: Rank) -> bool {
         rank / self.executors == self.rank / self.executors
+    }
+
+    /// The only lane of an exchange by key, if all pairs are on the instance that their keys belong to.
+    pub(crate) fn own_lane(&self) -> Option<usize> {
+        (self.wiring.in_place).then_some(self.instance as usize)
     }
 
     /// The most bytes that the process may need at once for batches in the making that find no loan: one for each
@@ -360,6 +369,11 @@ pub trait Narrow<T: Record>: Clone + Send + Sync + 'static {
 
     /// Whether event time begins here.
     fn gives_time(&self) -> bool {
+        false
+    }
+
+    /// Whether what it gives of a pair are pairs of the same key.
+    fn keeps_keys(&self) -> bool {
         false
     }
 

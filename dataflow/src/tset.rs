@@ -83,6 +83,11 @@ pub trait Source: Send + Sync + 'static {
     fn aligns(&self) -> bool {
         false
     }
+
+    /// Whether it gives pairs, each on the instance that its key belongs to: where an exchange by key had it.
+    fn is_by_key(&self) -> bool {
+        false
+    }
 }
 
 impl<S: Source> TSet<S, Pass> {
@@ -305,8 +310,8 @@ where
         V: Record,
         N: Narrow<S::Out, Out = (K, V)>,
     {
-        let output = |place: &Place| Ok(Routed::new(Outbox::to_each(place)?, ByKey));
-        self.exchange("exchange_by_key", output, Received::new())
+        let output = |place: &Place| Ok(Routed::new(Outbox::to_each(place)?, ByKey::new(place)));
+        self.exchange_keys("exchange_by_key", output, Received::by_key())
     }
 
     /// Gathers all records in one `Vec`, in the order of the ranks, on every process: for results that
@@ -325,6 +330,7 @@ where
             extent: Extent::AsInputs,
             gives_time: false,
             aligns: false,
+            in_place: false,
             kept: None,
             build: Box::new(move |place: &Place| {
                 Ok(Box::new(Collect::new(place, collected.clone())))
@@ -398,6 +404,43 @@ where
         TSet::after(vec![sender], source, format!("after {name}"))
     }
 
+    /// The same where the exchange is by key. Who is by key already, and keeps the keys, need not be exchanged.
+    pub(crate) fn exchange_keys<O, T, K, V>(
+        self,
+        name: &str,
+        output: impl Fn(&Place) -> Result<O, Error> + Send + Sync + 'static,
+        source: T,
+    ) -> TSet<T, Pass>
+    where
+        K: Key,
+        V: Record,
+        N: Narrow<S::Out, Out = (K, V)>,
+        O: Output<(K, V)> + 'static,
+        T: Source,
+    {
+        let sender = self.end_by_key(name, output);
+        TSet::after(vec![sender], source, format!("after {name}"))
+    }
+
+    /// Ends the stage in an output by key.
+    pub(crate) fn end_by_key<O, K, V>(
+        self,
+        name: &str,
+        output: impl Fn(&Place) -> Result<O, Error> + Send + Sync + 'static,
+    ) -> Node
+    where
+        K: Key,
+        V: Record,
+        N: Narrow<S::Out, Out = (K, V)>,
+        O: Output<(K, V)> + 'static,
+    {
+        let in_place = self.source.is_by_key() && self.narrow.keeps_keys();
+        Node {
+            in_place,
+            ..self.end(name, output)
+        }
+    }
+
     /// Ends the stage in an output: a task that another stage may receive from.
     pub(crate) fn end<O>(
         self,
@@ -422,6 +465,7 @@ where
             extent: source.extent(),
             gives_time: source.gives_time() || narrow.gives_time(),
             aligns: source.aligns(),
+            in_place: false,
             kept: None,
             build: Box::new(move |place: &Place| {
                 let (input, output) = (source.build(place)?, output(place)?);
@@ -448,7 +492,10 @@ impl<S, N> fmt::Debug for TSet<S, N> {
 
 /// Records that come from an exchange.
 #[derive(Debug)]
-pub struct Received<T>(PhantomData<fn() -> T>);
+pub struct Received<T> {
+    is_by_key: bool,
+    record: PhantomData<fn() -> T>,
+}
 
 impl<T> TSet<Received<T>, Pass> {
     /// The tasks that it receives from, for a task that does so in its place.
@@ -459,7 +506,18 @@ impl<T> TSet<Received<T>, Pass> {
 
 impl<T> Received<T> {
     pub(crate) fn new() -> Self {
-        Self(PhantomData)
+        Self {
+            is_by_key: false,
+            record: PhantomData,
+        }
+    }
+
+    /// Of an exchange by key.
+    pub(crate) fn by_key() -> Self {
+        Self {
+            is_by_key: true,
+            ..Self::new()
+        }
     }
 }
 
@@ -469,5 +527,9 @@ impl<T: Record> Source for Received<T> {
 
     fn build(&self, place: &Place) -> Result<Receiver<T>, Error> {
         Ok(Receiver::new(place, 0))
+    }
+
+    fn is_by_key(&self) -> bool {
+        self.is_by_key
     }
 }

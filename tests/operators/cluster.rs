@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     fmt::Debug,
     rc::Rc,
     time::Duration,
@@ -50,6 +51,16 @@ impl Cluster {
 
     /// The same, with what was written to disk for it.
     pub(crate) fn run_on<R>(self, job: &Job<R>, spill: &spill::Config) -> Result<(R, u64), Error> {
+        let (result, spilled, _) = self.run_watched(job, spill)?;
+        Ok((result, spilled))
+    }
+
+    /// The same, with how many batches went from rank to rank, by the edge.
+    pub(crate) fn run_watched<R>(
+        self,
+        job: &Job<R>,
+        spill: &spill::Config,
+    ) -> Result<(R, u64, BTreeMap<u16, u64>), Error> {
         let network = Simulation::new(self.seed, self.size);
         let processes = 0..self.size.div_ceil(self.executors);
         let ledgers: Vec<_> = processes.map(|_| Ledger::new(self.memory_bytes)).collect();
@@ -69,12 +80,17 @@ impl Cluster {
             )?);
         }
         let ended = self.drive(&network, &mut ranks);
-        drop(ranks);
+        let mut crossed = BTreeMap::new();
+        for rank in ranks {
+            for (edge, batches) in rank.crossed {
+                *crossed.entry(edge).or_default() += batches;
+            }
+        }
         for ledger in &ledgers {
             assert_eq!(ledger.used(), 0, "{self:?}: memory is given back");
         }
         ended?;
-        Ok((job.take_result(), spilled.0.take()))
+        Ok((job.take_result(), spilled.0.take(), crossed))
     }
 
     fn drive(self, network: &Simulation, ranks: &mut [Driven]) -> Result<(), Error> {
@@ -157,7 +173,12 @@ pub(crate) struct Driven {
     fabric: Rc<RefCell<Fabric>>,
     pub(crate) run: Run,
     received: bool,
+    /// Batches that came from other ranks, by the edge.
+    crossed: BTreeMap<u16, u64>,
 }
+
+/// Of the tag of a message, what says that it is a batch, or the last one.
+const BATCHES: [u8; 2] = [1, 13];
 
 impl Driven {
     pub(crate) fn new<R>(
@@ -182,6 +203,7 @@ impl Driven {
             fabric,
             run,
             received: false,
+            crossed: BTreeMap::new(),
         })
     }
 
@@ -191,7 +213,14 @@ impl Driven {
             let event = self.fabric.borrow_mut().receive();
             let event = event.map_err(transport::Error::from)?;
             match event {
-                Some(Event::Message { from, buffer }) => self.run.receive(from, buffer)?,
+                Some(Event::Message { from, buffer }) => {
+                    let tag = buffer.tag();
+                    if from != self.fabric.borrow().rank() && BATCHES.contains(&((tag >> 16) as u8))
+                    {
+                        *self.crossed.entry(tag as u16).or_default() += 1;
+                    }
+                    self.run.receive(from, buffer)?;
+                }
                 Some(Event::Ended { peer, error }) => self.run.ended(peer, *error)?,
                 Some(Event::Refused { .. } | Event::Completed { .. }) | None => {
                     return self.run.poll();

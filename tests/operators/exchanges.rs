@@ -8,11 +8,11 @@ use std::{
     },
 };
 
-use dataflow::{Pass, Received, TSet, collection};
+use dataflow::{Job, Pass, Received, TSet, Windows, collection, spill};
 
 use proptest::prelude::*;
 
-use crate::cluster::{Cluster, cluster, instances};
+use crate::cluster::{Cluster, cluster, instances, sorted};
 
 fn texts() -> impl Strategy<Value = Vec<String>> {
     prop::collection::vec("[a-c]{0,3}|[a-z]{0,40}", 0..200)
@@ -178,4 +178,99 @@ fn rebalancing_spares_the_instance_that_does_not_read() {
     for share in shares.values() {
         assert!(share.len() > 1_000, "{}", share.len());
     }
+}
+
+/// The number of each key, twice, and what is made of it by key behind that. With `$moved`, nobody knows that some keys are
+/// where they belong.
+macro_rules! by_key_again {
+    ($pairs:expr, $m:expr, $n:expr, $($moved:tt)*) => {{
+        let counts = collection($pairs.to_vec())
+            .map(|(key, n)| (key, n % 100))
+            .reduce_by_key(|a, b| a + b)
+            .parallelism($m)
+            .filter(|(_, n)| n % 3 > 0);
+        let twice = counts.clone().exchange_by_key().parallelism($m);
+        let both = counts.join(twice).parallelism($m);
+        let both = both.map(|(key, (one, other))| (key, one + other)).direct();
+        let values = collection($pairs.to_vec()).exchange_by_key().parallelism($m);
+        let values = values.filter(|(_, n)| n % 7 > 0);
+        let all = values.reduce_by_key(|a, b| a + b).parallelism($n)$($moved)*;
+        let windows = all.window_by_key(Windows::tumbling(50), |n| n as i64);
+        let sums = windows.aggregate(|of| of.sum(|n| n)).parallelism($n);
+        let sums = sums
+            .aggregate_by_key(|of| of.sum(|(_, sum)| sum))
+            .parallelism($n);
+        let groups = sums
+            .filter(|(key, _)| key % 2 == 0)
+            .group_by_key()
+            .parallelism($n);
+        groups
+            .left_join(both)
+            .map(|(key, (sums, both))| (key, (sums.iter().collect::<Vec<u64>>(), both)))
+    }};
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn what_is_by_key_already_gives_the_same(
+        pairs in prop::collection::vec((0u64..40, 0u64..1_000), 0..300),
+        cluster in cluster(),
+        (m, n) in (instances(), prop_oneof![Just(0u32), instances()]),
+    ) {
+        let n = if n == 0 { m } else { n };
+        // Many edges between many instances take more than the usual arena.
+        let cluster = Cluster { arena_bytes: 16 << 20, ..cluster };
+        let in_place = by_key_again!(pairs, m, n,).collect();
+        let moved = by_key_again!(pairs, m, n, .map(|pair| pair)).collect();
+        let found = sorted(cluster.run(&in_place).unwrap());
+        prop_assert_eq!(&found, &sorted(cluster.run(&moved).unwrap()));
+        prop_assert_eq!(found, sorted(dataflow::inline(&in_place).unwrap()));
+    }
+}
+
+#[test]
+fn what_is_by_key_already_stays_where_it_is() {
+    let cluster = Cluster {
+        seed: 1,
+        size: 4,
+        executors: 1,
+        arena_bytes: 4 << 20,
+        memory_bytes: 1 << 40,
+    };
+    let sums = |instances| {
+        collection((0..40_000u64).collect())
+            .map(|n| (n % 10_000, n))
+            .reduce_by_key(|a, b| a + b)
+            .parallelism(instances)
+            .filter(|(_, sum)| sum % 2 == 0)
+    };
+    let batches = |job: &Job<Vec<u64>>| {
+        let (found, _, crossed) = cluster.run_watched(job, &spill::Config::default()).unwrap();
+        assert_eq!(found, [10_000]);
+        [0, 1].map(|edge| crossed.get(&edge).copied().unwrap_or(0))
+    };
+    let again = |before, after| {
+        let sums = sums(before).reduce_by_key(|a, b| a + b);
+        sums.parallelism(after).count().collect()
+    };
+    let alike = again(4, 4);
+    assert!(alike.explain().contains("by reduce_by_key, in place\n"));
+    let [first, second] = batches(&alike);
+    assert!(first > 0 && second == 0, "{first} {second}");
+    // With other numbers of instances, keys belong elsewhere.
+    let unlike = again(4, 3);
+    assert!(!unlike.explain().contains("in place"));
+    let [first, second] = batches(&unlike);
+    assert!(first > 0 && second > 0, "{first} {second}");
+    // So they may if the keys are others.
+    let other = sums(4)
+        .map(|(key, sum)| (key ^ 1, sum))
+        .reduce_by_key(|a, b| a + b)
+        .parallelism(4)
+        .count()
+        .collect();
+    assert!(!other.explain().contains("in place"));
+    assert!(batches(&other)[1] > 0);
 }

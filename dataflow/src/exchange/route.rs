@@ -4,12 +4,23 @@ use super::{Outbox, Route};
 use crate::{Key, Record, stage::Place};
 
 /// To the instance that the key of a pair belongs to.
-pub(crate) struct ByKey;
+pub(crate) struct ByKey {
+    /// That instance, if it is known of all pairs.
+    own: Option<usize>,
+}
+
+impl ByKey {
+    pub(crate) fn new(place: &Place) -> Self {
+        Self {
+            own: place.own_lane(),
+        }
+    }
+}
 
 impl<K: Key, V: Record> Route<(K, V)> for ByKey {
     #[inline]
     fn lane(&mut self, (key, _): (K::View<'_>, V::View<'_>), outbox: &Outbox<(K, V)>) -> usize {
-        outbox.lane_of(K::hash(key))
+        self.own.unwrap_or_else(|| outbox.lane_of(K::hash(key)))
     }
 }
 

@@ -349,6 +349,7 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
             extent,
             gives_time: produce.is_some(),
             aligns: false,
+            in_place: false,
             kept: None,
             build: Box::new(move |place: &Place| {
                 let open = |(port, input): (usize, &Declaration<S>)| {
@@ -502,6 +503,7 @@ impl<T: Record> TaskOutput<T> {
             extent: Extent::AsInputs,
             gives_time: false,
             aligns: false,
+            in_place: false,
         };
         TSet::after(vec![outlet], Received::new(), after)
     }
@@ -510,7 +512,7 @@ impl<T: Record> TaskOutput<T> {
 impl<K: Key, V: Record> TaskOutput<(K, V)> {
     /// Equal keys to the same instance: see [`TSet::exchange_by_key`].
     pub fn exchange_by_key(self) -> TSet<Received<(K, V)>, Pass> {
-        self.route("exchange_by_key", |_| ByKey)
+        self.route("exchange_by_key", ByKey::new)
     }
 }
 

@@ -28,10 +28,12 @@ struct Edge<'g> {
     /// The output of `from`, if that has several.
     output: Option<&'g str>,
     exchange: &'g str,
+    /// Whether records stay where they are: see [`Graph::is_in_place`].
+    in_place: bool,
 }
 
 impl<'g> Drawing<'g> {
-    fn of(graph: &'g Graph) -> Self {
+    fn of(graph: &'g Graph, schedule: Option<&Schedule>) -> Self {
         let vertices = || graph.vertices.iter().enumerate();
         let tasks = vertices().filter(|(_, vertex)| vertex.node.outlet.is_none());
         let task = |(number, vertex): (usize, &'g Vertex)| {
@@ -60,6 +62,7 @@ impl<'g> Drawing<'g> {
                     input,
                     output: is_outlet.then_some(output),
                     exchange,
+                    in_place: graph.is_in_place(edge, schedule),
                 });
             }
         }
@@ -72,9 +75,10 @@ impl<'g> Drawing<'g> {
 
 impl Edge<'_> {
     fn label(&self) -> String {
+        let in_place = if self.in_place { ", in place" } else { "" };
         match self.output {
             Some(output) => format!("{output}: {}", self.exchange),
-            None => self.exchange.to_owned(),
+            None => format!("{}{in_place}", self.exchange),
         }
     }
 }
@@ -105,7 +109,7 @@ fn instances_text(placement: &Placement, schedule: Option<&Schedule>) -> String 
 
 /// What is done, where, and what is fused, in lines for people.
 pub(super) fn explain(graph: &Graph, schedule: Option<&Schedule>) -> String {
-    let drawing = Drawing::of(graph);
+    let drawing = Drawing::of(graph, schedule);
     let mut text = String::new();
     for Drawn {
         number,
@@ -126,7 +130,7 @@ pub(super) fn explain(graph: &Graph, schedule: Option<&Schedule>) -> String {
 
 /// The graph in the language of Graphviz.
 pub(super) fn dot(graph: &Graph, schedule: Option<&Schedule>) -> String {
-    let drawing = Drawing::of(graph);
+    let drawing = Drawing::of(graph, schedule);
     let mut text = "digraph job {\n    node [shape=box];\n".to_owned();
     for task in &drawing.tasks {
         let fused = quoted(&task.operators.join(BETWEEN));
@@ -158,7 +162,7 @@ fn quoted(text: &str) -> String {
 
 /// The graph in the language of Mermaid.
 pub(super) fn mermaid(graph: &Graph, schedule: Option<&Schedule>) -> String {
-    let drawing = Drawing::of(graph);
+    let drawing = Drawing::of(graph, schedule);
     let mut text = "flowchart TD\n".to_owned();
     for task in &drawing.tasks {
         let fused = entities(&task.operators.join(BETWEEN));
@@ -191,7 +195,7 @@ fn entities(text: &str) -> String {
 
 /// The graph as JSON.
 pub(super) fn json(graph: &Graph, schedule: Option<&Schedule>) -> String {
-    let drawing = Drawing::of(graph);
+    let drawing = Drawing::of(graph, schedule);
     let list = |texts: Vec<String>| texts.join(",");
     let task = |task: &Drawn<'_>| {
         let placement = &task.vertex.node.placement;
@@ -225,12 +229,13 @@ pub(super) fn json(graph: &Graph, schedule: Option<&Schedule>) -> String {
     };
     let edge = |edge: &Edge<'_>| {
         format!(
-            "{{\"from\":{},\"to\":{},\"input\":{},\"output\":{},\"exchange\":{}}}",
+            "{{\"from\":{},\"to\":{},\"input\":{},\"output\":{},\"exchange\":{},\"in_place\":{}}}",
             edge.from,
             edge.to,
             edge.input,
             edge.output.map_or("null".to_owned(), json_text),
             json_text(edge.exchange),
+            edge.in_place,
         )
     };
     format!(
@@ -295,7 +300,7 @@ mod tests {
              \"placement\":\"each rank\",\"instances\":null,\"ranks\":null},\
              {\"number\":1,\"name\":\"last\",\"operators\":[\"after round_robin\",\"for_each\"],\
              \"placement\":\"scheduled\",\"instances\":3,\"ranks\":null}],\
-             \"edges\":[{\"from\":0,\"to\":1,\"input\":0,\"output\":null,\"exchange\":\"round_robin\"}]}"
+             \"edges\":[{\"from\":0,\"to\":1,\"input\":0,\"output\":null,\"exchange\":\"round_robin\",\"in_place\":false}]}"
         );
     }
 }

@@ -64,6 +64,8 @@ pub(crate) struct Node {
     pub(crate) gives_time: bool,
     /// Whether it keeps step with others that do.
     pub(crate) aligns: bool,
+    /// Whether its output is by key, and each pair is on the instance that its key belongs to already.
+    pub(crate) in_place: bool,
     /// What its readers keep of its output, if they do: then it is not needed in every run.
     pub(crate) kept: Option<Arc<dyn Kept>>,
 }
@@ -376,6 +378,24 @@ impl Graph {
                 let ports = vertex.inputs.iter().enumerate();
                 ports.filter_map(move |(port, &input)| (input == edge).then_some((number, port)))
             })
+    }
+
+    /// Whether nothing has to be exchanged on an edge that is by key: each instance sends all to that of the same number.
+    /// That is so if pairs are where their keys belong, and there are as many instances behind the edge as before it,
+    /// since their number says where keys belong. Without a schedule, only tasks that are placed alike are known to
+    /// have as many.
+    pub(crate) fn is_in_place(&self, edge: usize, schedule: Option<&Schedule>) -> bool {
+        let Vertex { node, readers, .. } = &self.vertices[edge];
+        let Some(readers) = readers.as_ref().filter(|_| node.in_place) else {
+            return false;
+        };
+        match schedule {
+            Some(schedule) => {
+                let number = |of| schedule.instances(of).number();
+                number(&node.placement) == number(readers)
+            }
+            None => node.placement == *readers,
+        }
     }
 
     /// The edges that begin at the outputs of a task, if it has several.
@@ -834,6 +854,7 @@ mod tests {
             extent: Extent::AsInputs,
             gives_time: false,
             aligns: false,
+            in_place: false,
         })
     }
 

@@ -70,7 +70,7 @@ where
             order,
             pair: PhantomData,
         };
-        self.exchange(name, by_key, source)
+        self.exchange_keys(name, by_key, source)
     }
 
     /// For each key that one of the streams has, all values that each has. Null keys are keys like others here.
@@ -93,7 +93,10 @@ where
         R: Record,
         N2: Narrow<S2::Out, Out = (K, R)>,
     {
-        let sides = vec![self.end("cogroup", by_key), other.end("cogroup", by_key)];
+        let sides = vec![
+            self.end_by_key("cogroup", by_key),
+            other.end_by_key("cogroup", by_key),
+        ];
         TSet::after(sides, Cogrouped(PhantomData), "after cogroup")
     }
 }
@@ -159,6 +162,10 @@ impl<K: Key, V: Record, O: Order<V>> Source for Grouped<K, V, O> {
 
     fn extent(&self) -> Extent {
         Extent::AtEnd
+    }
+
+    fn is_by_key(&self) -> bool {
+        true
     }
 }
 
@@ -385,6 +392,10 @@ impl<K: Key, L: Record, R: Record> Source for Cogrouped<K, L, R> {
 
     fn extent(&self) -> Extent {
         Extent::AtEnd
+    }
+
+    fn is_by_key(&self) -> bool {
+        true
     }
 }
 

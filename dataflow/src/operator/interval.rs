@@ -11,9 +11,9 @@ use transport::{Buffer, Rank};
 use crate::{
     Accumulator, Error, Key, Record,
     batch::Batch,
-    exchange::{ByKey, Outbox, Receiver, Routed},
+    exchange::Receiver,
     operator::{
-        join::{LEFT, RIGHT},
+        join::{LEFT, RIGHT, by_key},
         narrow::Pass,
         window::states::{Account, States},
     },
@@ -57,12 +57,9 @@ where
         F: Fn(L::View<'_>) -> EventTime + Clone + Send + Sync + 'static,
         G: Fn(R::View<'_>) -> EventTime + Clone + Send + Sync + 'static,
     {
-        fn output<K: Key, V: Record>(place: &Place) -> Result<Routed<(K, V), ByKey>, Error> {
-            Ok(Routed::new(Outbox::to_each(place)?, ByKey))
-        }
         let sides = vec![
-            self.end("interval_join", output),
-            right.end("interval_join", output),
+            self.end_by_key("interval_join", by_key),
+            right.end_by_key("interval_join", by_key),
         ];
         let joined = IntervalJoined {
             within,
@@ -134,6 +131,10 @@ where
             is_right_next: false,
             late: self.late.clone(),
         })
+    }
+
+    fn is_by_key(&self) -> bool {
+        true
     }
 }
 

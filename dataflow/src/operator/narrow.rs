@@ -19,6 +19,10 @@ impl<T: Record> Narrow<T> for Pass {
     fn push<D: Push<T>>(&mut self, view: T::View<'_>, down: &mut D) {
         down.push(view);
     }
+
+    fn keeps_keys(&self) -> bool {
+        true
+    }
 }
 
 /// One operator after another.
@@ -104,6 +108,10 @@ impl<S: Record, T: Record, N: Narrow<S, Out = T>, M: Narrow<T>> Narrow<S> for Th
         self.first.gives_time() || self.second.gives_time()
     }
 
+    fn keeps_keys(&self) -> bool {
+        self.first.keeps_keys() && self.second.keeps_keys()
+    }
+
     #[inline]
     fn has_failed(&self) -> bool {
         self.first.has_failed() || self.second.has_failed()
@@ -148,6 +156,10 @@ where
         if (self.0)(view) {
             down.push(view);
         }
+    }
+
+    fn keeps_keys(&self) -> bool {
+        true
     }
 }
 

@@ -224,6 +224,10 @@ impl<T: Record> Narrow<T> for Sample {
     fn begin(&mut self, place: &Place) {
         self.state = mixed(self.seed ^ mixed(place.instance.into()));
     }
+
+    fn keeps_keys(&self) -> bool {
+        true
+    }
 }
 
 /// The step of the generator SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).

@@ -151,7 +151,7 @@ where
         let output = move |place: &Place| {
             Combine::<K, V, A>::new(before.clone(), place, Outbox::to_each(place)?)
         };
-        self.exchange(
+        self.exchange_keys(
             name,
             output,
             Reduced {
@@ -237,6 +237,10 @@ where
     fn extent(&self) -> Extent {
         Extent::AtEnd
     }
+
+    fn is_by_key(&self) -> bool {
+        true
+    }
 }
 
 impl<K, I, A> fmt::Debug for Reduced<K, I, A> {
@@ -256,6 +260,8 @@ struct Combine<K: Key, I: Record, A: Accumulate<I>> {
     seen: u64,
     /// Pairs that are to be sent on as they are.
     passing: u64,
+    /// The only lane, if each key belongs to this instance: there is one table for them already, and none is needed here.
+    own: Option<usize>,
     drain: Option<Drain<K, A::State>>,
     outbox: Outbox<(K, A::State)>,
 }
@@ -266,11 +272,13 @@ impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
         let left = place.ledger.free();
         let bytes_max = (left / (4 * u64::from(place.executors))).min(COMBINE_BYTES_MAX);
         let table = Table::new(accumulate, place, "combining by key before an exchange")?;
+        let own = place.own_lane();
         Ok(Self {
             table,
             bytes_max,
             seen: 0,
             passing: 0,
+            own,
             drain: None,
             outbox,
         })
@@ -301,8 +309,8 @@ impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
 impl<K: Key, I: Record, A: Accumulate<I>> Push<(K, I)> for Combine<K, I, A> {
     #[inline]
     fn push(&mut self, (key, value): (K::View<'_>, I::View<'_>)) {
-        if self.passing > 0 {
-            self.passing -= 1;
+        if self.passing > 0 || self.own.is_some() {
+            self.passing = self.passing.saturating_sub(1);
             self.pass(key, value);
             return;
         }
@@ -324,7 +332,7 @@ impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
     /// Sends a pair on as it is.
     #[inline]
     fn pass(&mut self, key: K::View<'_>, value: I::View<'_>) {
-        let lane = self.outbox.lane_of(K::hash(key));
+        let lane = (self.own).unwrap_or_else(|| self.outbox.lane_of(K::hash(key)));
         let state = self.table.accumulate.start(value);
         state.with_view(|state| {
             self.outbox

@@ -7,9 +7,10 @@ use transport::{Buffer, Rank};
 use crate::{
     Encode, Error, Key, Record,
     batch::Batch,
-    exchange::{ByKey, Outbox, Receiver, Routed},
+    exchange::Receiver,
     operator::{
         aggregate::{Aggregate, Before, Merged, Of},
+        join::by_key,
         narrow::Pass,
         reduce::{Accumulate, Reducing},
         window::states::{Account, States, add, copy},
@@ -81,8 +82,7 @@ where
             after,
             types: PhantomData,
         };
-        let output = |place: &Place| Ok(Routed::new(Outbox::to_each(place)?, ByKey));
-        self.exchange(name, output, running)
+        self.exchange_keys(name, by_key, running)
     }
 }
 
@@ -112,6 +112,10 @@ where
             before: self.before.clone(),
             after: self.after.clone(),
         })
+    }
+
+    fn is_by_key(&self) -> bool {
+        true
     }
 }
 

@@ -249,6 +249,10 @@ where
     fn begin(&mut self, _place: &Place) {
         self.0.begin();
     }
+
+    fn keeps_keys(&self) -> bool {
+        true
+    }
 }
 
 /// Turns each record into any number of others.

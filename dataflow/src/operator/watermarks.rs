@@ -115,6 +115,10 @@ where
     fn gives_time(&self) -> bool {
         true
     }
+
+    fn keeps_keys(&self) -> bool {
+        true
+    }
 }
 
 impl<F> fmt::Debug for Watermarks<F> {

@@ -200,6 +200,7 @@ fn wiring(
         may_wait: graph.may_wait(number),
         edge: number as EdgeId,
         readers,
+        in_place: graph.is_in_place(number, Some(schedule)),
         reading: graph
             .readers(number)
             .filter(|&(reader, _)| needed[reader])

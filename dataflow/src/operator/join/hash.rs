@@ -70,6 +70,10 @@ impl<K: Key, L: Record, R: Record, J: Join> Source for Joined<K, L, R, J> {
             false => Extent::As(LEFT),
         }
     }
+
+    fn is_by_key(&self) -> bool {
+        true
+    }
 }
 
 impl<K, L, R, J> fmt::Debug for Joined<K, L, R, J> {

@@ -57,6 +57,10 @@ impl<K: Key + Ordered, L: Record, R: Record, J: Join> Source for MergeJoined<K, 
     fn extent(&self) -> Extent {
         Extent::AtEnd
     }
+
+    fn is_by_key(&self) -> bool {
+        true
+    }
 }
 
 impl<K, L, R, J> fmt::Debug for MergeJoined<K, L, R, J> {

@@ -168,7 +168,10 @@ where
         R: Record,
         N2: Narrow<S2::Out, Out = (K, R)>,
     {
-        let sides = vec![self.end(name, by_key), other.end(name, by_key)];
+        let sides = vec![
+            self.end_by_key(name, by_key),
+            other.end_by_key(name, by_key),
+        ];
         TSet::after(sides, Joined::new(name), format!("after {name}"))
     }
 }
@@ -198,8 +201,8 @@ impl<K: Key, L: Record, R: Record, J: Join> TSet<Joined<K, L, R, J>, Pass> {
 }
 
 /// The output of a side that is exchanged by key.
-pub(super) fn by_key<K: Key, V: Record>(place: &Place) -> Result<Routed<(K, V), ByKey>, Error> {
-    Ok(Routed::new(Outbox::to_each(place)?, ByKey))
+pub(crate) fn by_key<K: Key, V: Record>(place: &Place) -> Result<Routed<(K, V), ByKey>, Error> {
+    Ok(Routed::new(Outbox::to_each(place)?, ByKey::new(place)))
 }
 
 /// Which pairs a join gives, and what it makes of rows without a partner.

@@ -229,6 +229,7 @@ where
             extent: Extent::AsInputs,
             gives_time: false,
             aligns: false,
+            in_place: false,
             kept: None,
             build: Box::new(move |place: &Place| {
                 let store = share(place, &shared, &spread)?;

@@ -195,6 +195,8 @@ pub struct OfParts;
 impl<K: Key, T: Record, R: Encode> Give<K, Part<T>, R> for OfParts {
     type Out = (K, (Window, R::Record));
 
+    const IS_BY_KEY: bool = true;
+
     fn result<D: Push<Self::Out>>(key: K::View<'_>, window: Window, value: R, down: &mut D) {
         (key, (window, value)).with_view(|result| down.push(result));
     }

@@ -21,9 +21,10 @@ use self::{aligned::Aligned, count::Counts, session::Sessions, sliding::Sliding,
 use crate::{
     Accumulator, Encode, Error, Key, Record, Slice,
     batch::Batch,
-    exchange::{ByKey, Outbox, Receiver, Routed},
+    exchange::Receiver,
     operator::{
         aggregate::{Aggregate, Before, Fold, Merged, Of},
+        join::by_key,
         narrow::Pass,
         reduce::{Accumulate, Reducing},
     },
@@ -263,9 +264,8 @@ where
             late: None,
             types: PhantomData,
         };
-        let output = |place: &Place| Ok(Routed::new(Outbox::to_each(place)?, ByKey));
         let name = format!("{name} by window and key");
-        self.stream.exchange(&name, output, windowed)
+        self.stream.exchange_keys(&name, by_key, windowed)
     }
 }
 
@@ -402,6 +402,9 @@ pub trait Give<K: Key, V: Record, R: Encode>: 'static {
     /// The records that it gives.
     type Out: Record;
 
+    /// Whether these are pairs of the same keys.
+    const IS_BY_KEY: bool;
+
     /// Gives a result.
     fn result<D: Push<Self::Out>>(key: K::View<'_>, window: Window, value: R, down: &mut D);
 
@@ -417,6 +420,8 @@ pub trait Give<K: Key, V: Record, R: Encode>: 'static {
 impl<K: Key, V: Record, R: Encode> Give<K, V, R> for OnTime {
     type Out = (K, (Window, R::Record));
 
+    const IS_BY_KEY: bool = true;
+
     fn result<D: Push<Self::Out>>(key: K::View<'_>, window: Window, value: R, down: &mut D) {
         (key, (window, value)).with_view(|result| down.push(result));
     }
@@ -426,6 +431,8 @@ impl<K: Key, V: Record, R: Encode> Give<K, V, R> for OnTime {
 
 impl<K: Key, V: Record, R: Encode> Give<K, V, R> for WithLate {
     type Out = (Option<(K, (Window, R::Record))>, Option<(K, V)>);
+
+    const IS_BY_KEY: bool = false;
 
     fn result<D: Push<Self::Out>>(key: K::View<'_>, window: Window, value: R, down: &mut D) {
         let result = (Some((key, (window, value))), None::<(K, V)>);
@@ -477,6 +484,10 @@ where
             watermark: Watermark::UNKNOWN,
             give: PhantomData,
         })
+    }
+
+    fn is_by_key(&self) -> bool {
+        G::IS_BY_KEY
     }
 }
 
