@@ -88,8 +88,8 @@ pub use operator::{
     variable::{FilterWith, FlatMapWith, MapWith, Variable, With},
     watermarks::Watermarks,
     window::{
-        All, AllOf, ByWindow, Combining, Give, OfParts, OnTime, Part, Parts, SliceOf, Window,
-        Windowed, Windows, WithLate,
+        All, AllOf, ByWindow, Give, OfParts, OnTime, OneByOne, Part, Parts, Together, Travel,
+        Travelled, Values, Window, Windowed, Windows, WithLate,
     },
     zip::{Indexed, Indexing},
 };

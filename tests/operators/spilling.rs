@@ -10,8 +10,8 @@ use std::{
 };
 
 use dataflow::{
-    Error, Job, Key, Narrow, Ordered, Record, Source, TSet, collection, generate, inline, one_line,
-    spill,
+    Error, Job, Key, Narrow, Ordered, Record, Source, TSet, Window, Windows, collection, generate,
+    inline, one_line, spill,
 };
 use proptest::prelude::*;
 use updraft::Config;
@@ -196,6 +196,159 @@ proptest! {
     }
 }
 
+/// A key, with a time and a number.
+type Event = (u64, (i64, u64));
+
+/// Some events, and how much earlier one may be than one before it.
+fn events() -> impl Strategy<Value = (Vec<Event>, i64)> {
+    let shuffle = prop_oneof![Just(0i64), Just(40), Just(100_000)];
+    (keys(0..10_000), 1i64..4, shuffle).prop_map(|(keys, pace, jitter)| {
+        let event = |(number, key): (u64, u64)| {
+            let late = (mix(number) % (jitter as u64 + 1)) as i64;
+            (key, (number as i64 * pace / 3 - late, number))
+        };
+        ((0..).zip(keys).map(event).collect(), jitter)
+    })
+}
+
+/// The size of windows, and their step.
+fn windows() -> impl Strategy<Value = (i64, i64)> {
+    prop_oneof![
+        (1i64..5_000).prop_map(|size| (size, size)),
+        (20i64..1_000, 1i64..12).prop_map(|(step, halves)| (step * halves / 2 + 1, step)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn windows_in_little_memory_give_what_they_give_in_much(
+        (events, out_of_order) in events(),
+        (size, step) in windows(),
+        has_time in any::<bool>(),
+        cluster in any_tight(),
+    ) {
+        let mut expected = BTreeMap::<(u64, Window), (u64, u128, Option<u64>)>::new();
+        for &(key, (time, number)) in &events {
+            let mut start = time.div_euclid(step) * step;
+            while start + size > time {
+                let (count, sum, most) = expected.entry((key, (start, start + size))).or_default();
+                *count += 1;
+                *sum += u128::from(number);
+                *most = (*most).max(Some(number));
+                start -= step;
+            }
+        }
+        let expected: Vec<_> = expected.into_iter().map(|((key, window), of)| (key, (window, of))).collect();
+        let windows = Windows::sliding(size, step);
+        if has_time {
+            let events = collection(events).watermarks(out_of_order, |(_, (time, _))| time);
+            let events = events.window_by_key(windows, |(time, _)| time);
+            let of = events.aggregate(|of| (of.count(), of.sum(|(_, n)| u128::from(n)), of.max(|(_, n)| n)));
+            agrees(cluster, of, &expected);
+        } else {
+            let events = collection(events).window_by_key(windows, |(time, _)| time);
+            let of = events.one_by_one().aggregate(|of| (of.count(), of.sum(|(_, n)| u128::from(n)), of.max(|(_, n)| n)));
+            agrees(cluster, of, &expected);
+        }
+    }
+
+    #[test]
+    fn groups_of_windows_in_little_memory_are_those_in_much(
+        (events, out_of_order) in events(),
+        (size, step) in windows(),
+        wide in prop_oneof![Just(1usize), Just(100)],
+        cluster in any_tight(),
+    ) {
+        let texts = collection(events)
+            .watermarks(out_of_order, |(_, (time, _))| time)
+            .map(move |(key, (time, number))| {
+                (format!("{key:>20}"), (time, "x".repeat(number as usize % wide)))
+            });
+        let groups = texts.window_by_key(Windows::sliding(size, step), |(time, _)| time).group();
+        same(cluster, groups.map(|(key, (window, values))| {
+            let values: Vec<_> = values.iter().map(|(time, text)| (time, text.len() as u64)).collect();
+            (key.to_owned(), (window, sorted(values)))
+        }));
+    }
+}
+
+#[test]
+fn what_is_late_changes_windows_that_are_on_disk() {
+    // Of each key several values, of which most come when their windows were given.
+    let events: Vec<Event> = (0..40_000u64)
+        .map(|n| {
+            (
+                mix(n % 9_000),
+                ((n / 4) as i64 - (mix(n) % 8_000) as i64, n),
+            )
+        })
+        .collect();
+    for (seed, (size, step)) in [(5_000, 5_000), (9_000, 4_000), (700, 1_000)]
+        .into_iter()
+        .enumerate()
+    {
+        let mut expected = BTreeMap::<(u64, Window), u64>::new();
+        for &(key, (time, _)) in &events {
+            let mut start = time.div_euclid(step) * step;
+            while start + size > time {
+                *expected.entry((key, (start, start + size))).or_default() += 1;
+                start -= step;
+            }
+        }
+        // Nothing is too late, but results are given before all has come.
+        let counts = collection(events.clone())
+            .parallelism(1)
+            .watermarks(0, |(_, (time, _))| time)
+            .window_by_key(
+                Windows::sliding(size, step).lateness(10_000),
+                |(time, _)| time,
+            )
+            .aggregate(|of| of.count());
+        let cluster = tight(seed as u64, 2, 2, 700 << 10);
+        let (results, spilled) = given(cluster, counts);
+        assert!(spilled > 0, "{cluster:?}");
+        assert!(
+            results.len() > expected.len(),
+            "{cluster:?}: nothing was given again"
+        );
+        let mut last = BTreeMap::new();
+        for (key, (window, count)) in results {
+            let last = last.entry((key, window)).or_insert(0);
+            *last = count.max(*last);
+        }
+        let differ = expected
+            .iter()
+            .find(|&(of, count)| last.get(of) != Some(count));
+        assert_eq!(differ, None, "{cluster:?}");
+        assert_eq!(last.len(), expected.len(), "{cluster:?}");
+    }
+}
+
+#[test]
+fn windows_far_from_closing_go_to_disk() {
+    // Event time comes to no end before all has come, so all windows of all keys are open.
+    let pairs = || collection((0..60_000u64).collect()).map(|n| (mix(n % 20_000), n));
+    let cluster = tight(1, 2, 2, 700 << 10);
+    for windows in [Windows::tumbling(5_000), Windows::sliding(9_000, 4_000)] {
+        let counts = pairs()
+            .window_by_key(windows, |n| n as i64)
+            .aggregate(|of| (of.count(), of.sum(|n| n)));
+        assert!(same(cluster, counts) > 0);
+        let texts = pairs()
+            .map(|(key, n)| (format!("{key:>40}"), n))
+            .window_by_key(windows, |n| n as i64)
+            .one_by_one()
+            .fold(
+                String::new(),
+                |text, n| *text = text.as_str().max(&format!("{n:>30}")).to_owned(),
+                |text, other| *text = text.as_str().max(other).to_owned(),
+            );
+        assert!(same(cluster, texts) > 0);
+    }
+}
+
 /// The finaliser by which keys are hashed: with it, keys of one hash can be had.
 fn mix(number: u64) -> u64 {
     let z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -313,6 +466,11 @@ fn with_room_for_all_nothing_goes_to_disk() {
         0
     );
     assert_eq!(spilled(pairs().distinct().count().collect()), 0);
+    let windows = pairs().window_by_key(Windows::sliding(200, 100), |n| n as i64);
+    assert_eq!(
+        spilled(windows.aggregate(|of| of.count()).count().collect()),
+        0
+    );
 }
 
 #[test]
@@ -435,6 +593,14 @@ fn a_full_disk_is_named_with_the_operator_that_writes_there() {
         "distinct",
     );
     fails(
+        pairs()
+            .window_by_key(Windows::tumbling(50_000), |n| n as i64)
+            .aggregate(|of| of.count())
+            .count()
+            .collect(),
+        "aggregate by window and key",
+    );
+    fails(
         pairs().group_by_key().map(|_| 1u64).count().collect(),
         "group_by_key",
     );
@@ -480,6 +646,16 @@ fn child(question: &str) {
                 .reduce_by_key(|a, _| a)
                 .count()
                 .collect(),
+            "windows" => rows()
+                .map(|(key, text)| (key, text.trim().parse::<i64>().unwrap_or(0)))
+                .window_by_key(Windows::tumbling(WIDE_ROWS as i64 / 3), |n| n)
+                .fold(
+                    String::new(),
+                    |text, n| *text = format!("{n:>232}"),
+                    |text, other| *text = other.to_owned(),
+                )
+                .count()
+                .collect(),
             _ => rows()
                 .group_by_key()
                 .map(|(_, texts)| texts.len() as u64)
@@ -513,6 +689,8 @@ fn eight_times_the_ledger_takes_no_more_than_the_ledger_and_64_mib() {
         // Rows with a partner, those of the left side without, and those of the right.
         ("merge", WIDE_ROWS + WIDE_ROWS / 2 - evens),
         ("reduce", keys),
+        // Keys come twice, but never within a third of all rows.
+        ("windows", WIDE_ROWS),
         ("group", keys),
     ];
     for (question, rows) in expected {

@@ -154,6 +154,7 @@ proptest! {
         } else {
             let sums = events
                 .window_by_key(windows, |(time, _)| time)
+                .one_by_one()
                 .aggregate(|of| (of.count(), of.sum(|(_, value)| value)))
                 .parallelism(o);
             cluster.gives(&sums.collect(), expected);
@@ -164,7 +165,7 @@ proptest! {
     fn values_that_are_combined_before_they_travel_give_the_same(
         events in events(),
         shape in shape(),
-        (lateness, out_of_order) in (0i64..10, 0i64..5),
+        (lateness, out_of_order) in (prop_oneof![Just(0i64), 0i64..10], 0i64..5),
         cluster in cluster(),
         (m, n) in (instances(), instances()),
         rate in 1e4f64..1e6,
@@ -178,7 +179,6 @@ proptest! {
                 .parallelism(m)
                 .watermarks(out_of_order, |(_, (time, _))| time)
                 .window_by_key(shape.windows().lateness(lateness), |(time, _)| time)
-                .combining()
                 .aggregate(|of| (of.count(), of.sum(|(_, value)| value)))
                 .count_late(&late)
                 .parallelism(n)
@@ -458,42 +458,51 @@ fn a_function_that_fails_ends_what_would_go_on() {
 }
 
 #[test]
-fn windows_for_which_there_is_no_memory_say_so() {
+fn what_is_late_together_counts_as_so_many() {
+    // Half of them come long after the end of their window, some of one key at a time.
+    let late = Accumulator::new();
+    let counts = generate(2_000, |n| {
+        (n % 3, if n < 1_000 { 10_000 + n as i64 } else { 7 })
+    })
+    .per_second(1e4)
+    .parallelism(1)
+    .watermarks(0, |(_, time)| time)
+    .window_by_key(Windows::tumbling(10), |time| time)
+    .aggregate(|of| of.count())
+    .count_late(&late);
+    let (found, late) = simulate(&counts.collect().with_total(&late), 1, 3, 2).unwrap();
+    let counted: u64 = found.iter().map(|(_, (_, count))| count).sum();
+    assert_eq!((counted, late), (1_000, 1_000));
+}
+
+#[test]
+fn sessions_for_which_there_is_no_memory_say_so() {
     let cluster = Cluster {
         seed: 1,
         size: 2,
         executors: 2,
         arena_bytes: 1 << 20,
-        memory_bytes: 4 << 20,
+        memory_bytes: 16 << 20,
     };
     let is_limit = |error: &Error| {
         matches!(
             error,
             Error::Transport(transport::Error::LedgerLimit {
-                holder: "windows",
+                holder: "aggregate by window and key",
                 ..
             })
         )
     };
-    let long = 1 << 40;
-    for windows in [
-        Windows::tumbling(long),
-        Windows::sliding(long, long / 10),
-        Windows::session(long),
-    ] {
-        let numbers = generate_unbounded(|n| (n, n as i64)).window_by_key(windows, |time| time);
-        let job = numbers.aggregate(|of| of.count()).collect();
-        let error = cluster.run(&job).unwrap_err();
-        assert!(is_limit(&error), "{windows:?}: {error}");
+    for windows in [Windows::session(1 << 40), Windows::count(1 << 40)] {
+        let numbers = || generate_unbounded(|n| (n, n as i64)).window_by_key(windows, |time| time);
+        // Who combines goes on with less memory, and leaves it to the windows to say so.
+        let together = numbers().aggregate(|of| of.count()).collect();
+        let one_by_one = numbers().one_by_one().aggregate(|of| of.count()).collect();
+        for job in [together, one_by_one] {
+            let error = cluster.run(&job).unwrap_err();
+            assert!(is_limit(&error), "{windows:?}: {error}");
+        }
     }
-    // Who combines goes on with less memory, and leaves it to the windows to say so.
-    let job = generate_unbounded(|n| (n, n as i64))
-        .window_by_key(Windows::tumbling(long), |time| time)
-        .combining()
-        .aggregate(|of| of.count())
-        .collect();
-    let error = cluster.run(&job).unwrap_err();
-    assert!(is_limit(&error), "{error}");
 }
 
 /// Numbers in threads, until they are stopped: all that were made are counted.

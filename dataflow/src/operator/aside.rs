@@ -145,6 +145,12 @@ impl<T: Record, O: OrderBy<T>> Aside<T, O> {
         Ok(true)
     }
 
+    /// Begins anew, once all records were read.
+    pub(crate) fn clear(&mut self) {
+        self.doing = Doing::Taking;
+        self.store.clear();
+    }
+
     /// The first record that was not read yet, with its prefix; none at the end.
     #[inline]
     pub(crate) fn first(&self) -> Option<(u64, T::View<'_>)> {

@@ -15,7 +15,7 @@ use crate::{
     operator::{
         join::{LEFT, RIGHT, by_key},
         narrow::Pass,
-        window::states::{Account, States},
+        states::{Account, States},
     },
     stage::{Input, Narrow, Place, Progress, Sink},
     time::{EventTime, Watermark},
@@ -212,7 +212,7 @@ impl<T: Record> Kept<T> {
     const NONE: Self = Self(VecDeque::new());
 
     fn keep(&mut self, time: EventTime, value: T, account: &mut Account) -> Result<(), Error> {
-        account.take(Self::bytes(&value))?;
+        account.insist(Self::bytes(&value))?;
         let place = self.0.partition_point(|(other, _)| *other <= time);
         self.0.insert(place, (time, value));
         Ok(())
@@ -290,9 +290,7 @@ macro_rules! join_side {
                         left: Kept::NONE,
                         right: Kept::NONE,
                     };
-                    $join
-                        .states
-                        .insert(hash, K::store(key), none, &mut $join.account)?
+                    $join.states.insert(hash, key, none, &mut $join.account)?
                 }
             };
             let others = &both.$theirs.0;

@@ -1,29 +1,27 @@
 //! One value for each key.
 //!
-//! Values are combined where they arise, so that of each key at most one pair leaves a rank, and then
-//! on the rank that the key belongs to. How much the first table may hold is bounded: when the bound,
-//! or the worker's ledger, is reached, it is sent on and starts anew. Where keys hardly repeat, pairs are
-//! sent on as they are.
+//! Values are [combined](super::combine) where they arise, so that of each key few pairs leave a rank, and then
+//! on the rank that the key belongs to.
 //!
-//! When the second table finds no room for more keys, it stays as it is: values of its keys are combined in place as
+//! When the table there finds no room for more keys, it stays as it is: values of its keys are combined in place as
 //! before, and pairs of other keys are [set aside](super::aside), to be combined when they are read in order. So keys
 //! that come often, of which one is most likely in the table, cost no more than they did.
 
 use std::{fmt, marker::PhantomData, mem};
 
-use transport::{Buffer, Rank, Reservation};
+use transport::{Buffer, Rank};
 
 use crate::{
     Encode, Error, Key, Record,
-    batch::Batch,
     exchange::{Outbox, Receiver},
     graph::Extent,
     operator::{
         aside::{Aside, ByHash},
+        combine::{Combine, Combined},
         narrow::{Keyed, Keys, Pass, Then},
-        table::{Drain, Merged, Table},
+        states::{Account, Drain, Merged, States, add},
     },
-    stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
+    stage::{Input, Narrow, Place, Progress, Sink},
     tset::{Source, TSet},
 };
 
@@ -148,9 +146,8 @@ where
         A: Accumulate<V>,
         B: Accumulate<A::State, State = A::State>,
     {
-        let output = move |place: &Place| {
-            Combine::<K, V, A>::new(before.clone(), place, Outbox::to_each(place)?)
-        };
+        let output =
+            move |place: &Place| Combine::<K, V, _>::new(WholeStream(before.clone()), place);
         self.exchange_keys(
             name,
             output,
@@ -203,6 +200,39 @@ impl Accumulate<()> for Once {
     fn finish(&self, (): ()) {}
 }
 
+/// All values of a key are combined, whenever they come.
+struct WholeStream<A>(A);
+
+impl<K: Key, V: Record, A: Accumulate<V>> Combined<K, V> for WholeStream<A> {
+    type By = K;
+    type Accumulate = A;
+    type Sent = (K, A::State);
+
+    const IS_LIVE: bool = false;
+
+    #[inline]
+    fn accumulate(&self) -> &A {
+        &self.0
+    }
+
+    #[inline]
+    fn by<'v>(&self, key: K::View<'v>, _value: V::View<'v>) -> K::View<'v> {
+        key
+    }
+
+    #[inline]
+    fn hash(key: K::View<'_>) -> u64 {
+        K::hash(key)
+    }
+
+    #[inline]
+    fn send(key: K::View<'_>, state: &A::State, lane: usize, outbox: &mut Outbox<Self::Sent>) {
+        state.with_view(|state| {
+            outbox.push_to(lane, &(K::shorten(key), A::State::shorten(state)));
+        });
+    }
+}
+
 /// One pair for each key.
 pub struct Reduced<K, I, A> {
     name: &'static str,
@@ -222,15 +252,8 @@ where
     fn build(&self, place: &Place) -> Result<Self::Input, Error> {
         Ok(Reduce {
             receiver: Receiver::new(place, 0),
-            table: Table::new(self.accumulate.clone(), place, self.name)?,
-            aside: Aside::new(place, ByHash, self.name)?,
-            rest: Rest::Nothing,
-            reading: Reading {
-                hash: 0,
-                values: Vec::new(),
-            },
-            for_reading: place.ledger.reserve(self.name, 0)?,
-            phase: Phase::Taking,
+            reduction: Reduction::new(place, self.accumulate.clone(), self.name)?,
+            is_giving: false,
         })
     }
 
@@ -249,308 +272,12 @@ impl<K, I, A> fmt::Debug for Reduced<K, I, A> {
     }
 }
 
-/// The most bytes that values combined before the exchange may take.
-const COMBINE_BYTES_MAX: u64 = 512 << 20;
-
-/// Combines the pairs of each key before they are exchanged.
-struct Combine<K: Key, I: Record, A: Accumulate<I>> {
-    table: Table<K, I, A>,
-    bytes_max: u64,
-    /// Pairs since the table was empty.
-    seen: u64,
-    /// Pairs that are to be sent on as they are.
-    passing: u64,
-    /// The only lane, if each key belongs to this instance: there is one table for them already, and none is needed here.
-    own: Option<usize>,
-    drain: Option<Drain<K, A::State>>,
-    outbox: Outbox<(K, A::State)>,
-}
-
-impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
-    fn new(accumulate: A, place: &Place, outbox: Outbox<(K, A::State)>) -> Result<Self, Error> {
-        // Two tables a rank, this one and that of the keys that belong here, share what arenas leave.
-        let left = place.ledger.free();
-        let bytes_max = (left / (4 * u64::from(place.executors))).min(COMBINE_BYTES_MAX);
-        let table = Table::new(accumulate, place, "combining by key before an exchange")?;
-        let own = place.own_lane();
-        Ok(Self {
-            table,
-            bytes_max,
-            seen: 0,
-            passing: 0,
-            own,
-            drain: None,
-            outbox,
-        })
-    }
-
-    /// Sends on what was combined, as long as there is room; true when all of it is out.
-    fn send_on(&mut self) -> bool {
-        let Some(drain) = &mut self.drain else {
-            return true;
-        };
-        while !self.outbox.is_full() {
-            let Some(entry) = drain.next() else {
-                self.drain = None;
-                self.table.drained();
-                return true;
-            };
-            let key = K::stored(&entry.key);
-            let lane = self.outbox.lane_of(K::hash(key));
-            entry.value.with_view(|value| {
-                self.outbox
-                    .push_to(lane, &(K::shorten(key), A::State::shorten(value)));
-            });
-        }
-        false
-    }
-}
-
-impl<K: Key, I: Record, A: Accumulate<I>> Push<(K, I)> for Combine<K, I, A> {
-    #[inline]
-    fn push(&mut self, (key, value): (K::View<'_>, I::View<'_>)) {
-        if self.passing > 0 || self.own.is_some() {
-            self.passing = self.passing.saturating_sub(1);
-            self.pass(key, value);
-            return;
-        }
-        self.seen += 1;
-        match self.table.merge(key, value) {
-            Merged::Combined => {}
-            Merged::New => self.look(),
-            // Whatever has no room, what there is can be sent on to make some.
-            Merged::TooMuch => self.start_drain(),
-            Merged::Refused => {
-                self.pass(key, value);
-                self.start_drain();
-            }
-        }
-    }
-}
-
-impl<K: Key, I: Record, A: Accumulate<I>> Combine<K, I, A> {
-    /// Sends a pair on as it is.
-    #[inline]
-    fn pass(&mut self, key: K::View<'_>, value: I::View<'_>) {
-        let lane = (self.own).unwrap_or_else(|| self.outbox.lane_of(K::hash(key)));
-        let state = self.table.accumulate.start(value);
-        state.with_view(|state| {
-            self.outbox
-                .push_to(lane, &(K::shorten(key), A::State::shorten(state)));
-        });
-    }
-
-    /// Looks, when the table has a new key, whether it pays and has room.
-    #[inline]
-    fn look(&mut self) {
-        let len = self.table.len();
-        if self.table.bytes() > self.bytes_max {
-            self.start_drain();
-        } else if len == KEYS_TO_LOOK && self.seen < PAIRS_A_KEY_MIN * len as u64 {
-            self.passing = PASSED_BEFORE_A_LOOK;
-            self.start_drain();
-        }
-    }
-
-    #[cold]
-    fn start_drain(&mut self) {
-        self.seen = 0;
-        if self.drain.is_none() {
-            self.drain = Some(self.table.drain());
-        }
-        self.send_on();
-    }
-}
-
-/// Keys by which it is judged whether it pays to combine: a table of that many is about what a core's cache holds.
-const KEYS_TO_LOOK: usize = 1 << 16;
-/// Pairs that there have to be of each key until then. With fewer, looking for keys in a table that is larger than
-/// the cache takes longer than to send the pairs to the table where they are looked for anyway.
-const PAIRS_A_KEY_MIN: u64 = 2;
-/// Pairs that are sent on as they are before it is tried again, since later ones may have fewer keys.
-const PASSED_BEFORE_A_LOOK: u64 = 1 << 22;
-
-impl<K: Key, I: Record, A: Accumulate<I>> Sink<(K, I)> for Combine<K, I, A> {
-    #[inline]
-    fn is_full(&self) -> bool {
-        self.drain.is_some() || self.outbox.is_full()
-    }
-}
-
-impl<K: Key, I: Record, A: Accumulate<I>> Output<(K, I)> for Combine<K, I, A> {
-    fn poll(&mut self) -> Result<bool, Error> {
-        let moved = self.outbox.poll()?;
-        let sent = self.drain.is_some() && !self.outbox.is_full();
-        self.send_on();
-        Ok(moved || sent)
-    }
-
-    fn finish(&mut self) -> Result<bool, Error> {
-        self.poll()?;
-        if self.drain.is_none() && self.table.len() > 0 {
-            self.drain = Some(self.table.drain());
-        }
-        Ok(self.send_on() && self.outbox.finish()?)
-    }
-
-    fn stopped(&mut self, reader: u32) {
-        self.outbox.stopped(reader);
-    }
-
-    fn is_closed(&self) -> bool {
-        self.outbox.is_closed()
-    }
-
-    fn again(&mut self, run: u32) -> bool {
-        // If nobody wanted more, there may be something left.
-        self.drain = None;
-        self.table.drain();
-        self.table.drained();
-        (self.seen, self.passing) = (0, 0);
-        self.outbox.again(run)
-    }
-}
-
 /// Reduces the pairs of the keys that belong to this rank, and gives one pair for each key when all
 /// have come.
 pub struct Reduce<K: Key, I: Record, A: Accumulate<I>> {
     receiver: Receiver<(K, I)>,
-    table: Table<K, I, A>,
-    /// Pairs that found no room in the table.
-    aside: Aside<(K, I), ByHash>,
-    rest: Rest,
-    /// The keys of the hash that is being read.
-    reading: Reading<K, A::State>,
-    /// For what their values keep outside of themselves.
-    for_reading: Reservation,
-    phase: Phase<K, A::State>,
-}
-
-/// What was set aside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rest {
-    Nothing,
-    /// Pairs of keys that are not in the table.
-    Others,
-    /// Pairs of any key, because values in the table had become too large.
-    Any,
-}
-
-/// How far it is.
-enum Phase<K: Key, V> {
-    Taking,
-    /// It gives what is in the table.
-    Giving(Drain<K, V>),
-    /// It gives what was set aside.
-    Reading,
-}
-
-/// What is combined of the pairs of one hash: nearly always of one key.
-struct Reading<K: Key, V> {
-    hash: u64,
-    values: Vec<(K::Stored, V)>,
-}
-
-impl<K, I, A> Reduce<K, I, A>
-where
-    K: Key,
-    I: Record,
-    A: Accumulate<I, State = I>,
-{
-    /// Takes in a batch.
-    fn take(&mut self, batch: &Batch<(K, I)>) -> Result<(), Error> {
-        for (key, value) in batch.views(0) {
-            match self.table.merge(key, value) {
-                Merged::Combined | Merged::New => {}
-                Merged::Refused => self.set_aside(key, value)?,
-                Merged::TooMuch => self.set_table_aside()?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets a pair aside whose key finds no room in the table.
-    #[cold]
-    fn set_aside(&mut self, key: K::View<'_>, value: I::View<'_>) -> Result<(), Error> {
-        self.table.is_frozen = true;
-        if self.rest == Rest::Nothing {
-            self.rest = Rest::Others;
-        }
-        self.aside.push((K::shorten(key), I::shorten(value)))
-    }
-
-    /// Sets all aside that is in the table, so that the values there, which have grown, make room.
-    fn set_table_aside(&mut self) -> Result<(), Error> {
-        self.rest = Rest::Any;
-        for entry in self.table.drain() {
-            let key = K::stored(&entry.key);
-            entry
-                .value
-                .with_view(|value| self.aside.push((K::shorten(key), I::shorten(value))))?;
-        }
-        self.table.drained();
-        self.table.is_frozen = false;
-        Ok(())
-    }
-
-    /// All have come.
-    fn start_giving(&mut self) -> Result<(), Error> {
-        if self.rest == Rest::Any {
-            self.set_table_aside()?;
-        }
-        self.phase = Phase::Giving(self.table.drain());
-        Ok(())
-    }
-
-    /// Gives what was set aside, combined by key.
-    fn read<D>(&mut self, down: &mut D) -> Result<Progress, Error>
-    where
-        D: Sink<(K, <A::Out as Encode>::Record)>,
-    {
-        let accumulate = &self.table.accumulate;
-        let Reading { hash, values } = &mut self.reading;
-        for _ in 0..GIVEN_A_TURN {
-            let first = self.aside.first();
-            match first {
-                Some((other, (key, value))) if other == *hash || values.is_empty() => {
-                    *hash = other;
-                    let known = values.iter_mut().find(|(stored, _)| K::is(stored, key));
-                    let (before, after) = match known {
-                        Some((_, state)) => {
-                            let before = state.heap_bytes();
-                            accumulate.add(state, value);
-                            (before, state.heap_bytes())
-                        }
-                        None => {
-                            let state = accumulate.start(value);
-                            let bytes = state.heap_bytes();
-                            values.push((K::store(key), state));
-                            (0, bytes)
-                        }
-                    };
-                    // One key's value is all that has to fit.
-                    if after > before {
-                        self.for_reading.grow((after - before) as u64)?;
-                    }
-                    self.aside.advance()?;
-                    continue;
-                }
-                _ => {}
-            }
-            if down.is_full() {
-                break;
-            }
-            let Some((key, state)) = values.pop() else {
-                return Ok(Progress::Done);
-            };
-            let value = accumulate.finish(state);
-            (K::stored(&key), value).with_view(|pair| down.push(pair));
-            if values.is_empty() {
-                self.for_reading.shrink_to(0);
-            }
-        }
-        Ok(Progress::Made)
-    }
+    reduction: Reduction<K, I, A>,
+    is_giving: bool,
 }
 
 /// Results given in one turn, between which messages are looked for.
@@ -573,45 +300,28 @@ where
     }
 
     fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error> {
-        if self.aside.go_on()? {
+        if self.is_giving {
+            return self.give(down);
+        }
+        if self.reduction.go_on()? {
             return Ok(Progress::Made);
         }
-        match &mut self.phase {
-            Phase::Taking => {
-                if let Some((_, batch)) = self.receiver.next_batch() {
-                    self.take(&batch)?;
-                } else if self.receiver.is_done() {
-                    self.start_giving()?;
-                } else {
-                    return Ok(Progress::None);
-                }
+        if let Some((_, batch)) = self.receiver.next_batch() {
+            for (key, value) in batch.views(0) {
+                self.reduction.take(key, value)?;
             }
-            Phase::Giving(drain) => {
-                for _ in 0..GIVEN_A_TURN {
-                    if down.is_full() {
-                        return Ok(Progress::Made);
-                    }
-                    let Some(entry) = drain.next() else {
-                        return self.end_giving();
-                    };
-                    let value = self.table.accumulate.finish(entry.value);
-                    (K::stored(&entry.key), value).with_view(|pair| down.push(pair));
-                }
-            }
-            Phase::Reading => return self.read(down),
+        } else if self.receiver.is_done() {
+            self.reduction.end()?;
+            self.is_giving = true;
+        } else {
+            return Ok(Progress::None);
         }
         Ok(Progress::Made)
     }
 
     fn again(&mut self) -> bool {
-        if self.rest != Rest::Nothing {
-            return false;
-        }
-        self.phase = Phase::Taking;
-        self.table.drain();
-        self.table.drained();
-        self.table.is_frozen = false;
-        self.receiver.again()
+        self.is_giving = false;
+        self.reduction.again() && self.receiver.again()
     }
 }
 
@@ -621,14 +331,23 @@ where
     I: Record,
     A: Accumulate<I, State = I>,
 {
-    /// The table is given, and makes room for reading what was set aside.
-    fn end_giving(&mut self) -> Result<Progress, Error> {
-        self.phase = Phase::Reading;
-        self.table.drained();
-        if self.rest == Rest::Nothing {
-            return Ok(Progress::Done);
+    fn give<D>(&mut self, down: &mut D) -> Result<Progress, Error>
+    where
+        D: Sink<(K, <A::Out as Encode>::Record)>,
+    {
+        for _ in 0..GIVEN_A_TURN {
+            if down.is_full() {
+                break;
+            }
+            match self.reduction.next()? {
+                Next::Entry(key, state) => {
+                    let value = self.reduction.accumulate.finish(state);
+                    (K::stored(&key), value).with_view(|pair| down.push(pair));
+                }
+                Next::Later => break,
+                Next::Nothing => return Ok(Progress::Done),
+            }
         }
-        self.aside.end()?;
         Ok(Progress::Made)
     }
 }
@@ -636,7 +355,223 @@ where
 impl<K: Key, I: Record, A: Accumulate<I>> fmt::Debug for Reduce<K, I, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reduce")
-            .field("keys", &self.table.len())
+            .field("keys", &self.reduction.states.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// One state for each key, in memory and beyond it. All pairs are taken, and then one state of each key is given.
+pub(crate) struct Reduction<K: Key, I: Record, A: Accumulate<I>> {
+    pub(crate) accumulate: A,
+    states: States<K, A::State>,
+    account: Account,
+    /// Pairs that found no room in the table.
+    aside: Aside<(K, I), ByHash>,
+    rest: Rest,
+    /// What is combined of the pairs of one hash, nearly always of one key: the hash, and the keys that it has.
+    reading: Reading<K, A::State>,
+    phase: Phase<K, A::State>,
+}
+
+type Reading<K, S> = (u64, Vec<(<K as Key>::Stored, S)>);
+
+/// What was set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    Nothing,
+    /// Pairs of keys that are not in the table.
+    Others,
+    /// Pairs of any key, because values in the table had become too large.
+    Any,
+}
+
+/// How far it is.
+enum Phase<K: Key, S> {
+    Taking,
+    /// It gives what is in the table.
+    Giving(Drain<K, S>),
+    /// It gives what was set aside.
+    Reading,
+}
+
+/// What is given next.
+pub(crate) enum Next<K: Key, S> {
+    /// What was made of all values of a key.
+    Entry(K::Stored, S),
+    /// Something was done, and there may be more.
+    Later,
+    Nothing,
+}
+
+/// Pairs read in one turn, between which messages are looked for.
+const READ_A_TURN: usize = 4096;
+
+impl<K, I, A> Reduction<K, I, A>
+where
+    K: Key,
+    I: Record,
+    A: Accumulate<I, State = I>,
+{
+    /// Enters on the ledger what it cannot do without.
+    ///
+    /// # Errors
+    ///
+    /// [`transport::Error::LedgerLimit`].
+    pub(crate) fn new(place: &Place, accumulate: A, holder: &'static str) -> Result<Self, Error> {
+        Ok(Self {
+            accumulate,
+            states: States::new(),
+            account: Account::new(place, holder)?,
+            aside: Aside::new(place, ByHash, holder)?,
+            rest: Rest::Nothing,
+            reading: (0, Vec::new()),
+            phase: Phase::Taking,
+        })
+    }
+
+    /// Takes a pair.
+    ///
+    /// # Errors
+    ///
+    /// As [`Aside::push`].
+    #[inline]
+    pub(crate) fn take(&mut self, key: K::View<'_>, value: I::View<'_>) -> Result<(), Error> {
+        let pair = (key, value);
+        match (self.states).merge::<I, A>(&self.accumulate, pair, &mut self.account) {
+            Merged::Combined | Merged::New => Ok(()),
+            Merged::Refused => self.set_aside(key, value),
+            Merged::TooMuch => self.set_table_aside(),
+        }
+    }
+
+    /// Sets a pair aside whose key finds no room in the table.
+    #[cold]
+    fn set_aside(&mut self, key: K::View<'_>, value: I::View<'_>) -> Result<(), Error> {
+        self.states.is_frozen = true;
+        if self.rest == Rest::Nothing {
+            self.rest = Rest::Others;
+        }
+        self.aside.push((K::shorten(key), I::shorten(value)))
+    }
+
+    /// Sets all aside that is in the table, so that the values there, which have grown, make room.
+    #[cold]
+    fn set_table_aside(&mut self) -> Result<(), Error> {
+        self.rest = Rest::Any;
+        let mut drain = self.states.drain();
+        while let Some(entry) = drain.next_given_back(&mut self.account) {
+            let key = K::stored(&entry.key);
+            entry
+                .state
+                .with_view(|value| self.aside.push((K::shorten(key), I::shorten(value))))?;
+        }
+        Ok(())
+    }
+
+    /// Does a part of what has to be done before pairs should be taken; false if there is nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Aside::go_on`].
+    pub(crate) fn go_on(&mut self) -> Result<bool, Error> {
+        self.aside.go_on()
+    }
+
+    /// All have come.
+    ///
+    /// # Errors
+    ///
+    /// As [`take`](Self::take).
+    pub(crate) fn end(&mut self) -> Result<(), Error> {
+        if self.rest == Rest::Any {
+            self.set_table_aside()?;
+        }
+        self.phase = Phase::Giving(self.states.drain());
+        Ok(())
+    }
+
+    /// The next key, when all have come.
+    ///
+    /// # Errors
+    ///
+    /// As [`Aside::go_on`], or [`transport::Error::LedgerLimit`] for a state that is large.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Result<Next<K, I>, Error> {
+        if let Phase::Giving(drain) = &mut self.phase
+            && let Some(entry) = drain.next_given_back(&mut self.account)
+        {
+            return Ok(Next::Entry(entry.key, entry.state));
+        }
+        self.next_set_aside()
+    }
+
+    #[cold]
+    fn next_set_aside(&mut self) -> Result<Next<K, I>, Error> {
+        if self.rest == Rest::Nothing {
+            return Ok(Next::Nothing);
+        }
+        if !matches!(self.phase, Phase::Reading) {
+            self.phase = Phase::Reading;
+            self.aside.end()?;
+            return Ok(Next::Later);
+        }
+        if self.aside.go_on()? {
+            return Ok(Next::Later);
+        }
+        self.read()
+    }
+
+    /// Combines what was set aside of one hash, and gives its keys one by one.
+    fn read(&mut self) -> Result<Next<K, I>, Error> {
+        let (accumulate, account) = (&self.accumulate, &mut self.account);
+        let (hash, states) = &mut self.reading;
+        for _ in 0..READ_A_TURN {
+            let (key, value) = match self.aside.first() {
+                Some((other, pair)) if other == *hash || states.is_empty() => {
+                    *hash = other;
+                    pair
+                }
+                _ => {
+                    let Some((key, state)) = states.pop() else {
+                        return Ok(Next::Nothing);
+                    };
+                    account.give_back(state.heap_bytes());
+                    return Ok(Next::Entry(key, state));
+                }
+            };
+            match states.iter_mut().find(|(stored, _)| K::is(stored, key)) {
+                Some((_, state)) => {
+                    if !add(accumulate, state, value, account) {
+                        // One key's state is all that has to fit.
+                        account.insist_on_used()?;
+                    }
+                }
+                None => {
+                    let state = accumulate.start(value);
+                    account.insist(state.heap_bytes())?;
+                    states.push((K::store(key), state));
+                }
+            }
+            self.aside.advance()?;
+        }
+        Ok(Next::Later)
+    }
+
+    /// Begins anew, once nothing more of it is wanted; false if it has to be made anew.
+    pub(crate) fn again(&mut self) -> bool {
+        if let Phase::Giving(drain) = &mut self.phase {
+            drain.forget(&mut self.account);
+        }
+        self.states.drain().forget(&mut self.account);
+        self.phase = Phase::Taking;
+        self.rest == Rest::Nothing
+    }
+
+    /// Begins anew, once all was given.
+    pub(crate) fn begin(&mut self) {
+        self.phase = Phase::Taking;
+        if mem::replace(&mut self.rest, Rest::Nothing) != Rest::Nothing {
+            self.aside.clear();
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::{
         join::by_key,
         narrow::Pass,
         reduce::{Accumulate, Reducing},
-        window::states::{Account, States, add, copy},
+        states::{Account, States, copy, must_add},
     },
     stage::{Input, Narrow, Place, Progress, Sink},
     time::Watermark,
@@ -179,14 +179,13 @@ where
             let hash = K::hash(key);
             let state = match self.states.find(hash, key) {
                 Some(state) => {
-                    add(&self.before, state, value, &mut self.account)?;
+                    must_add(&self.before, state, value, &mut self.account)?;
                     state
                 }
                 None => {
                     let state = self.before.start(value);
-                    self.account.take(state.heap_bytes())?;
-                    self.states
-                        .insert(hash, K::store(key), state, &mut self.account)?
+                    self.account.insist(state.heap_bytes())?;
+                    self.states.insert(hash, key, state, &mut self.account)?
                 }
             };
             let value = self.after.finish(copy(state));

@@ -550,6 +550,18 @@ impl<T: Record, O: OrderBy<T>> Store<T, O> {
         Ok(())
     }
 
+    /// Forgets all records, once they were read, and what they took of memory and disks.
+    pub(crate) fn clear(&mut self) {
+        self.held.runs.clear();
+        self.spare.clear();
+        self.for_held.shrink_to(0);
+        self.runs.clear();
+        self.files.renew();
+        self.unmerged = 0;
+        self.for_chunk.shrink_to(self.sizes.least);
+        self.largest_page = 0;
+    }
+
     /// The sample of all records, which is taken once.
     pub(crate) fn take_samples(&mut self) -> Option<Told<O::Key>> {
         self.samples.take().map(Samples::into_told)

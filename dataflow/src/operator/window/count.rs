@@ -2,11 +2,14 @@
 
 use std::collections::VecDeque;
 
-use super::{
-    Tools, Window,
-    states::{Drain, States, add},
+use super::{Gave, Tools, Window};
+use crate::{
+    Error, Key, Record,
+    operator::{
+        reduce::Accumulate,
+        states::{Drain, States, must_add},
+    },
 };
-use crate::{Error, Key, Record, operator::reduce::Accumulate};
 
 /// The windows of all keys, in which the time of a record is its number among those of its key.
 pub(super) struct Counts<K: Key, S> {
@@ -56,18 +59,17 @@ impl<K: Key, S: Record> Counts<K, S> {
                     number: 0,
                     open: VecDeque::new(),
                 };
-                self.states
-                    .insert(hash, K::store(key), none, &mut tools.account)?
+                self.states.insert(hash, key, none, &mut tools.account)?
             }
         };
         for (_, state) in &mut counted.open {
-            add(&tools.before, state, value, &mut tools.account)?;
+            must_add(&tools.before, state, value, &mut tools.account)?;
         }
         if counted.number % self.step == 0 {
             let state = tools.before.start(value);
             tools
                 .account
-                .take(size_of::<(u64, S)>() + state.heap_bytes())?;
+                .insist(size_of::<(u64, S)>() + state.heap_bytes())?;
             counted.open.push_back((counted.number, state));
         }
         counted.number += 1;
@@ -89,12 +91,12 @@ impl<K: Key, S: Record> Counts<K, S> {
         self.rest = Some(self.states.drain());
     }
 
-    /// Gives one of the windows that are left in the end; false if there is none.
+    /// Gives one of the windows that are left in the end.
     pub(super) fn give<A, B>(
         &mut self,
         tools: &mut Tools<A, B>,
         mut give: impl FnMut(K::View<'_>, Window, S),
-    ) -> Result<bool, Error> {
+    ) -> Result<Gave, Error> {
         loop {
             if let Some((key, counted)) = &mut self.giving {
                 if let Some((start, state)) = counted.open.pop_front() {
@@ -103,13 +105,13 @@ impl<K: Key, S: Record> Counts<K, S> {
                         .give_back(size_of::<(u64, S)>() + state.heap_bytes());
                     let window = (start as i64, counted.number as i64);
                     give(K::stored(key), window, state);
-                    return Ok(true);
+                    return Ok(Gave::Result);
                 }
                 tools.account.give_back(K::stored_bytes(key));
                 self.giving = None;
             }
             let Some(rest) = &mut self.rest else {
-                return Ok(false);
+                return Ok(Gave::Nothing);
             };
             match rest.next(&mut tools.account) {
                 Some(entry) => self.giving = Some((entry.key, entry.state)),

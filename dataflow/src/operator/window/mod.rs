@@ -4,29 +4,31 @@
 //! values (but [`group`](ByWindow::group) does). When event time has come to the end of a window, its results are given. How far
 //! event time is follows from the watermarks of all senders; where there are none, it comes to the end of all windows
 //! when the input ends.
+//!
+//! What is kept of windows that begin at the same times for all keys goes to disk where memory has no room for it. Sessions and
+//! windows of so many values have to stay in memory.
 
-mod aligned;
-mod combine;
 mod count;
 mod session;
-mod sliding;
-pub(crate) mod states;
+mod sliced;
+mod slices;
+mod travel;
 
 use std::{fmt, marker::PhantomData};
 
 use transport::{Buffer, Rank};
 
-pub use self::combine::{Combining, OfParts, Part, Parts, SliceOf};
-use self::{aligned::Aligned, count::Counts, session::Sessions, sliding::Sliding, states::Account};
+pub use self::travel::{OfParts, OneByOne, Part, Parts, Together, Travel, Travelled, Values};
+use self::{count::Counts, session::Sessions, sliced::Sliced};
 use crate::{
     Accumulator, Encode, Error, Key, Record, Slice,
     batch::Batch,
     exchange::Receiver,
     operator::{
         aggregate::{Aggregate, Before, Fold, Merged, Of},
-        join::by_key,
         narrow::Pass,
         reduce::{Accumulate, Reducing},
+        states::Account,
     },
     stage::{Input, Narrow, Place, Progress, Push, Sink},
     time::{EventTime, Watermark},
@@ -91,7 +93,8 @@ impl Windows {
     }
 
     /// Keeps windows for so much longer than event time says. A value that comes within that changes its window, which is
-    /// given again, as it is then; what comes later is late.
+    /// given again for its key, as it is then: at once, or, if some of the window is on disk, when it changes no more. What comes
+    /// later is late.
     pub fn lateness(self, allowed: EventTime) -> Self {
         Self {
             lateness: allowed.max(0),
@@ -131,6 +134,7 @@ where
             stream: self,
             windows,
             time,
+            travel: PhantomData,
         }
     }
 }
@@ -140,13 +144,25 @@ where
 /// That is a stream of keys, each with a window and what was made of the key's values in it. A result belongs to the last instant of its window: it is no
 /// later than the watermarks that follow it if that is taken for its time.
 #[must_use = "nothing is made of the values in windows yet"]
-pub struct ByWindow<S, N, F> {
+pub struct ByWindow<S, N, F, H = Together> {
     stream: TSet<S, N>,
     windows: Windows,
     time: F,
+    travel: PhantomData<fn() -> H>,
 }
 
-impl<S, N, F> fmt::Debug for ByWindow<S, N, F> {
+impl<S, N, F, H> ByWindow<S, N, F, H> {
+    fn travelling<I>(self) -> ByWindow<S, N, F, I> {
+        ByWindow {
+            stream: self.stream,
+            windows: self.windows,
+            time: self.time,
+            travel: PhantomData,
+        }
+    }
+}
+
+impl<S, N, F, H> fmt::Debug for ByWindow<S, N, F, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ByWindow")
             .field("windows", &self.windows)
@@ -155,7 +171,7 @@ impl<S, N, F> fmt::Debug for ByWindow<S, N, F> {
 }
 
 #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
-impl<S, N, K, V, F> ByWindow<S, N, F>
+impl<S, N, K, V, F, H> ByWindow<S, N, F, H>
 where
     S: Source,
     K: Key,
@@ -175,28 +191,28 @@ where
     /// assert_eq!(inline(&visits.collect())?, [('a', ((0, 13), (0, 2))), ('a', ((20, 30), (20, 1)))]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn reduce<G>(
-        self,
-        reduce: G,
-    ) -> TSet<Windowed<K, V, F, Reducing<V, G>, Reducing<V, G>>, Pass>
+    pub fn reduce<G>(self, reduce: G) -> H::Made<K, V, F, V, Reducing<V, G>, Reducing<V, G>>
     where
         V: Default,
         G: Fn(V, V::View<'_>) -> V + Clone + Send + Sync + 'static,
+        H: Travel,
     {
         let reduce = Reducing::new(reduce);
-        self.accumulate("reduce", reduce.clone(), reduce)
+        self.accumulate("reduce by window and key", (reduce.clone(), reduce))
     }
 
     /// Makes one record of the values of each window: several aggregates at once, say.
     pub fn aggregate<A: Aggregate<V>>(
         self,
         of: impl FnOnce(Of<V>) -> A,
-    ) -> TSet<Windowed<K, V, F, Before<A, V>, Merged<A, V>>, Pass> {
-        self.aggregate_as("aggregate", of(Of(PhantomData)))
+    ) -> H::Made<K, V, F, A::State, Before<A, V>, Merged<A, V>>
+    where
+        H: Travel,
+    {
+        self.aggregate_as("aggregate by window and key", of(Of(PhantomData)))
     }
 
-    /// Adds each value to a copy of `start`, one for each window. `merge` makes one of two, where a value makes one of two
-    /// sessions.
+    /// Adds each value to a copy of `start`, of which there are several for each window. `merge` makes one of two.
     ///
     /// ```
     /// use dataflow::{Windows, collection, inline};
@@ -209,18 +225,20 @@ where
     /// assert_eq!(sums, [3, 6, 12, 8]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn fold<T, G, H>(
+    pub fn fold<T, G, M>(
         self,
         start: T,
         add: G,
-        merge: H,
-    ) -> TSet<Windowed<K, V, F, Before<Fold<T, G, H>, V>, Merged<Fold<T, G, H>, V>>, Pass>
+        merge: M,
+    ) -> H::Made<K, V, F, T, Before<Fold<T, G, M>, V>, Merged<Fold<T, G, M>, V>>
     where
         T: Record + Clone + Sync,
         G: Fn(&mut T, V::View<'_>) + Clone + Send + Sync + 'static,
-        H: Fn(&mut T, T::View<'_>) + Clone + Send + Sync + 'static,
+        M: Fn(&mut T, T::View<'_>) + Clone + Send + Sync + 'static,
+        H: Travel,
     {
-        self.aggregate_as("fold", Of(PhantomData).fold(start, add, merge))
+        let fold = Of(PhantomData).fold(start, add, merge);
+        self.aggregate_as("fold by window and key", fold)
     }
 
     /// All values of each window. Those of one have to fit in memory, and into one record.
@@ -233,39 +251,31 @@ where
     /// assert_eq!(inline(&groups.collect())?, [('a', ((0, 10), vec![1, 2])), ('a', ((10, 20), vec![14]))]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn group(self) -> TSet<Windowed<K, V, F, All, AllOf>, Pass> {
-        self.accumulate("group", All, AllOf)
+    pub fn group(self) -> TSet<Windowed<K, V, Values<F>, All, AllOf>, Pass> {
+        // Together, values are as many as one by one.
+        self.travelling::<OneByOne>()
+            .accumulate("group by window and key", (All, AllOf))
     }
 
     fn aggregate_as<A: Aggregate<V>>(
         self,
         name: &'static str,
         aggregate: A,
-    ) -> TSet<Windowed<K, V, F, Before<A, V>, Merged<A, V>>, Pass> {
+    ) -> H::Made<K, V, F, A::State, Before<A, V>, Merged<A, V>>
+    where
+        H: Travel,
+    {
         let before = Before(aggregate.clone(), PhantomData);
-        self.accumulate(name, before, Merged(aggregate, PhantomData))
+        self.accumulate(name, (before, Merged(aggregate, PhantomData)))
     }
 
-    fn accumulate<A, B>(
-        self,
-        name: &str,
-        before: A,
-        after: B,
-    ) -> TSet<Windowed<K, V, F, A, B>, Pass>
+    fn accumulate<A, B>(self, name: &'static str, of: (A, B)) -> H::Made<K, V, F, A::State, A, B>
     where
         A: Accumulate<V>,
         B: Accumulate<A::State, State = A::State>,
+        H: Travel,
     {
-        let windowed = Windowed {
-            windows: self.windows,
-            time: self.time,
-            before,
-            after,
-            late: None,
-            types: PhantomData,
-        };
-        let name = format!("{name} by window and key");
-        self.stream.exchange_keys(&name, by_key, windowed)
+        H::send(self.stream, self.windows, self.time, name, of)
     }
 }
 
@@ -320,20 +330,36 @@ impl<V: Record> Accumulate<Vec<V>> for AllOf {
 }
 
 /// What was made of the values in windows.
-pub struct Windowed<K, V, F, A, B, G = OnTime> {
+pub struct Windowed<K, V, W, A, B, G = OnTime> {
+    name: &'static str,
     windows: Windows,
-    time: F,
+    travelled: W,
     before: A,
     after: B,
     late: Option<Accumulator>,
     types: PhantomData<fn(K, V) -> G>,
 }
 
-impl<K, V, F: Clone, A: Clone, B: Clone, G> Windowed<K, V, F, A, B, G> {
-    fn giving<H>(&self) -> Windowed<K, V, F, A, B, H> {
+impl<K, V, W, A, B, G> Windowed<K, V, W, A, B, G> {
+    fn new(name: &'static str, windows: Windows, travelled: W, before: A, after: B) -> Self {
+        Self {
+            name,
+            windows,
+            travelled,
+            before,
+            after,
+            late: None,
+            types: PhantomData,
+        }
+    }
+}
+
+impl<K, V, W: Clone, A: Clone, B: Clone, G> Windowed<K, V, W, A, B, G> {
+    fn giving<H>(&self) -> Windowed<K, V, W, A, B, H> {
         Windowed {
+            name: self.name,
             windows: self.windows,
-            time: self.time.clone(),
+            travelled: self.travelled.clone(),
             before: self.before.clone(),
             after: self.after.clone(),
             late: self.late.clone(),
@@ -342,11 +368,11 @@ impl<K, V, F: Clone, A: Clone, B: Clone, G> Windowed<K, V, F, A, B, G> {
     }
 }
 
-impl<K, V, F, A, B, G> TSet<Windowed<K, V, F, A, B, G>, Pass>
+impl<K, V, W, A, B, G> TSet<Windowed<K, V, W, A, B, G>, Pass>
 where
     K: Key,
     V: Record,
-    F: Fn(V::View<'_>) -> EventTime + Clone + Send + Sync + 'static,
+    W: Travelled<V>,
     A: Accumulate<V>,
     B: Accumulate<A::State, State = A::State>,
     G: Give<K, V, B::Out>,
@@ -365,7 +391,7 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     pub fn count_late(self, count: &Accumulator) -> Self {
-        let count_it = |source: &Windowed<K, V, F, A, B, G>| Windowed {
+        let count_it = |source: &Windowed<K, V, W, A, B, G>| Windowed {
             late: Some(count.clone()),
             ..source.giving()
         };
@@ -373,7 +399,7 @@ where
     }
 }
 
-impl<K, V, F, A, B> TSet<Windowed<K, V, F, A, B>, Pass>
+impl<K, V, F, A, B> TSet<Windowed<K, V, Values<F>, A, B>, Pass>
 where
     K: Key,
     V: Record,
@@ -382,9 +408,9 @@ where
     B: Accumulate<A::State, State = A::State>,
 {
     /// Gives as well what was too late for all its windows: each record is either a result, or a key with a value that was late. Clones of
-    /// the stream behind a [`direct`](TSet::direct) can go separate ways.
+    /// the stream behind a [`direct`](TSet::direct) can go separate ways. It is for values that travel [one by one](ByWindow::one_by_one).
     #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
-    pub fn with_late(self) -> TSet<Windowed<K, V, F, A, B, WithLate>, Pass> {
+    pub fn with_late(self) -> TSet<Windowed<K, V, Values<F>, A, B, WithLate>, Pass> {
         self.with_source(Windowed::giving, " with late")
     }
 }
@@ -410,11 +436,6 @@ pub trait Give<K: Key, V: Record, R: Encode>: 'static {
 
     /// Gives what is late.
     fn late<D: Push<Self::Out>>(key: K::View<'_>, value: V::View<'_>, down: &mut D);
-
-    /// How many values that is.
-    fn number(_value: V::View<'_>) -> u64 {
-        1
-    }
 }
 
 impl<K: Key, V: Record, R: Encode> Give<K, V, R> for OnTime {
@@ -445,16 +466,16 @@ impl<K: Key, V: Record, R: Encode> Give<K, V, R> for WithLate {
     }
 }
 
-impl<K, V, F, A, B, G> Source for Windowed<K, V, F, A, B, G>
+impl<K, V, W, A, B, G> Source for Windowed<K, V, W, A, B, G>
 where
     K: Key,
     V: Record,
-    F: Fn(V::View<'_>) -> EventTime + Clone + Send + Sync + 'static,
+    W: Travelled<V>,
     A: Accumulate<V>,
     B: Accumulate<A::State, State = A::State>,
     G: Give<K, V, B::Out>,
 {
-    type Input = Windowing<K, V, F, A, B, G>;
+    type Input = Windowing<K, V, W, A, B, G>;
     type Out = G::Out;
 
     fn build(&self, place: &Place) -> Result<Self::Input, Error> {
@@ -462,13 +483,13 @@ where
         Ok(Windowing {
             receiver: Receiver::new(place, 0),
             now: None,
-            time: self.time.clone(),
+            travelled: self.travelled.clone(),
             lateness,
             open: match shape {
-                Shape::Aligned { size, step } if step < size => {
-                    Open::Sliding(Sliding::new(size, step, lateness))
+                Shape::Aligned { size, step } => {
+                    let (times, after) = ((size, step, lateness), self.after.clone());
+                    Open::Sliced(Box::new(Sliced::new(place, self.name, times, after)?))
                 }
-                Shape::Aligned { size, step } => Open::Aligned(Aligned::new(size, step, lateness)),
                 Shape::Session { gap } => Open::Sessions(Sessions::new(gap, lateness)),
                 Shape::Count { size, step } => Open::Counts(Counts::new(size, step)),
             },
@@ -476,7 +497,7 @@ where
             tools: Tools {
                 before: self.before.clone(),
                 after: self.after.clone(),
-                account: Account::new(place, "windows")?,
+                account: Account::new(place, self.name)?,
             },
             late: self.late.clone(),
             closed: EventTime::MIN,
@@ -491,7 +512,7 @@ where
     }
 }
 
-impl<K, V, F, A, B, G> fmt::Debug for Windowed<K, V, F, A, B, G> {
+impl<K, V, W, A, B, G> fmt::Debug for Windowed<K, V, W, A, B, G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Windowed")
             .field("windows", &self.windows)
@@ -507,17 +528,26 @@ struct Tools<A, B> {
 }
 
 /// The windows that may still change.
-enum Open<K: Key, S> {
-    Aligned(Aligned<K, S>),
-    Sliding(Sliding<K, S>),
+enum Open<K: Key, S: Record, B: Accumulate<S>> {
+    Sliced(Box<Sliced<K, S, B>>),
     Sessions(Sessions<K, S>),
     Counts(Counts<K, S>),
 }
 
-impl<K: Key, S: Record> Open<K, S> {
+/// What became of an attempt to give a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gave {
+    Result,
+    /// Something was done, and there may be one.
+    Later,
+    /// Nothing more is over.
+    Nothing,
+}
+
+impl<K: Key, S: Record, B: Accumulate<S, State = S>> Open<K, S, B> {
     /// Adds a value to its windows; false if it is too late for all of them.
     #[inline]
-    fn add<V, A, B>(
+    fn add<V, A>(
         &mut self,
         tools: &mut Tools<A, B>,
         (key, value): (K::View<'_>, V::View<'_>),
@@ -527,11 +557,9 @@ impl<K: Key, S: Record> Open<K, S> {
     where
         V: Record,
         A: Accumulate<V, State = S>,
-        B: Accumulate<S, State = S>,
     {
         match self {
-            Self::Aligned(windows) => windows.add::<V, A, B>(tools, (key, value), time, give),
-            Self::Sliding(windows) => windows.add::<V, A, B>(tools, (key, value), time, give),
+            Self::Sliced(windows) => windows.add::<V, A>(tools, (key, value), time, give),
             Self::Sessions(windows) => windows.add::<V, A, B>(tools, (key, value), time, give),
             Self::Counts(windows) => windows.add::<V, A, B>(tools, (key, value), give),
         }
@@ -540,8 +568,7 @@ impl<K: Key, S: Record> Open<K, S> {
     /// What ends by this time is over.
     fn close(&mut self, until: EventTime) {
         match self {
-            Self::Aligned(windows) => windows.close(until),
-            Self::Sliding(windows) => windows.close(until),
+            Self::Sliced(windows) => windows.close(until),
             Self::Sessions(windows) => windows.close(until),
             Self::Counts(_) => {}
         }
@@ -554,18 +581,14 @@ impl<K: Key, S: Record> Open<K, S> {
         }
     }
 
-    /// Gives one result of what is over; false if there is none.
-    fn give<A, B>(
+    /// Gives one result of what is over.
+    fn give<A>(
         &mut self,
         tools: &mut Tools<A, B>,
         give: impl FnMut(K::View<'_>, Window, S),
-    ) -> Result<bool, Error>
-    where
-        B: Accumulate<S, State = S>,
-    {
+    ) -> Result<Gave, Error> {
         match self {
-            Self::Aligned(windows) => windows.give(tools, give),
-            Self::Sliding(windows) => windows.give(tools, give),
+            Self::Sliced(windows) => windows.give(give),
             Self::Sessions(windows) => windows.give(tools, give),
             Self::Counts(windows) => windows.give(tools, give),
         }
@@ -573,13 +596,13 @@ impl<K: Key, S: Record> Open<K, S> {
 }
 
 /// Keeps the windows of the keys that belong to this instance, and gives what was made of those that are over.
-pub struct Windowing<K: Key, V: Record, F, A: Accumulate<V>, B, G> {
+pub struct Windowing<K: Key, V: Record, W, A: Accumulate<V>, B: Accumulate<A::State>, G> {
     receiver: Receiver<(K, V)>,
     /// The batch whose records are added, and how many of them were.
     now: Option<(Batch<(K, V)>, usize)>,
-    time: F,
+    travelled: W,
     lateness: EventTime,
-    open: Open<K, A::State>,
+    open: Open<K, A::State, B>,
     tools: Tools<A, B>,
     finish: B,
     late: Option<Accumulator>,
@@ -594,7 +617,7 @@ pub struct Windowing<K: Key, V: Record, F, A: Accumulate<V>, B, G> {
 /// Results given in one turn, between which messages are looked for.
 const GIVEN_A_TURN: usize = 4096;
 
-impl<K, V, F, A, B, G> Windowing<K, V, F, A, B, G>
+impl<K, V, W, A, B, G> Windowing<K, V, W, A, B, G>
 where
     K: Key,
     V: Record,
@@ -637,11 +660,11 @@ where
     }
 }
 
-impl<K, V, F, A, B, G> Input for Windowing<K, V, F, A, B, G>
+impl<K, V, W, A, B, G> Input for Windowing<K, V, W, A, B, G>
 where
     K: Key,
     V: Record,
-    F: Fn(V::View<'_>) -> EventTime + Clone + Send + Sync + 'static,
+    W: Travelled<V>,
     A: Accumulate<V>,
     B: Accumulate<A::State, State = A::State>,
     G: Give<K, V, B::Out>,
@@ -667,12 +690,18 @@ where
     fn poll<D: Sink<Self::Out>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         let finish = &self.finish;
         let mut given = 0;
-        while self.open.give(&mut self.tools, |key, window, state| {
-            G::result(key, window, finish.finish(state), down);
-        })? {
+        loop {
+            let gave = self.open.give(&mut self.tools, |key, window, state| {
+                G::result(key, window, finish.finish(state), down);
+            })?;
             given += 1;
-            if given == GIVEN_A_TURN || down.is_full() {
-                return Ok(Progress::Made);
+            match gave {
+                Gave::Nothing => break,
+                Gave::Later => return Ok(Progress::Made),
+                Gave::Result if given == GIVEN_A_TURN || down.is_full() => {
+                    return Ok(Progress::Made);
+                }
+                Gave::Result => {}
             }
         }
         let Some((batch, next)) = &mut self.now else {
@@ -682,8 +711,8 @@ where
             if down.is_full() {
                 return Ok(Progress::Made);
             }
-            let time = (self.time)(value);
-            let is_taken = self.open.add::<V, A, B>(
+            let time = self.travelled.time(value);
+            let is_taken = self.open.add::<V, A>(
                 &mut self.tools,
                 (key, value),
                 time,
@@ -693,7 +722,7 @@ where
             )?;
             if !is_taken {
                 if let Some(count) = &self.late {
-                    count.add(G::number(value));
+                    count.add(self.travelled.number(value));
                 }
                 G::late(key, value, down);
             }
@@ -704,7 +733,13 @@ where
     }
 }
 
-impl<K: Key, V: Record, F, A: Accumulate<V>, B, G> fmt::Debug for Windowing<K, V, F, A, B, G> {
+impl<K, V, W, A, B, G> fmt::Debug for Windowing<K, V, W, A, B, G>
+where
+    K: Key,
+    V: Record,
+    A: Accumulate<V>,
+    B: Accumulate<A::State>,
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Windowing")
             .field("closed", &self.closed)

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Tools, Window,
-    states::{States, add, copy},
+use super::{Gave, Tools, Window};
+use crate::{
+    Error, EventTime, Key, Record,
+    operator::{
+        reduce::Accumulate,
+        states::{States, copy, must_add},
+    },
 };
-use crate::{Error, EventTime, Key, Record, operator::reduce::Accumulate};
 
 /// The sessions of all keys.
 ///
@@ -63,8 +66,7 @@ impl<K: Key, S: Record> Sessions<K, S> {
             None if end.saturating_add(self.lateness) <= self.closed => return Ok(false),
             None => {
                 let none = Vec::new();
-                self.states
-                    .insert(hash, K::store(key), none, &mut tools.account)?
+                self.states.insert(hash, key, none, &mut tools.account)?
             }
         };
         let touches = |session: &Session<S>| session.start < end && time < session.end;
@@ -75,7 +77,7 @@ impl<K: Key, S: Record> Sessions<K, S> {
             let state = tools.before.start(value);
             tools
                 .account
-                .take(size_of::<Session<S>>() + state.heap_bytes())?;
+                .insist(size_of::<Session<S>>() + state.heap_bytes())?;
             let place = sessions.partition_point(|session| session.start < time);
             let session = Session {
                 start: time,
@@ -92,7 +94,7 @@ impl<K: Key, S: Record> Sessions<K, S> {
         let touched = sessions[first..].iter().take_while(|s| touches(s)).count();
         let others: Vec<_> = sessions.drain(first + 1..first + touched).collect();
         let session = &mut sessions[first];
-        add(&tools.before, &mut session.state, value, &mut tools.account)?;
+        must_add(&tools.before, &mut session.state, value, &mut tools.account)?;
         session.start = session.start.min(time);
         session.end = session.end.max(end);
         for other in others {
@@ -101,7 +103,7 @@ impl<K: Key, S: Record> Sessions<K, S> {
             let (state, account) = (&mut session.state, &mut tools.account);
             other
                 .state
-                .with_view(|view| add(&tools.after, state, view, account))?;
+                .with_view(|view| must_add(&tools.after, state, view, account))?;
             session.end = session.end.max(other.end);
             session.is_given |= other.is_given;
         }
@@ -123,12 +125,12 @@ impl<K: Key, S: Record> Sessions<K, S> {
         self.closed = self.closed.max(until);
     }
 
-    /// Gives one session that is over; false if there is none.
+    /// Gives one session that is over.
     pub(super) fn give<A, B>(
         &mut self,
         tools: &mut Tools<A, B>,
         mut give: impl FnMut(K::View<'_>, Window, S),
-    ) -> Result<bool, Error> {
+    ) -> Result<Gave, Error> {
         while let Some(mut first) = self.timers.first_entry()
             && *first.key() <= self.closed
         {
@@ -166,7 +168,7 @@ impl<K: Key, S: Record> Sessions<K, S> {
                 set_timer::<K, _, _>(&mut self.timers, gone_at, hash, key, tools)?;
                 if let Some(state) = state {
                     give(key, window, state);
-                    return Ok(true);
+                    return Ok(Gave::Result);
                 }
                 continue;
             }
@@ -178,10 +180,10 @@ impl<K: Key, S: Record> Sessions<K, S> {
             }
             if !was_given {
                 give(key, window, session.state);
-                return Ok(true);
+                return Ok(Gave::Result);
             }
         }
-        Ok(false)
+        Ok(Gave::Nothing)
     }
 }
 
@@ -198,7 +200,7 @@ fn set_timer<K: Key, A, B>(
     tools: &mut Tools<A, B>,
 ) -> Result<(), Error> {
     let key = K::store(key);
-    tools.account.take(timer_bytes::<K>(&key))?;
+    tools.account.insist(timer_bytes::<K>(&key))?;
     timers.entry(time).or_default().push((hash, key));
     Ok(())
 }
