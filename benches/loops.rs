@@ -65,7 +65,7 @@ const PROGRAMS: [Program; 3] = [
         rounds: 60,
     },
 ];
-const SMOKE_ROUNDS: u32 = 5;
+const SMOKE_ROUNDS: u32 = 2;
 const REPEATS: usize = 7;
 /// The most time a round may take, against the same by hand, and against MPI.
 const BY_HAND_AT_MOST: f64 = 1.05;
