@@ -472,6 +472,97 @@ impl Board {
         }
     }
 
+    /// Has `op` combine the operands of the members before us with `data`, which is ours, if they are there soon; false, and nothing
+    /// is done, if they are not.
+    #[inline]
+    pub(crate) fn combine_before_now<T: Element, O: Op<T>>(
+        &self,
+        call: &Call<'_>,
+        data: &mut [T],
+        op: &O,
+    ) -> bool {
+        let bytes = size_of_val(data);
+        let arrive = (0..call.me()).all(|from| self.arrives_soon(call, from, bytes));
+        if arrive {
+            self.combine_before_arrived(call, data, op);
+        }
+        arrive
+    }
+
+    /// The same, once they are there.
+    pub(crate) async fn combine_before<T: Element, O: Op<T>>(
+        &self,
+        call: &Call<'_>,
+        data: &mut [T],
+        op: &O,
+    ) -> Result<(), Error> {
+        for from in 0..call.me() {
+            self.arrival(call, from).await?;
+        }
+        self.combine_before_arrived(call, data, op);
+        Ok(())
+    }
+
+    #[inline]
+    fn combine_before_arrived<T: Element, O: Op<T>>(
+        &self,
+        call: &Call<'_>,
+        data: &mut [T],
+        op: &O,
+    ) {
+        if size_of_val(data) <= LINE * WORD {
+            self.combine_pieces_before::<T, O, LINE>(call, data, op);
+        } else {
+            self.combine_pieces_before::<T, O, CHUNK>(call, data, op);
+        }
+    }
+
+    #[inline]
+    fn combine_pieces_before<T: Element, O: Op<T>, const N: usize>(
+        &self,
+        call: &Call<'_>,
+        data: &mut [T],
+        op: &O,
+    ) {
+        if call.me() == 0 {
+            return;
+        }
+        let (mut left, mut right) = (Piece::<N>::new(), Piece::<N>::new());
+        let most = Piece::<N>::most::<T>();
+        for (index, data) in data.chunks_mut(most).enumerate() {
+            let left = left.of(data.len());
+            self.read_arrived(call, 0, index * most, left);
+            for from in 1..call.me() {
+                let right = right.of(data.len());
+                self.read_arrived(call, from, index * most, right);
+                op.combine(left, right);
+            }
+            op.combine_into_right(left, data);
+        }
+    }
+
+    /// Whether the operands of the members before us are there at once.
+    #[inline]
+    pub(crate) fn are_ahead(&self, call: &Call<'_>) -> bool {
+        let mut before = 0..call.me();
+        !before.is_empty() && before.all(|from| self.has_arrived(call, from))
+    }
+
+    /// Has the processor fetch the slots of the members before us for the next call, in which they, who wait for nobody, may
+    /// be by now.
+    #[inline]
+    pub(crate) fn fetch_from_ahead(&self, call: &Call<'_>, bytes: usize) {
+        let lines = if bytes > FIRST_BYTES { FETCHED } else { 1 };
+        for from in 0..call.me() {
+            let next = self.slot(from, call.number.wrapping_add(1));
+            for line in 0..lines {
+                if let Some(word) = self.words(from).get(next + line * LINE) {
+                    prefetch_read((&raw const *word).cast());
+                }
+            }
+        }
+    }
+
     /// Begins a call in rounds, in which nothing of ours is written yet: once nobody reads what was in its slot. Nobody is told
     /// before we [say how far we are](Self::tell).
     pub(crate) async fn open(&self, call: &Call<'_>) -> Result<(), Error> {

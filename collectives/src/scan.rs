@@ -52,8 +52,16 @@ async fn scan<T: Element, O: Op<T>>(
     if algorithm == Algorithm::Board {
         let (call, board) = group.begin_now(signature)?;
         let wrote = board.write_now(&call, data);
-        let before = 0..group.rank() + usize::from(with_own);
-        if wrote && board.combine_now(&call, before, 0, data, op) {
+        let are_ahead = board.are_ahead(&call);
+        let combined = wrote
+            && match with_own {
+                true => board.combine_before_now(&call, data, op),
+                false => board.combine_now(&call, 0..group.rank(), 0, data, op),
+            };
+        if combined {
+            if are_ahead {
+                board.fetch_from_ahead(&call, bytes);
+            }
             return call.end(Ok(()));
         }
         let result = Box::pin(on_board(&call, board, wrote, data, op, with_own)).await;
@@ -98,8 +106,10 @@ pub(crate) async fn on_board<T: Element, O: Op<T>>(
     if !wrote {
         board.write(call, data).await?;
     }
-    let before = 0..call.me() + usize::from(with_own);
-    board.combine(call, before, 0, data, op).await
+    match with_own {
+        true => board.combine_before(call, data, op).await,
+        false => board.combine(call, 0..call.me(), 0, data, op).await,
+    }
 }
 
 /// Each member sends to all after it.
