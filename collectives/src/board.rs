@@ -14,7 +14,7 @@
 
 use std::{future::poll_fn, hint, ops::Range, rc::Rc, task::Poll};
 
-use transport::{Exposed, RemoteRegion, prefetch_read, prefetch_write};
+use transport::{Exposed, RemoteRegion, Stores, prefetch_read, prefetch_write};
 
 use crate::{
     Element, Error,
@@ -638,7 +638,7 @@ impl Board {
         debug_assert!(written, "a board has room for a piece");
     }
 
-    /// Reads such elements.
+    /// Reads such elements, and stores them into the caches or past them.
     #[inline]
     pub(crate) fn read_piece<T: Element>(
         &self,
@@ -646,23 +646,17 @@ impl Board {
         from: usize,
         first: usize,
         elements: &mut [T],
+        stores: Stores,
     ) {
         let first = (self.slot(from, call.number) + PIECES) * WORD + first;
-        self.load(from, first, bytemuck::cast_slice_mut(elements));
-    }
-
-    /// The same past the caches of this processor.
-    #[inline]
-    pub(crate) fn stream_piece<T: Element>(
-        &self,
-        call: &Call<'_>,
-        from: usize,
-        first: usize,
-        elements: &mut [T],
-    ) {
-        let first = (self.slot(from, call.number) + PIECES) * WORD + first;
-        let read = self.boards[from].read_streaming(first, bytemuck::cast_slice_mut(elements));
-        debug_assert!(read, "a board has room for what is read there");
+        let bytes = bytemuck::cast_slice_mut(elements);
+        match stores {
+            Stores::Plain => self.load(from, first, bytes),
+            Stores::Streaming => {
+                let read = self.boards[from].read_streaming(first, bytes);
+                debug_assert!(read, "a board has room for what is read there");
+            }
+        }
     }
 
     /// This member leaves a call behind.

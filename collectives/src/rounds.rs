@@ -17,7 +17,7 @@
 
 use std::ops::Range;
 
-use transport::copy_streaming;
+use transport::{Stores, copy_streaming};
 
 use crate::{
     Element, Error,
@@ -45,8 +45,8 @@ struct Rounds<'c> {
     /// Bytes of a piece, and how many there is room for in a slot.
     piece: usize,
     pieces: u32,
-    /// Whether results are stored past the caches.
-    streams: bool,
+    /// How results are stored.
+    stores: Stores,
 }
 
 impl<'c> Rounds<'c> {
@@ -62,21 +62,28 @@ impl<'c> Rounds<'c> {
             board,
             piece,
             pieces: (room / piece) as u32,
-            streams: false,
+            stores: Stores::Plain,
         })
     }
 
     /// The same for a call in which all members together touch so many elements.
     fn touching<T: Element>(self, elements: usize) -> Self {
-        let streams = elements.saturating_mul(size_of::<T>()) >= caches::outgrown_by();
-        Self { streams, ..self }
+        let outgrows = elements.saturating_mul(size_of::<T>()) >= caches::outgrown_by();
+        let stores = if outgrows {
+            Stores::Streaming
+        } else {
+            Stores::Plain
+        };
+        Self { stores, ..self }
     }
 
     /// Copies what is ours to our result.
     fn keep<T: Element>(&self, into: &mut [T], from: &[T]) {
-        match self.streams {
-            false => copy(into, from),
-            true => copy_streaming(bytemuck::cast_slice_mut(into), bytemuck::cast_slice(from)),
+        match self.stores {
+            Stores::Plain => copy(into, from),
+            Stores::Streaming => {
+                copy_streaming(bytemuck::cast_slice_mut(into), bytemuck::cast_slice(from));
+            }
         }
     }
 
@@ -136,19 +143,16 @@ impl<'c> Rounds<'c> {
         elements: &mut [T],
     ) -> Result<(), Error> {
         self.arrival(round, from).await?;
-        match self.streams {
-            false => self.read(round, from, first, elements),
-            true => {
-                let first = self.place(round) + first;
-                self.board.stream_piece(self.call, from, first, elements);
-            }
-        }
+        let first = self.place(round) + first;
+        self.board
+            .read_piece(self.call, from, first, elements, self.stores);
         Ok(())
     }
 
     fn read<T: Element>(&self, round: u32, from: usize, first: usize, elements: &mut [T]) {
         let first = self.place(round) + first;
-        self.board.read_piece(self.call, from, first, elements);
+        self.board
+            .read_piece(self.call, from, first, elements, Stores::Plain);
     }
 
     /// Nothing is needed any more of the pieces of a round and those before.

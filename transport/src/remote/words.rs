@@ -169,13 +169,39 @@ pub fn copy_streaming(to: &mut [u8], from: &[u8]) {
 /// Copies of eight words at a time.
 #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
 mod lines {
-    use std::arch::asm;
+    use std::arch::{asm, x86_64::_mm_sfence};
 
     use super::{AtomicU64, WORD_BYTES};
 
     /// Words that are moved together, and their bytes.
     pub(super) const WORDS: usize = 8;
     pub(super) const BYTES: usize = WORDS * WORD_BYTES;
+
+    /// Copies lines, at least one, by loads of 32 bytes and stores of a kind.
+    macro_rules! copy_by {
+        ($store:literal, $from:expr, $to:expr, $lines:expr) => {
+            asm!(
+                "2:",
+                "vmovdqu ymm0, [{from}]",
+                "vmovdqu ymm1, [{from} + 32]",
+                concat!($store, " [{to}], ymm0"),
+                concat!($store, " [{to} + 32], ymm1"),
+                "add {from}, 64",
+                "add {to}, 64",
+                "dec {lines}",
+                "jnz 2b",
+                "vzeroupper",
+                from = inout(reg) $from => _,
+                to = inout(reg) $to => _,
+                lines = inout(reg) $lines => _,
+                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                options(nostack),
+            )
+        };
+    }
 
     /// Copies the first bytes to the first words, as many lines of both as there are. How many these are.
     #[inline]
@@ -223,31 +249,11 @@ mod lines {
         if lines == 0 || to.align_offset(BYTES) != 0 || !is_x86_feature_detected!("avx") {
             return 0;
         }
-        // SAFETY: the processor has these instructions, and `to` is aligned as they demand; the rest is the contract. Other
-        // stores are not ordered after such stores by themselves, as the language expects them to be: the fence orders them.
-        unsafe {
-            asm!(
-                "2:",
-                "vmovdqu ymm0, [{from}]",
-                "vmovdqu ymm1, [{from} + 32]",
-                "vmovntdq [{to}], ymm0",
-                "vmovntdq [{to} + 32], ymm1",
-                "add {from}, 64",
-                "add {to}, 64",
-                "dec {left}",
-                "jnz 2b",
-                "vzeroupper",
-                "sfence",
-                from = inout(reg) from => _,
-                to = inout(reg) to => _,
-                left = inout(reg) lines => _,
-                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
-                out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
-                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
-                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
-                options(nostack),
-            );
-        }
+        // SAFETY: the processor has these instructions, and `to` is aligned as they demand; the rest is the contract.
+        unsafe { copy_by!("vmovntdq", from, to, lines) };
+        // SAFETY: every processor of this kind has it. Other stores are not ordered after such stores by themselves, as the
+        // language expects them to be: the fence orders them.
+        unsafe { _mm_sfence() };
         lines
     }
 
@@ -265,28 +271,7 @@ mod lines {
         }
         if is_x86_feature_detected!("avx") {
             // SAFETY: the processor has these instructions; the rest is the contract of this function.
-            unsafe {
-                asm!(
-                    "2:",
-                    "vmovdqu ymm0, [{from}]",
-                    "vmovdqu ymm1, [{from} + 32]",
-                    "vmovdqu [{to}], ymm0",
-                    "vmovdqu [{to} + 32], ymm1",
-                    "add {from}, 64",
-                    "add {to}, 64",
-                    "dec {lines}",
-                    "jnz 2b",
-                    "vzeroupper",
-                    from = inout(reg) from => _,
-                    to = inout(reg) to => _,
-                    lines = inout(reg) lines => _,
-                    out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
-                    out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
-                    out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
-                    out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
-                    options(nostack),
-                );
-            }
+            unsafe { copy_by!("vmovdqu", from, to, lines) };
         } else {
             // SAFETY: as above; every processor of this kind has these instructions.
             unsafe {

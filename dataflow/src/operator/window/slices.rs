@@ -256,8 +256,7 @@ impl<K: Key, S: Record> Slices<K, S> {
     ///
     /// [`Error::Spill`], [`Error::SpillDamaged`], or [`transport::Error::LedgerLimit`] for a block that is large.
     pub(super) fn read(&mut self, run: &Arc<Run>) -> Result<Reader<(K, S)>, Error> {
-        let more = (run.reader_bytes() as u64).saturating_sub(self.for_reading.bytes());
-        self.for_reading.grow(more)?;
+        self.for_reading.grow_to(run.reader_bytes() as u64)?;
         Reader::new(run, run.start(), run.end())
     }
 }

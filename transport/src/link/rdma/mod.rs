@@ -286,7 +286,7 @@ impl Rdma {
 
     /// Lets time pass: after a silence, asks whether the peer's device is there. That also tells our own device that there
     /// are requests. One that waits for those before it (`IBV_SEND_FENCE`) may have been forgotten: Soft-RoCE looks
-    /// whether they are done, and notes only then that one waits (`rxe_req.c` of Linux 6.1).
+    /// whether they are done, and notes only then that one waits (`rxe_requester` of Linux 6.2).
     pub(crate) fn tick(&mut self, now: Duration) {
         if !std::mem::replace(&mut self.quiet, true) {
             self.heard = now;
