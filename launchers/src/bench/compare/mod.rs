@@ -111,11 +111,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Error> {
     say(&format!("{}\n", machine.line()));
     let folder = tempfile::tempdir().map_err(Error::io("make a folder for the peers"))?;
     let comparison = Comparison::prepare(arguments, &machine, folder.path());
-    let trials = comparison.measure()?;
-    let verdicts = comparison.judge(&trials);
-    for verdict in &verdicts {
-        say(&format!("{}\n", verdict.line()));
-    }
+    let (trials, verdicts) = comparison.measure()?;
     let met = verdicts.iter().filter(|verdict| verdict.is_met()).count();
     let all = verdicts.len();
     say(&format!("{met} of {all} met\n"));
@@ -216,13 +212,35 @@ impl<'a> Comparison<'a> {
             .filter(move |target| target.trial == trial)
     }
 
-    /// Runs all trials, each contender in its turn.
-    fn measure(&self) -> Result<HashMap<&'static str, Trials>, Error> {
-        let mut measured = HashMap::new();
-        for trial in &self.trials {
-            measured.insert(trial.name, self.try_out(trial)?);
+    /// Measures what each target needs that was not measured yet, each contender in its turn, and says at once how far the
+    /// target is reached.
+    fn measure(&self) -> Result<(HashMap<&'static str, Trials>, Vec<Verdict>), Error> {
+        let mut trials = HashMap::new();
+        let mut reports = HashMap::new();
+        let mut verdicts = Vec::new();
+        for target in &self.targets {
+            let of_it = if let Against::Bench(bench) = target.against {
+                let report = reports.entry(bench).or_insert_with(|| {
+                    let report = self.report_of(bench);
+                    say_missing(&self.targets, &report, bench);
+                    report
+                });
+                judge_bench(target, report)
+            } else {
+                let name = target.trial.name;
+                if !trials.contains_key(name) {
+                    trials.insert(name, self.try_out(target.trial)?);
+                }
+                let trial = &trials[name];
+                let rivals = self.rivals(target, trial);
+                judge(target, trial, &rivals, &absent(target))
+            };
+            for verdict in of_it {
+                say(&format!("{}\n", verdict.line()));
+                verdicts.push(verdict);
+            }
         }
-        Ok(measured)
+        Ok((trials, verdicts))
     }
 
     fn try_out(&self, trial: &'static Trial) -> Result<Trials, Error> {
@@ -314,30 +332,6 @@ impl<'a> Comparison<'a> {
             }
             Err(why) => Ok(Err(why)),
         }
-    }
-
-    fn judge(&self, trials: &HashMap<&'static str, Trials>) -> Vec<Verdict> {
-        let mut reports = HashMap::new();
-        for target in &self.targets {
-            if let Against::Bench(bench) = target.against
-                && !reports.contains_key(bench)
-            {
-                let report = self.report_of(bench);
-                say_missing(&self.targets, &report, bench);
-                reports.insert(bench, report);
-            }
-        }
-        let mut verdicts = Vec::new();
-        for target in &self.targets {
-            if let Against::Bench(bench) = target.against {
-                let report = reports.get(bench).into_iter();
-                verdicts.extend(report.flat_map(|report| judge_bench(target, report)));
-            } else if let Some(trial) = trials.get(target.trial.name) {
-                let rivals = self.rivals(target, trial);
-                verdicts.extend(judge(target, trial, &rivals, &absent(target)));
-            }
-        }
-        verdicts
     }
 
     /// What a bench says: from files, or from running it where the sources are.
