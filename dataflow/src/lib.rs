@@ -104,7 +104,7 @@ pub use source::{
 pub use stage::{Counters, Failure, Input, Narrow, Output, Place, Progress, Push, Sink};
 pub use stop::Stop;
 pub use time::{Clock, EventTime, Watermark};
-pub use tset::{Received, Source, TSet};
+pub use tset::{Received, Source, TSet, source};
 
 #[doc(hidden)]
 pub use record::parts as record_parts;

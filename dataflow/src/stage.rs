@@ -114,7 +114,7 @@ impl Progress {
 }
 
 /// The start of a stage: where its records come from. Its *ports* are the edges that it reads, numbered from 0
-/// in the order in which its task names them; a source has none.
+/// in the order in which its task names them; a source has none, and need not say what it does with what they bring.
 pub trait Input {
     /// What it gives.
     type Out: Record;
@@ -123,14 +123,21 @@ pub trait Input {
     ///
     /// # Errors
     ///
-    /// [`Error::Malformed`].
-    fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error>;
+    /// [`Error::Malformed`], or [`Error::Unexpected`] in a source.
+    fn receive(&mut self, _port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
+        let (peer, tag) = (from, batch.tag());
+        Err(Error::Unexpected { peer, tag })
+    }
 
     /// Takes note that an instance on rank `from` has sent its last batch.
-    fn ended(&mut self, port: usize, from: Rank);
+    fn ended(&mut self, _port: usize, _from: Rank) {}
 
     /// Pushes some records down, as long as they are wanted. It may be done before its senders are; they are
     /// told then that no more is wanted.
+    ///
+    /// It does not wait, and returns from time to time: nothing else goes on at this rank meanwhile. Who says
+    /// [`Progress::None`] is called again when something has happened at the rank, or at the time that it asks for
+    /// by [`Clock::wake_at`].
     ///
     /// # Errors
     ///
@@ -241,6 +248,23 @@ pub(crate) type Slot = u8;
 pub(crate) const EVERY_SLOT: Slot = Slot::MAX;
 
 impl Place {
+    /// The error of an operator that failed here: which it is, with which record, and why.
+    #[cold]
+    pub fn failure(
+        &self,
+        operator: impl Into<String>,
+        record: impl Into<String>,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
+        Error::Function {
+            operator: operator.into(),
+            task: self.wiring.name.clone(),
+            instance: self.instance,
+            record: record.into(),
+            source: cause.into(),
+        }
+    }
+
     /// Whether a rank is in this process.
     pub fn is_here(&self, rank: Rank) -> bool {
         rank / self.executors == self.rank / self.executors
@@ -520,13 +544,8 @@ fn failure<I: Input, N: Narrow<I::Out>>(narrow: &mut N, input: Option<&I>, place
         operator: "an operator".to_owned(),
         cause: "it does not say why".into(),
     });
-    Error::Function {
-        operator,
-        task: place.wiring.name.clone(),
-        instance: place.instance,
-        record: input.map_or_else(|| END_OF_RECORDS.to_owned(), I::last),
-        source: cause,
-    }
+    let record = input.map_or_else(|| END_OF_RECORDS.to_owned(), I::last);
+    place.failure(operator, record, cause)
 }
 
 /// Where a function is that was called after the last record.

@@ -54,7 +54,62 @@ impl<S, N: Clone> Clone for TSet<S, N> {
 /// What stands between the names of operators.
 pub(crate) const BETWEEN: &str = " > ";
 
-/// Makes the input of a stage for one instance.
+/// The records of a source of the program's own. Each instance makes its [`Input`], which gives its share of them.
+///
+/// ```
+/// use dataflow::{Error, Input, Place, Progress, Sink, Source, inline, source};
+///
+/// /// The prime numbers below a limit.
+/// struct Primes {
+///     below: u64,
+/// }
+///
+/// impl Source for Primes {
+///     type Input = Share;
+///     type Out = u64;
+///
+///     fn build(&self, place: &Place) -> Result<Share, Error> {
+///         let (next, step) = (place.instance.into(), place.instances.into());
+///         Ok(Share { next, step, below: self.below })
+///     }
+/// }
+///
+/// /// Those among every so many numbers.
+/// struct Share {
+///     next: u64,
+///     step: u64,
+///     below: u64,
+/// }
+///
+/// impl Input for Share {
+///     type Out = u64;
+///
+///     fn poll<D: Sink<u64>>(&mut self, down: &mut D) -> Result<Progress, Error> {
+///         for _ in 0..1000 {
+///             if self.next >= self.below {
+///                 return Ok(Progress::Done);
+///             }
+///             if down.is_full() {
+///                 break;
+///             }
+///             if self.next > 1 && (2..self.next).all(|n| !self.next.is_multiple_of(n)) {
+///                 down.push(self.next);
+///             }
+///             self.next += self.step;
+///         }
+///         Ok(Progress::Made)
+///     }
+/// }
+///
+/// let primes = source(Primes { below: 20 }).named("primes").filter(|n| n > 10);
+/// assert_eq!(inline(&primes.collect())?, [11, 13, 17, 19]);
+/// # Ok::<(), dataflow::Error>(())
+/// ```
+pub fn source<S: Source>(source: S) -> TSet<S, Pass> {
+    TSet::from_source(source, "source".to_owned())
+}
+
+/// Makes the input of a stage for one instance. [`source`] makes a set of it.
 pub trait Source: Send + Sync + 'static {
     /// The input.
     type Input: Input<Out = Self::Out> + 'static;
@@ -69,7 +124,8 @@ pub trait Source: Send + Sync + 'static {
     /// What opening the source says.
     fn build(&self, place: &Place) -> Result<Self::Input, Error>;
 
-    /// Whether it ends by itself, or waits for others to end.
+    /// Whether it ends by itself, which it says if it does not say otherwise. What goes on until it is stopped is
+    /// [`Extent::Unbounded`], and has to heed [`Input::stop`].
     fn extent(&self) -> Extent {
         Extent::AsInputs
     }
@@ -387,6 +443,74 @@ where
             WriteFile::new(&folder, place)
         });
         Job::new(sink, || ())
+    }
+
+    /// Hands the records to an output of the program's own, which `output` makes for each instance, on the rank where
+    /// they are.
+    ///
+    /// What it does before [`commit`](Output::commit) is done even if the job fails later.
+    ///
+    /// ```
+    /// use dataflow::{Error, Output, Place, Push, Sink, collection, inline};
+    /// use std::{collections::BTreeMap, sync::{Arc, Mutex}};
+    ///
+    /// type Sums = Arc<Mutex<BTreeMap<u32, u64>>>;
+    ///
+    /// /// Adds numbers up, and tells the sum when every rank has finished.
+    /// struct Adding {
+    ///     sum: u64,
+    ///     instance: u32,
+    ///     sums: Sums,
+    /// }
+    ///
+    /// impl Push<u64> for Adding {
+    ///     fn push(&mut self, number: u64) {
+    ///         self.sum += number;
+    ///     }
+    /// }
+    ///
+    /// impl Sink<u64> for Adding {
+    ///     fn is_full(&self) -> bool {
+    ///         false
+    ///     }
+    /// }
+    ///
+    /// impl Output<u64> for Adding {
+    ///     fn poll(&mut self) -> Result<bool, Error> {
+    ///         Ok(false)
+    ///     }
+    ///
+    ///     fn finish(&mut self) -> Result<bool, Error> {
+    ///         Ok(true)
+    ///     }
+    ///
+    ///     fn commit(&mut self) -> Result<(), Error> {
+    ///         self.sums.lock().expect("nobody panics").insert(self.instance, self.sum);
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let sums = Sums::default();
+    /// let told = sums.clone();
+    /// let job = collection((0..10u64).collect())
+    ///     .round_robin()
+    ///     .parallelism(2)
+    ///     .write_to(move |place: &Place| {
+    ///         Ok(Adding { sum: 0, instance: place.instance, sums: told.clone() })
+    ///     });
+    /// inline(&job)?;
+    /// let sums = sums.lock().expect("nobody panics");
+    /// assert_eq!((sums.len(), sums.values().sum::<u64>()), (2, 45));
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn write_to<O>(
+        self,
+        output: impl Fn(&Place) -> Result<O, Error> + Send + Sync + 'static,
+    ) -> Job<()>
+    where
+        O: Output<N::Out> + 'static,
+    {
+        Job::new(self.end("write_to", output), || ())
     }
 
     /// Ends the stage in an output, and starts the next behind the exchange.

@@ -6,6 +6,7 @@ mod cluster;
 mod control;
 #[path = "../support/disk.rs"]
 mod disk;
+mod ends;
 mod exchanges;
 mod failures;
 mod graphs;

@@ -804,7 +804,7 @@ impl<S> Instance<S> {
         if let Some(produce) = produce {
             let progress = produce(state, outputs);
             return match outputs.failure.take() {
-                Some(cause) => Err(self.failed("what it produces", "no record".to_owned(), cause)),
+                Some(cause) => Err(self.place.failure("what it produces", "no record", cause)),
                 None => {
                     if progress == Progress::None {
                         let clock = &self.place.clock;
@@ -821,7 +821,7 @@ impl<S> Instance<S> {
             let progress = input.poll(state, outputs)?;
             if let Some(cause) = outputs.failure.take() {
                 let (name, last) = (format!("input \"{name}\""), input.last());
-                return Err(self.failed(&name, last, cause));
+                return Err(self.place.failure(name, last, cause));
             }
             match progress {
                 Progress::Made => {
@@ -834,17 +834,6 @@ impl<S> Instance<S> {
             }
         }
         Ok(all)
-    }
-
-    #[cold]
-    fn failed(&self, operator: &str, record: String, source: Cause) -> Error {
-        Error::Function {
-            operator: operator.to_owned(),
-            task: self.place.wiring.name.clone(),
-            instance: self.place.instance,
-            record,
-            source,
-        }
     }
 }
 
@@ -932,7 +921,7 @@ impl<S: 'static> Task for Instance<S> {
         if let Some(at_end) = &mut self.at_end {
             let all = at_end(&mut self.state, &mut self.outputs);
             if let Some(cause) = self.outputs.failure.take() {
-                return Err(self.failed("its end", "no record".to_owned(), cause));
+                return Err(self.place.failure("its end", "no record", cause));
             }
             if all {
                 self.at_end = None;

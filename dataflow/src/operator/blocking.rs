@@ -303,13 +303,8 @@ where
                 Ok(page) => page.views(0).for_each(|view| down.push(view)),
                 Err(Failed::Panic(panic)) => resume_unwind(panic),
                 Err(Failed::Function(source)) => {
-                    return Err(Error::Function {
-                        operator: self.operator.clone(),
-                        task: self.place.wiring.name.clone(),
-                        instance: self.place.instance,
-                        record: format!("record {} of those that came to it", self.first - 1),
-                        source,
-                    });
+                    let record = format!("record {} of those that came to it", self.first - 1);
+                    return Err(self.place.failure(&self.operator, record, source));
                 }
             }
         }

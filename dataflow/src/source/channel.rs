@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use transport::{Buffer, Rank, Reservation};
+use transport::Reservation;
 
 use crate::{
     Error, Record,
@@ -216,15 +216,6 @@ pub struct Inlet<T> {
 
 impl<T: Record> Input for Inlet<T> {
     type Out = T;
-
-    fn receive(&mut self, _port: usize, peer: Rank, batch: Buffer) -> Result<(), Error> {
-        Err(Error::Unexpected {
-            peer,
-            tag: batch.tag(),
-        })
-    }
-
-    fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if self.taken.is_empty() {

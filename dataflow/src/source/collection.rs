@@ -2,8 +2,6 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
-use transport::{Buffer, Rank};
-
 use crate::{
     Error, Record,
     operator::narrow::Pass,
@@ -72,15 +70,6 @@ pub struct Share<T> {
 
 impl<T: Record> Input for Share<T> {
     type Out = T;
-
-    fn receive(&mut self, _port: usize, peer: Rank, batch: Buffer) -> Result<(), Error> {
-        Err(Error::Unexpected {
-            peer,
-            tag: batch.tag(),
-        })
-    }
-
-    fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         let start = self.left.start;

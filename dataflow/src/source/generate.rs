@@ -2,8 +2,6 @@
 
 use std::{fmt, time::Duration};
 
-use transport::{Buffer, Rank};
-
 use crate::{
     Encode, Error,
     graph::Extent,
@@ -191,15 +189,6 @@ where
     F: FnMut(u64) -> E + Clone + Send + Sync + 'static,
 {
     type Out = E::Record;
-
-    fn receive(&mut self, _port: usize, peer: Rank, batch: Buffer) -> Result<(), Error> {
-        Err(Error::Unexpected {
-            peer,
-            tag: batch.tag(),
-        })
-    }
-
-    fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<E::Record>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if self.next >= self.end {

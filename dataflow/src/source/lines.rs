@@ -14,7 +14,7 @@ use std::{
 };
 
 use memchr::{memchr, memchr_iter, memrchr};
-use transport::{Buffer, Rank, Reservation};
+use transport::Reservation;
 
 use crate::{
     Error,
@@ -308,15 +308,6 @@ impl LineReader {
 
 impl Input for LineReader {
     type Out = String;
-
-    fn receive(&mut self, _port: usize, peer: Rank, batch: Buffer) -> Result<(), Error> {
-        Err(Error::Unexpected {
-            peer,
-            tag: batch.tag(),
-        })
-    }
-
-    fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<String>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         let Some(open) = &mut self.open else {

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use transport::{Buffer, Rank, Reservation};
+use transport::Reservation;
 
 use crate::{
     Error,
@@ -181,15 +181,6 @@ impl<const N: usize> RecordReader<N> {
 
 impl<const N: usize> Input for RecordReader<N> {
     type Out = [u8; N];
-
-    fn receive(&mut self, _port: usize, peer: Rank, batch: Buffer) -> Result<(), Error> {
-        Err(Error::Unexpected {
-            peer,
-            tag: batch.tag(),
-        })
-    }
-
-    fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<[u8; N]>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if self.taken == self.filled && !self.fill()? {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use memchr::{memchr, memrchr};
-use transport::{Buffer, Rank, Reservation};
+use transport::Reservation;
 
 use super::lines::{READ_BYTES, failed, line_at, matches};
 use crate::{
@@ -356,13 +356,6 @@ impl Follower {
 
 impl Input for Follower {
     type Out = String;
-
-    fn receive(&mut self, _port: usize, peer: Rank, batch: Buffer) -> Result<(), Error> {
-        let tag = batch.tag();
-        Err(Error::Unexpected { peer, tag })
-    }
-
-    fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<String>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if self.push_lines(down) {
