@@ -552,7 +552,7 @@ fn a_program_of_threads_ends_with_the_error_of_the_rank_that_failed() {
     let error = error_of_threads("panics");
     let is_its = matches!(
         &error,
-        updraft::Error::Panicked { rank, message }
+        updraft::Error::Panicked { rank, operator: None, message }
             if *rank == FAILING as u32 && message.contains(ENOUGH)
     );
     assert!(is_its, "{error}");

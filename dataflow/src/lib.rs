@@ -28,6 +28,7 @@
 
 mod accumulator;
 mod batch;
+mod blame;
 mod bytes;
 mod cache;
 mod checkpoint;

@@ -17,6 +17,7 @@ use transport::{Buffer, Fabric, Ledger, Rank, Waker};
 
 use crate::{
     Error, Record,
+    blame::Culprit,
     exchange::batch_bytes,
     graph::{EdgeId, Node},
     operator::blocking::Helpers,
@@ -477,10 +478,11 @@ where
         if self.output.is_full() {
             return Ok(Progress::None);
         }
-        let progress = input.poll(&mut Chain {
+        let mut chain = Chain {
             narrow: &mut self.narrow,
             output: &mut self.output,
-        })?;
+        };
+        let progress = Culprit::Input.calls(|| input.poll(&mut chain))?;
         if self.narrow.has_failed() {
             return Err(self.failure());
         }
@@ -515,7 +517,7 @@ struct Chain<'a, N, O> {
 impl<T: Record, N: Narrow<T>, O: Sink<N::Out>> Push<T> for Chain<'_, N, O> {
     #[inline]
     fn push(&mut self, view: T::View<'_>) {
-        self.narrow.push(view, self.output);
+        self.narrow.push(view, &mut End(self.output));
     }
 }
 
@@ -523,6 +525,16 @@ impl<T: Record, N: Narrow<T>, O: Sink<N::Out>> Sink<T> for Chain<'_, N, O> {
     #[inline]
     fn is_full(&self) -> bool {
         self.output.is_full() || self.narrow.has_failed()
+    }
+}
+
+/// What is behind the narrow operators.
+struct End<'a, O>(&'a mut O);
+
+impl<T: Record, O: Push<T>> Push<T> for End<'_, O> {
+    #[inline]
+    fn push(&mut self, view: T::View<'_>) {
+        Culprit::Output.calls(|| self.0.push(view));
     }
 }
 
@@ -680,7 +692,7 @@ where
     }
 
     fn poll(&mut self) -> Result<Progress, Error> {
-        let mut moved = self.output.poll()?;
+        let mut moved = Culprit::Output.calls(|| self.output.poll())?;
         if self.has_input() && self.output.is_closed() {
             self.end_input();
         }
@@ -693,7 +705,7 @@ where
             if self.has_input() {
                 return Ok(Progress::made_if(moved));
             }
-            self.narrow.end(&mut self.output);
+            self.narrow.end(&mut End(&mut self.output));
             if self.narrow.has_failed() {
                 return Err(self.failure());
             }
@@ -701,7 +713,7 @@ where
             moved = true;
         }
         if let State::Finishing = self.state
-            && self.output.finish()?
+            && Culprit::Output.calls(|| self.output.finish())?
         {
             self.state = State::Done;
         }
@@ -712,7 +724,7 @@ where
     }
 
     fn commit(&mut self) -> Result<(), Error> {
-        self.output.commit()
+        Culprit::Output.calls(|| self.output.commit())
     }
 
     fn again(&mut self, run: u32) -> bool {

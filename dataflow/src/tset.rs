@@ -3,12 +3,14 @@
 use std::{
     fmt,
     marker::PhantomData,
+    panic::Location,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::{
     Encode, Error, Key, Record,
+    blame::Culprit,
     exchange::{ByKey, Outbox, Receiver, Routed, ToFirst},
     graph::{Extent, Job, Node, Placement},
     operator::narrow::{Filter, FlatMap, Map, Out, Pass, Then},
@@ -276,6 +278,7 @@ where
         }
     }
 
+    #[track_caller]
     pub(crate) fn then<M>(self, operator: M, name: &str) -> TSet<S, Then<N, M, N::Out>>
     where
         M: Narrow<N::Out>,
@@ -287,11 +290,15 @@ where
             placement,
             name: mut names,
         } = self;
+        let culprit = Culprit::Operator {
+            place: 1 + names.matches(BETWEEN).count(),
+            written_at: Location::caller(),
+        };
         names.push_str(BETWEEN);
         names.push_str(name);
         TSet {
             source,
-            narrow: Then::new(narrow, operator),
+            narrow: Then::new(narrow, operator, culprit),
             inputs,
             placement,
             name: names,
@@ -308,6 +315,7 @@ where
     /// assert_eq!(inline(&job)?, [(1, "11".into()), (2, "22".into()), (3, "33".into())]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[track_caller]
     pub fn map<E, F>(self, function: F) -> TSet<S, Then<N, Map<F>, N::Out>>
     where
         E: Encode,
@@ -325,6 +333,7 @@ where
     /// assert_eq!(inline(&job)?, [1, 3]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[track_caller]
     pub fn filter<F>(self, function: F) -> TSet<S, Then<N, Filter<F>, N::Out>>
     where
         F: FnMut(<N::Out as Record>::View<'_>) -> bool + Clone + Send + Sync + 'static,
@@ -343,6 +352,7 @@ where
     /// assert_eq!(inline(&job)?.len(), 4);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[track_caller]
     pub fn flat_map<U, F>(self, function: F) -> TSet<S, Then<N, FlatMap<F, U>, N::Out>>
     where
         U: Record,

@@ -568,6 +568,7 @@ impl Env {
                     let message = "its thread ended".to_owned();
                     return Err(Error::Panicked {
                         rank: self.first_rank(),
+                        operator: None,
                         message,
                     });
                 }

@@ -36,10 +36,13 @@ pub enum Error {
     Program(Box<dyn std::error::Error + Send + Sync>),
 
     /// A function of the program panicked on an executor.
-    #[error("rank {rank} panicked: {message}")]
+    #[error("rank {rank} panicked{}: {message}", panicked_at(.operator.as_deref()))]
     Panicked {
         /// The executor.
         rank: transport::Rank,
+        /// If it was called by an operator of a graph: which, where in the program that is written, in which instance of
+        /// which task.
+        operator: Option<String>,
         /// What it said.
         message: String,
     },
@@ -54,6 +57,11 @@ pub enum Error {
     /// A thread could not be started.
     #[error("could not start an executor")]
     Thread(#[source] io::Error),
+}
+
+/// Where a function panicked, if that is known.
+pub(crate) fn panicked_at(operator: Option<&str>) -> String {
+    operator.map_or_else(String::new, |operator| format!(" in {operator}"))
 }
 
 impl Error {

@@ -22,6 +22,7 @@ use crate::{
     Error, affinity,
     control::Controller,
     counters::Counts,
+    error::panicked_at,
     helpers::{Here, Pool},
     links::Links,
     repeat::Repeat,
@@ -508,7 +509,10 @@ impl Executor {
     }
 
     /// Ends the run that failed, and tells everyone.
-    fn fail(&mut self, error: Error) {
+    fn fail(&mut self, mut error: Error) {
+        if let (Some(run), Error::Panicked { operator, .. }) = (&self.run, &mut error) {
+            *operator = run.panicked_in();
+        }
         if let Error::Dataflow(dataflow::Error::Cancelled { by, reason }) = &error {
             self.controller.learn(by, reason);
         }
@@ -522,8 +526,12 @@ impl Executor {
         {
             run.fail(cause);
         }
-        if let (Some(run), Error::Panicked { message, .. }) = (&self.run, &error) {
-            let message = format!("it panicked: {message}");
+        if let Error::Panicked {
+            message, operator, ..
+        } = &error
+            && let Some(run) = &self.run
+        {
+            let message = format!("it panicked{}: {message}", panicked_at(operator.as_deref()));
             run.fail(&dataflow::Error::Remote {
                 rank: self.rank,
                 message,
@@ -606,6 +614,7 @@ pub(crate) fn catching<T>(rank: Rank, call: impl FnOnce() -> Result<T, Error>) -
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
         Err(Error::Panicked {
             rank,
+            operator: None,
             message: panic_message(&*panic),
         })
     })

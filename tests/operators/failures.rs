@@ -1,6 +1,6 @@
 //! Functions of the program that fail: the error says where and with what, and the job ends.
 
-use dataflow::{Error, Job, collection, lines_of, one_line};
+use dataflow::{Error, Job, collection, generate, lines_of, one_line};
 use proptest::prelude::*;
 use updraft::Config;
 
@@ -121,6 +121,83 @@ fn no_function_is_called_again_after_it_has_failed() {
     let error = dataflow::inline(&job).unwrap_err();
     assert!(
         one_line(&error).ends_with("item 10 of the collection: ten"),
+        "{error}"
+    );
+}
+
+/// What a job of so many executors says that panics.
+fn panic_of<R>(executors: u32, job: &Job<R>) -> String {
+    let config = Config {
+        executors: Some(executors),
+        progress: false,
+        ..Config::default()
+    };
+    let error = updraft::run(config, |env| env.run(job).map(drop)).unwrap_err();
+    assert!(matches!(error, updraft::Error::Panicked { .. }), "{error}");
+    error.to_string()
+}
+
+fn is_not_seven(n: u64) -> bool {
+    assert_ne!(n, 7, "seven");
+    true
+}
+
+/// Item 7 of 10 is in the share of the second of two instances.
+#[test]
+fn a_panic_is_told_with_the_operator_its_line_and_its_instance() {
+    let ten = || collection((0..10u64).collect());
+    let line = line!() + 3;
+    let in_the_middle = ten()
+        .map(|n| n)
+        .filter(is_not_seven)
+        .named("not seven")
+        .map_partition((), |(), n, out| out.push(n), |(), _| ())
+        .exchange_by_hash()
+        .collect();
+    let error = panic_of(2, &in_the_middle);
+    let expected = format!(
+        "rank 1 panicked in not seven at tests/operators/failures.rs:{line}:10 in instance 1 of task \
+         \"collection of 10 > map > not seven > map_partition > exchange_by_hash\": assertion `left != right` failed: seven"
+    );
+    assert!(error.starts_with(&expected), "{error}");
+
+    let at_the_end = ten().map(|n| n).for_each(|n| {
+        is_not_seven(n);
+    });
+    let error = panic_of(2, &at_the_end);
+    let expected =
+        "rank 1 panicked in for_each in instance 1 of task \"collection of 10 > map > for_each\": ";
+    assert!(error.starts_with(expected), "{error}");
+
+    let at_the_start = generate(10, is_not_seven)
+        .boxed()
+        .filter(|_| true)
+        .collect();
+    let error = panic_of(2, &at_the_start);
+    let expected =
+        "rank 1 panicked in generate 10 in instance 1 of task \"generate 10 > filter > collect\": ";
+    assert!(error.starts_with(expected), "{error}");
+
+    // A type that is forgotten is no place to lose a name in.
+    let line = line!() + 1;
+    let boxed = ten().filter(is_not_seven).boxed().map(|n| n).collect();
+    let error = panic_of(2, &boxed);
+    let expected = format!(
+        "rank 1 panicked in filter at tests/operators/failures.rs:{line}:23 in instance 1 "
+    );
+    assert!(error.starts_with(&expected), "{error}");
+
+    // Where the sum is over seven depends on where keys are; who adds up last does so on one instance.
+    let sum = |sum: u64, n| if is_not_seven(sum) { sum + n } else { 0 };
+    let reduced = ten()
+        .map(|_| (1u64, 1u64))
+        .gather()
+        .exchange_by_key()
+        .reduce_by_key(sum);
+    let error = panic_of(2, &reduced.collect());
+    assert!(
+        error.contains(" panicked in reduce_by_key in instance ")
+            || error.contains(" panicked in after reduce_by_key in instance "),
         "{error}"
     );
 }

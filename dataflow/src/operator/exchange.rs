@@ -118,6 +118,7 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
+    #[track_caller]
     pub fn with_instance(self) -> TSet<S, Then<N, Numbered, T>> {
         self.then(Numbered::default(), "with_instance")
     }

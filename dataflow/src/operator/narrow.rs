@@ -4,6 +4,7 @@ use std::{fmt, marker::PhantomData};
 
 use crate::{
     Encode, Record,
+    blame::Culprit,
     stage::{Failure, Narrow, Place, Push},
     time::{Clock, Watermark},
 };
@@ -30,14 +31,17 @@ impl<T: Record> Narrow<T> for Pass {
 pub struct Then<N, M, T> {
     first: N,
     second: M,
+    /// The second.
+    culprit: Culprit,
     between: PhantomData<fn(T)>,
 }
 
 impl<N, M, T> Then<N, M, T> {
-    pub(crate) fn new(first: N, second: M) -> Self {
+    pub(crate) fn new(first: N, second: M, culprit: Culprit) -> Self {
         Self {
             first,
             second,
+            culprit,
             between: PhantomData,
         }
     }
@@ -50,7 +54,7 @@ impl<N, M, T> Then<N, M, T> {
 
 impl<N: Clone, M: Clone, T> Clone for Then<N, M, T> {
     fn clone(&self) -> Self {
-        Self::new(self.first.clone(), self.second.clone())
+        Self::new(self.first.clone(), self.second.clone(), self.culprit)
     }
 
     fn clone_from(&mut self, source: &Self) {
@@ -62,13 +66,14 @@ impl<N: Clone, M: Clone, T> Clone for Then<N, M, T> {
 /// The second of two operators in front of what follows.
 struct Second<'a, M, D> {
     operator: &'a mut M,
+    culprit: Culprit,
     down: &'a mut D,
 }
 
 impl<T: Record, M: Narrow<T>, D: Push<M::Out>> Push<T> for Second<'_, M, D> {
     #[inline]
     fn push(&mut self, view: T::View<'_>) {
-        self.operator.push(view, self.down);
+        self.culprit.calls(|| self.operator.push(view, self.down));
     }
 }
 
@@ -81,6 +86,7 @@ impl<S: Record, T: Record, N: Narrow<S, Out = T>, M: Narrow<T>> Narrow<S> for Th
             view,
             &mut Second {
                 operator: &mut self.second,
+                culprit: self.culprit,
                 down,
             },
         );
@@ -94,9 +100,10 @@ impl<S: Record, T: Record, N: Narrow<S, Out = T>, M: Narrow<T>> Narrow<S> for Th
     fn end<D: Push<M::Out>>(&mut self, down: &mut D) {
         self.first.end(&mut Second {
             operator: &mut self.second,
+            culprit: self.culprit,
             down,
         });
-        self.second.end(down);
+        self.culprit.calls(|| self.second.end(down));
     }
 
     fn watermark(&mut self, before: Watermark, clock: &Clock) -> Watermark {

@@ -31,6 +31,7 @@ where
     /// assert_eq!(inline(&sums)?, [6, 15]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[track_caller]
     pub fn map_partition<A, U, F, G>(
         self,
         start: A,
@@ -62,6 +63,7 @@ where
     /// assert!(inline(&job)?.contains(&(3, vec!["not".to_owned()])));
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[track_caller]
     pub fn key_by<E, F>(self, function: F) -> TSet<S, Then<N, KeyBy<F>, T>>
     where
         E: Encode,
@@ -80,6 +82,7 @@ where
     /// assert!((800..1200).contains(&some.len()));
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[track_caller]
     pub fn sample(self, probability: f64, seed: u64) -> TSet<S, Then<N, Sample, T>> {
         let operator = Sample {
             probability,
@@ -99,6 +102,7 @@ where
     /// assert_eq!(inline(&job)?, [(0, 'a'), (2, 'b'), (1, 'c'), (3, 'd')]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[track_caller]
     pub fn zip_with_unique_id(self) -> TSet<S, Then<N, UniqueId, T>> {
         self.then(UniqueId::default(), "zip_with_unique_id")
     }

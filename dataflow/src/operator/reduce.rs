@@ -177,6 +177,7 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     #[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
+    #[track_caller]
     pub fn distinct(self) -> TSet<Reduced<T, (), Once>, Then<Pass, Keys, (T, ())>> {
         let records = self.then(Keyed, "as key");
         records

@@ -118,6 +118,7 @@ where
     N: Narrow<S::Out, Out = T>,
 {
     /// As [`map`](Self::map), with the value that a variable has in this run.
+    #[track_caller]
     pub fn map_with<V, E, F>(
         self,
         variable: &Variable<V>,
@@ -143,6 +144,7 @@ where
     /// assert_eq!(inline(&job)?, [3]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[track_caller]
     pub fn filter_with<V, F>(
         self,
         variable: &Variable<V>,
@@ -167,6 +169,7 @@ where
     /// assert_eq!(inline(&job)?, ['a', 'a', 'b', 'b']);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[track_caller]
     pub fn flat_map_with<V, U, F>(
         self,
         variable: &Variable<V>,

@@ -36,6 +36,7 @@ where
     /// assert_eq!(counts, [(a.clone(), ((0, 10), 1)), (a, ((10, 20), 1)), (b, ((0, 10), 1))]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
+    #[track_caller]
     pub fn watermarks<F>(
         self,
         out_of_order: EventTime,

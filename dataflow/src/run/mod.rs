@@ -32,6 +32,7 @@ pub use self::{
 };
 use crate::{
     Error, Stop,
+    blame::Culprit,
     demand::{Demand, Looking},
     graph::{EdgeId, Extent, Graph, Schedule, TaskGraph},
     operator::blocking::Helpers,
@@ -71,6 +72,8 @@ pub struct Run {
     /// The instances of tasks here, those of the last task first: so what is nearly done goes on first, and
     /// makes room.
     tasks: Vec<Instance>,
+    /// Which of them is called, so that a panic can be told with its name.
+    called: Option<usize>,
     /// Who reads each edge here, and who writes it.
     ends: Vec<Ends>,
     site: Site,
@@ -191,6 +194,7 @@ impl Run {
             graph,
             schedule,
             tasks: Vec::new(),
+            called: None,
             ends: Vec::new(),
             site: site.clone(),
             counting,
@@ -540,8 +544,9 @@ impl Run {
         self.clock.begin_turn();
         self.look_for_stop()?;
         let mut progress = Progress::None;
-        for instance in &mut self.tasks {
+        for (index, instance) in self.tasks.iter_mut().enumerate() {
             if !instance.done {
+                self.called = Some(index);
                 let made = instance.task.poll()?;
                 instance.done = made == Progress::Done;
                 if made != Progress::None {
@@ -559,6 +564,7 @@ impl Run {
                 }
             }
         }
+        self.called = None;
         if self.is_live {
             self.align()?;
             progress = self.flush(progress)?;
@@ -591,9 +597,11 @@ impl Run {
         }
         if !std::mem::replace(&mut self.committed, true) {
             self.sum_accumulators();
-            for instance in &mut self.tasks {
+            for (index, instance) in self.tasks.iter_mut().enumerate() {
+                self.called = Some(index);
                 instance.task.commit()?;
             }
+            self.called = None;
         }
         Ok(Progress::Done)
     }
@@ -614,6 +622,19 @@ impl Run {
     pub fn totals(&self) -> Vec<Totals> {
         let parts = self.reports.last();
         parts.filter_map(Totals::from_bytes).collect()
+    }
+
+    /// Where a function of the program panicked that was called by this run, for who caught that: the operator, as far as
+    /// it is known, with the line that it is written in, the instance, and the task.
+    pub fn panicked_in(&self) -> Option<String> {
+        let culprit = Culprit::take();
+        let instance = self.tasks.get(self.called?)?;
+        let (task, number) = (&instance.place.wiring.name, instance.place.instance);
+        let whole = format!("instance {number} of task \"{task}\"");
+        Some(match culprit {
+            Some(culprit) => format!("{} in {whole}", culprit.name(task)),
+            None => whole,
+        })
     }
 
     /// Tells the other ranks that this one failed, as far as they can still be told.
