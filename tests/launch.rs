@@ -12,7 +12,11 @@ use std::{
 
 use nix::sys::signal::Signal;
 use support::{END_TIME_MAX, Folder, Launch, PATIENCE, Running, all_end, command, is_alive};
-use updraft::coordinator::{Client, Entry, Membership};
+use updraft::{
+    Config,
+    coordinator::{Client, Entry, Membership},
+    progress::Amount,
+};
 
 /// `updraft run -n WORKERS -- sh -c SCRIPT`
 fn shell(workers: u32, script: &str) -> Command {
@@ -395,6 +399,9 @@ fn member() {
     let Ok(role) = std::env::var("UPDRAFT_TEST_ROLE") else {
         return;
     };
+    if role == "loops" {
+        return slow_loop();
+    }
     let membership = Membership::from_env().unwrap().unwrap();
     let worker = membership.worker;
     if role == "absent" && worker == 1 {
@@ -405,7 +412,13 @@ fn member() {
     match &role[..] {
         "finishes" => {
             assert_eq!(book.unwrap()[1].addresses, ["at 1"]);
-            client.progress(10, 20, 40).unwrap();
+            let amount = Amount {
+                records: 10,
+                bytes: 20,
+                bytes_total: 40,
+                ..Amount::default()
+            };
+            client.progress(&amount).unwrap();
             client.finished(&format!("summary of {worker}")).unwrap();
         }
         "fails" if worker == 1 => {
@@ -430,6 +443,45 @@ fn member() {
         }
         role => panic!("{role} is no role"),
     }
+}
+
+/// A loop whose rounds each halve an error, and that lasts until a line has told of it.
+fn slow_loop() {
+    let done = |errors: &[f64]| errors.len() == 54;
+    let looped = updraft::run(Config::default(), |env| {
+        let none = env.run(&env.collection(Vec::<u64>::new()).cache())?;
+        env.iterate(&none, 1.0, done, |error, _| {
+            thread::sleep(Duration::from_millis(100));
+            *error /= 2.0;
+            Ok(*error)
+        })
+    });
+    assert_eq!(looped.unwrap().state, 0.5f64.powi(54));
+}
+
+/// Where no bar can be drawn, there is a line after five seconds.
+#[test]
+fn who_watches_a_loop_sees_its_rounds_and_what_they_measure() {
+    let launch = Launch::of(members(2, "loops"));
+    assert_eq!(launch.code(), Some(0), "{} {}", launch.out, launch.err);
+    let line = launch
+        .err
+        .lines()
+        .find(|line| line.starts_with("updraft: 5 s: 0 B, 0 records, "));
+    let line = line.unwrap_or_else(|| panic!("{}", launch.err));
+    let words: Vec<&str> = line.split(", ").collect();
+    let rounds = words[2]
+        .strip_suffix(" rounds")
+        .and_then(|rounds| rounds.parse::<i32>().ok());
+    let measure = words[3]
+        .strip_prefix("the last at ")
+        .and_then(|error| error.parse::<f64>().ok());
+    let (Some(rounds @ 20..=54), Some(measure)) = (rounds, measure) else {
+        panic!("{line}");
+    };
+    // The worker went on while it told the two, by a round at most.
+    let far = measure.log2() + f64::from(rounds);
+    assert!(far.abs() <= 1.01, "{line}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use dataflow::{
     simulate,
 };
 use proptest::prelude::*;
-use updraft::{Config, Env, collectives::op::Sum};
+use updraft::{Config, Env, Round, collectives::op::Sum};
 
 fn sorted<T: Ord>(mut records: Vec<T>) -> Vec<T> {
     records.sort();
@@ -230,6 +230,73 @@ fn a_repeated_graph_gives_each_round_its_result_on_many_ranks_too() {
             })
         });
         assert_eq!(rounds.unwrap(), 50);
+    }
+}
+
+#[test]
+fn who_watches_a_repeated_graph_sees_its_runs_and_what_is_told_of_them() {
+    let config = Config {
+        executors: Some(2),
+        progress: false,
+        ..Config::default()
+    };
+    let told = updraft::run(config, |env| {
+        let (rounds, count) = (env.rounds(), generate(10, |n| n).count().first());
+        let runs = env.repeat(&count, 0, move |runs, _| {
+            let before = (*runs > 0).then_some(*runs as f64);
+            *runs += 1;
+            assert_eq!(rounds.told(), (*runs, before));
+            rounds.tell(*runs, *runs as f64);
+            Ok(*runs < 5)
+        })?;
+        let after = env.rounds().told();
+        env.run(&count)?;
+        Ok((runs, after, env.rounds().told()))
+    });
+    assert_eq!(told.unwrap(), (5, (5, Some(5.0)), (0, None)));
+}
+
+/// Each rank counts its part of the records in each round and has a state of its own; the last step puts them together.
+#[test]
+fn a_loop_that_ends_in_a_last_step_gives_what_a_plain_loop_gives() {
+    let numbers: Vec<u64> = (0..1_000).map(|n| n * n % 1009).collect();
+    // How many numbers are below 1, 2, 4 and so on, by a plain loop.
+    let counts = (0..8).map(|power| numbers.iter().filter(|&&n| n < 1 << power).count() as u64);
+    let expected: Vec<u64> = counts.collect();
+    for executors in 1..=5 {
+        let config = Config {
+            executors: Some(executors),
+            progress: false,
+            ..Config::default()
+        };
+        let numbers = numbers.clone();
+        let found = updraft::run(config, |env| {
+            let cached = env.run(&env.collection(numbers).cache())?;
+            let count = |counts: &mut Vec<u64>, round: &Round<'_, u64>| {
+                let below = round.records().filter(|&n| n < 1 << round.number).count() as u64;
+                counts.push(below);
+                Ok(below as f64)
+            };
+            let eight = |rounds: &[f64]| rounds.len() == 8;
+            env.iterate_then(&cached, Vec::new(), eight, count, |mut counts, round| {
+                assert_eq!((round.number, counts.len()), (8, 8));
+                // How many ranks are called.
+                counts.push(1);
+                round.world.all_reduce(&mut counts[..], Sum).wait()?;
+                Ok((counts, round.records().sum::<u64>()))
+            })
+        })
+        .unwrap();
+        let (counts, sum_here) = found.state;
+        assert_eq!(
+            (&counts[..8], counts[8]),
+            (&expected[..], u64::from(executors))
+        );
+        assert_eq!((found.history.len(), found.times.len()), (8, 8));
+        // The measure is that of rank 0, and so is the state that is given.
+        assert!(found.history[7] <= expected[7] as f64);
+        assert_eq!(executors == 1, found.history[7] == expected[7] as f64);
+        assert!(sum_here > 0);
     }
 }
 

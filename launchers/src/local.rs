@@ -22,7 +22,7 @@ use nix::{
 };
 use updraft::{
     coordinator::{Coordinator, Event},
-    progress::Progress,
+    progress::{Amount, Progress},
 };
 
 use crate::{
@@ -622,30 +622,24 @@ impl Drop for Job {
 /// How far each worker is.
 #[derive(Debug)]
 struct Board {
-    of_worker: Mutex<Vec<[u64; 3]>>,
+    of_worker: Mutex<Vec<Amount>>,
 }
 
 impl Board {
     fn new(workers: u32) -> Self {
         Self {
-            of_worker: Mutex::new(vec![[0; 3]; workers as usize]),
+            of_worker: Mutex::new(vec![Amount::default(); workers as usize]),
         }
     }
 
     /// Notes how far one worker is. Returns how far all are together.
-    fn note(&self, worker: u32, amounts: [u64; 3]) -> [u64; 3] {
+    fn note(&self, worker: u32, amount: Amount) -> Amount {
         let mut of_worker = self
             .of_worker
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        of_worker[worker as usize] = amounts;
-        let mut sums = [0u64; 3];
-        for amounts in &*of_worker {
-            for (sum, amount) in sums.iter_mut().zip(amounts) {
-                *sum = sum.saturating_add(*amount);
-            }
-        }
-        sums
+        of_worker[worker as usize] = amount;
+        of_worker.iter().copied().sum()
     }
 }
 
@@ -658,15 +652,7 @@ fn listener(
     let board = Board::new(workers);
     let heard = teller(sender, Happening::Heard);
     move |event| match event {
-        Event::Progress {
-            worker,
-            records,
-            bytes,
-            bytes_total,
-        } => {
-            let [records, bytes, bytes_total] = board.note(worker, [records, bytes, bytes_total]);
-            progress.update(records, bytes, bytes_total);
-        }
+        Event::Progress { worker, amount } => progress.update(&board.note(worker, amount)),
         event => heard(event),
     }
 }
@@ -718,10 +704,14 @@ mod tests {
     #[test]
     fn the_progress_of_a_job_is_the_sum_over_its_workers() {
         let board = Board::new(2);
-        assert_eq!(board.note(0, [1, 2, 3]), [1, 2, 3]);
-        assert_eq!(board.note(1, [10, 20, 30]), [11, 22, 33]);
-        assert_eq!(board.note(0, [2, 2, 3]), [12, 22, 33]);
-        assert_eq!(board.note(0, [u64::MAX; 3]), [u64::MAX; 3]);
+        let read = |records| Amount {
+            records,
+            ..Amount::default()
+        };
+        assert_eq!(board.note(0, read(1)), read(1));
+        assert_eq!(board.note(1, read(10)), read(11));
+        assert_eq!(board.note(0, read(2)), read(12));
+        assert_eq!(board.note(0, read(u64::MAX)), read(u64::MAX));
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::sync::{
 use crossbeam::utils::CachePadded;
 use dataflow::Counters;
 
+use crate::progress::Amount;
+
 /// The counters of one executor, which it alone writes and others may read at any time.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Counts(Arc<CachePadded<Numbers>>);
@@ -19,16 +21,9 @@ struct Numbers {
     bytes_total: AtomicU64,
 }
 
-/// What was done up to some moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Snapshot {
-    pub(crate) records: u64,
-    pub(crate) bytes: u64,
-    pub(crate) bytes_total: u64,
-}
-
 impl Counts {
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    /// What was done up to this moment.
+    pub(crate) fn amount(&self) -> Amount {
         let Numbers {
             records,
             bytes,
@@ -36,10 +31,11 @@ impl Counts {
         } = &**self.0;
         let [records, bytes, bytes_total] =
             [records, bytes, bytes_total].map(|number| number.load(Ordering::Relaxed));
-        Snapshot {
+        Amount {
             records,
             bytes,
             bytes_total,
+            ..Amount::default()
         }
     }
 }
@@ -59,15 +55,5 @@ impl Counters for Counts {
 
     fn expect(&self, bytes: u64) {
         add(&self.0.bytes_total, bytes);
-    }
-}
-
-impl std::iter::Sum for Snapshot {
-    fn sum<I: Iterator<Item = Self>>(snapshots: I) -> Self {
-        snapshots.fold(Self::default(), |sum, one| Self {
-            records: sum.records + one.records,
-            bytes: sum.bytes + one.bytes,
-            bytes_total: sum.bytes_total + one.bytes_total,
-        })
     }
 }

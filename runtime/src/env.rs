@@ -24,10 +24,10 @@ use crate::{
     config::Decided,
     control::Controller,
     coordinator::{Client, Entry, Membership},
-    counters::{Counts, Snapshot},
+    counters::Counts,
     executor::{self, Command, Done, Means, Report, Seat, Work},
     helpers::Pool,
-    progress::Progress,
+    progress::{Amount, Progress, Rounds},
     repeat::Repeat,
     signals,
     summary::Summary,
@@ -99,6 +99,7 @@ pub struct Env {
     runs: u32,
     summary: Summary,
     progress: Progress,
+    rounds: Rounds,
     started: Instant,
     ledger: Ledger,
     controller: Controller,
@@ -155,6 +156,7 @@ impl Env {
             runs: 0,
             summary: Summary::default(),
             progress: Progress::new(),
+            rounds: Rounds::default(),
             started: Instant::now(),
             ledger,
             controller,
@@ -353,6 +355,11 @@ impl Env {
         self.controller.clone()
     }
 
+    /// By what a loop of the program's own tells how far it is, to who watches the job.
+    pub fn rounds(&self) -> Rounds {
+        self.rounds.clone()
+    }
+
     /// The lines of the files that `pattern` matches: see [`dataflow::lines`].
     ///
     /// # Errors
@@ -534,6 +541,7 @@ impl Env {
             let reason = "an earlier run of this program failed".to_owned();
             return Err(Error::Config { reason });
         }
+        self.rounds.reset();
         for seat in &self.seats {
             seat.tell(command());
         }
@@ -599,19 +607,26 @@ impl Env {
     }
 
     fn show_progress(&self) {
-        let Snapshot {
-            records,
-            bytes,
-            bytes_total,
-        } = self.seats.iter().map(|seat| seat.counts.snapshot()).sum();
-        if (records, bytes, bytes_total) == (0, 0, 0) {
+        let amount = self.amount();
+        if amount == Amount::default() {
             return;
         }
         match &self.client {
             // Progress that cannot be told is not worth failing for.
-            Some(client) => drop(client.progress(records, bytes, bytes_total)),
-            None if self.decided.progress => self.progress.update(records, bytes, bytes_total),
+            Some(client) => drop(client.progress(&amount)),
+            None if self.decided.progress => self.progress.update(&amount),
             None => {}
+        }
+    }
+
+    /// What the executors of this worker have done.
+    fn amount(&self) -> Amount {
+        let (rounds, measure) = self.rounds.told();
+        let read: Amount = self.seats.iter().map(|seat| seat.counts.amount()).sum();
+        Amount {
+            rounds,
+            measure,
+            ..read
         }
     }
 

@@ -138,8 +138,9 @@ impl Env {
     {
         // Ranks begin with clones of their own, so that a state needs not be shared among threads.
         let start = Mutex::new(state);
-        let records = records.clone();
+        let (records, rounds, executors) = (records.clone(), self.rounds(), self.executors());
         let ended = self.bsp(move |world| {
+            let is_first_here = (world.rank() as u32).is_multiple_of(executors);
             let partitions: Vec<_> = records.on(world.rank() as u32).cloned().collect();
             let mut state = start.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let (mut history, mut times) = (Vec::new(), Vec::new());
@@ -154,6 +155,9 @@ impl Env {
                 world.broadcast(0, &mut measured).wait()?;
                 history.extend(measured);
                 times.push(began.elapsed());
+                if is_first_here {
+                    rounds.tell(history.len() as u64, measured[0]);
+                }
             }
             Ok(Iterated {
                 state: close(state, &round(history.len()))?,

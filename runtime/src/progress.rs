@@ -2,7 +2,11 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    sync::{Mutex, MutexGuard, PoisonError},
+    iter::Sum,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,8 +21,10 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// Whoever prints while a bar is drawn does it inside of [`suspend`](Self::suspend).
 ///
 /// ```
-/// let progress = updraft::progress::Progress::new();
-/// progress.update(1_000, 64_000, 128_000);
+/// use updraft::progress::{Amount, Progress};
+///
+/// let progress = Progress::new();
+/// progress.update(&Amount { records: 1_000, bytes: 64_000, bytes_total: 128_000, ..Amount::default() });
 /// progress.suspend(|| println!("halfway"));
 /// progress.finish();
 /// ```
@@ -53,13 +59,8 @@ impl Progress {
         }
     }
 
-    /// Shows how much has been read. `bytes_total` is 0 when nobody knows how much there is.
-    pub fn update(&self, records: u64, bytes: u64, bytes_total: u64) {
-        let amount = Amount {
-            records,
-            bytes,
-            bytes_total,
-        };
+    /// Shows how much has been done.
+    pub fn update(&self, amount: &Amount) {
         match &mut *self.shown() {
             Shown::Bar(bar) => amount.draw(bar.get_or_insert_with(ProgressBar::no_length)),
             Shown::Lines { next } => {
@@ -110,25 +111,135 @@ impl Drop for Progress {
     }
 }
 
-/// How much has been read.
-struct Amount {
-    records: u64,
-    bytes: u64,
-    bytes_total: u64,
+/// How far a loop is, for those who watch: whoever does its rounds tells it here. Clones tell the same.
+///
+/// [`iterate`](crate::Env::iterate) and [`repeat`](crate::Env::repeat) do it by themselves; a loop of
+/// [`bsp`](crate::Env::bsp) does it on one of its ranks, which costs two stores to memory.
+///
+/// ```
+/// use updraft::{collectives::op::Sum, prelude::*};
+///
+/// let told = updraft::run(Config { executors: Some(2), ..Config::default() }, |env| {
+///     let rounds = env.rounds();
+///     env.bsp(move |world| {
+///         let mut halves = [1.0];
+///         for round in 1..=10 {
+///             world.all_reduce(&mut halves, Sum).wait()?;
+///             halves[0] /= 4.0;
+///             if world.rank() == 0 {
+///                 rounds.tell(round, halves[0]);
+///             }
+///         }
+///         Ok(())
+///     })?;
+///     Ok(env.rounds().told())
+/// })?;
+/// assert_eq!(told, (10, Some(0.5f64.powi(10))));
+/// # Ok::<(), updraft::Error>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Rounds(Arc<Told>);
+
+#[derive(Debug)]
+struct Told {
+    done: AtomicU64,
+    /// The bits of what the last round measured, or [`UNMEASURED`].
+    measure: AtomicU64,
+}
+
+/// A number that is none, and no arithmetic gives.
+const UNMEASURED: u64 = u64::MAX;
+
+/// What was measured, if it was, as one number.
+pub(crate) fn to_bits(measure: Option<f64>) -> u64 {
+    measure.map_or(UNMEASURED, f64::to_bits)
+}
+
+pub(crate) fn from_bits(bits: u64) -> Option<f64> {
+    (bits != UNMEASURED).then(|| f64::from_bits(bits))
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self {
+            done: AtomicU64::new(0),
+            measure: AtomicU64::new(UNMEASURED),
+        }
+    }
+}
+
+impl Rounds {
+    /// Tells that so many rounds are done, of which the last measured this: an error that should become small, say.
+    pub fn tell(&self, done: u64, measure: f64) {
+        self.0.measure.store(measure.to_bits(), Ordering::Relaxed);
+        self.count(done);
+    }
+
+    /// Tells that so many rounds are done.
+    pub(crate) fn count(&self, done: u64) {
+        self.0.done.store(done, Ordering::Relaxed);
+    }
+
+    /// Begins anew.
+    pub(crate) fn reset(&self) {
+        self.0.measure.store(UNMEASURED, Ordering::Relaxed);
+        self.count(0);
+    }
+
+    /// How many rounds are done of the loop that was begun last, and what the last of them measured, if that was told. (Of a
+    /// loop that goes on, the two may be of rounds that follow one another.)
+    pub fn told(&self) -> (u64, Option<f64>) {
+        let measure = self.0.measure.load(Ordering::Relaxed);
+        (self.0.done.load(Ordering::Relaxed), from_bits(measure))
+    }
+}
+
+/// How much has been done.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Amount {
+    /// Records read so far.
+    pub records: u64,
+    /// Bytes read so far.
+    pub bytes: u64,
+    /// All the bytes there are, or 0 when nobody knows.
+    pub bytes_total: u64,
+    /// Rounds done of a loop, or 0 outside of one.
+    pub rounds: u64,
+    /// What the last round measured.
+    pub measure: Option<f64>,
+}
+
+/// What several have done together, who are in the same loop.
+impl Sum for Amount {
+    fn sum<I: Iterator<Item = Self>>(amounts: I) -> Self {
+        amounts.fold(Self::default(), |sum, one| {
+            let first = if one.rounds > sum.rounds { one } else { sum };
+            Self {
+                records: sum.records.saturating_add(one.records),
+                bytes: sum.bytes.saturating_add(one.bytes),
+                bytes_total: sum.bytes_total.saturating_add(one.bytes_total),
+                ..first
+            }
+        })
+    }
 }
 
 impl Amount {
     /// Draws a bar where the whole is known, and something that turns where it is not.
     fn draw(&self, bar: &ProgressBar) {
         if self.bytes_total > 0 {
-            bar.set_message(format!("{} records", HumanCount(self.records)));
+            bar.set_message(format!(
+                "{} records{}",
+                HumanCount(self.records),
+                self.loop_told()
+            ));
             if bar.length() != Some(self.bytes_total) {
                 bar.set_style(bar_style());
                 bar.set_length(self.bytes_total);
             }
             bar.set_position(self.bytes);
         } else {
-            bar.set_message(HumanBytes(self.bytes).to_string());
+            bar.set_message(format!("{}{}", HumanBytes(self.bytes), self.loop_told()));
             if bar.length().is_some() || bar.position() == 0 {
                 bar.set_style(spinner_style());
                 bar.unset_length();
@@ -142,12 +253,23 @@ impl Amount {
         let records = HumanCount(self.records);
         let bytes = HumanBytes(self.bytes);
         let seconds = elapsed.as_secs();
+        let rounds = self.loop_told();
         match self.percent() {
             Some(percent) => {
                 let total = HumanBytes(self.bytes_total);
-                format!("updraft: {seconds} s: {percent} % of {total}, {records} records")
+                format!("updraft: {seconds} s: {percent} % of {total}, {records} records{rounds}")
             }
-            None => format!("updraft: {seconds} s: {bytes}, {records} records"),
+            None => format!("updraft: {seconds} s: {bytes}, {records} records{rounds}"),
+        }
+    }
+
+    /// How far the loop is, behind what was read, if there is one.
+    fn loop_told(&self) -> String {
+        let rounds = HumanCount(self.rounds);
+        match self.measure {
+            _ if self.rounds == 0 => String::new(),
+            Some(measure) => format!(", {rounds} rounds, the last at {measure:.6e}"),
+            None => format!(", {rounds} rounds"),
         }
     }
 
@@ -184,8 +306,62 @@ mod tests {
             records,
             bytes,
             bytes_total,
+            ..Amount::default()
         };
         amount.line(Duration::from_secs(5))
+    }
+
+    #[test]
+    fn a_line_tells_the_rounds_of_a_loop_and_what_the_last_measured() {
+        let read = Amount {
+            records: 7,
+            bytes: 512,
+            ..Amount::default()
+        };
+        let rounds = Rounds::default();
+        let line = || {
+            let (rounds, measure) = rounds.told();
+            let amount = Amount {
+                rounds,
+                measure,
+                ..read
+            };
+            amount.line(Duration::from_secs(5))
+        };
+        assert_eq!(line(), "updraft: 5 s: 512 B, 7 records");
+        rounds.count(3);
+        assert_eq!(line(), "updraft: 5 s: 512 B, 7 records, 3 rounds");
+        rounds.tell(1_200, 0.0625);
+        assert_eq!(
+            line(),
+            "updraft: 5 s: 512 B, 7 records, 1,200 rounds, the last at 6.250000e-2"
+        );
+        rounds.tell(1_201, f64::NAN);
+        assert!(line().ends_with("the last at NaN"), "{}", line());
+        rounds.reset();
+        assert_eq!(line(), "updraft: 5 s: 512 B, 7 records");
+    }
+
+    #[test]
+    fn what_several_have_done_is_added_up_and_who_is_furthest_in_the_loop_speaks() {
+        let amount = |records, rounds, measure| Amount {
+            records,
+            bytes: 2 * records,
+            bytes_total: 3 * records,
+            rounds,
+            measure,
+        };
+        let parts = [
+            amount(1, 4, Some(0.5)),
+            amount(10, 5, Some(0.25)),
+            amount(100, 0, None),
+        ];
+        assert_eq!(
+            parts.into_iter().sum::<Amount>(),
+            amount(111, 5, Some(0.25))
+        );
+        let most = [amount(u64::MAX / 3, 0, None); 4];
+        assert_eq!(most.into_iter().sum::<Amount>().bytes_total, u64::MAX);
     }
 
     #[test]
@@ -202,8 +378,17 @@ mod tests {
     fn printing_goes_on_whether_or_not_a_bar_is_drawn() {
         let progress = Progress::new();
         assert_eq!(progress.suspend(|| 1), 1);
-        progress.update(1, 2, 0);
-        progress.update(2, 3, 10);
+        progress.update(&Amount {
+            records: 1,
+            bytes: 2,
+            ..Amount::default()
+        });
+        progress.update(&Amount {
+            records: 2,
+            bytes: 3,
+            bytes_total: 10,
+            ..Amount::default()
+        });
         assert_eq!(progress.suspend(|| 2), 2);
         progress.finish();
         assert_eq!(progress.suspend(|| 3), 3);

@@ -18,7 +18,8 @@ impl Env {
     ///
     /// The executors go from one run to the next by themselves: `next` is called on one of them in each worker, while the others
     /// of the worker wait for it. It has to decide alike on all workers, which it does if it looks only at what it is given. All workers have to call this, with
-    /// the same graph.
+    /// the same graph. Who watches the job sees the number of the runs, and what `next` tells of each by
+    /// [`rounds`](Self::rounds).
     ///
     /// ```
     /// use updraft::{dataflow::generate, prelude::*};
@@ -58,10 +59,13 @@ impl Env {
     {
         let state = Arc::new(Mutex::new(Some(state)));
         let repeat = {
-            let (job, state) = (job.clone(), state.clone());
+            let (job, state, rounds) = (job.clone(), state.clone(), self.rounds());
+            let mut runs = 0;
             Repeat::new(self.executors(), move || {
                 let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
                 let state = state.as_mut().ok_or_else(lost)?;
+                runs += 1;
+                rounds.count(runs);
                 next(state, job.take_result())
             })
         };

@@ -17,6 +17,7 @@ use super::{
     protocol::{Message, Order, ReadError, Report},
     stream::{Address, Link, PROOF_TIME_MAX, Stream},
 };
+use crate::progress::Amount;
 
 /// A worker's connection to its coordinator. Dropping it ends the connection.
 ///
@@ -104,20 +105,15 @@ impl Client {
             .map_err(|source| self.connection_error("watch", source))
     }
 
-    /// Tells how far this worker is. `bytes_total` is 0 when nobody knows.
+    /// Tells how far this worker is.
     ///
     /// It does not wait: a report for which there is no room is left out, as the next says more.
     ///
     /// # Errors
     ///
     /// [`Error::Connection`] when the connection has failed.
-    pub fn progress(&self, records: u64, bytes: u64, bytes_total: u64) -> Result<(), Error> {
-        let report = Report::Progress {
-            records,
-            bytes,
-            bytes_total,
-        };
-        let frame = self.frame(&report)?;
+    pub fn progress(&self, amount: &Amount) -> Result<(), Error> {
+        let frame = self.frame(&Report::Progress(*amount))?;
         self.link
             .send_now(&frame)
             .map(drop)

@@ -13,6 +13,7 @@
 use std::io::{self, Read};
 
 use super::{Book, Entry};
+use crate::progress::{self, Amount};
 
 /// The most bytes a frame can have after its length.
 pub(super) const FRAME_BYTES_MAX: usize = 1 << 20;
@@ -21,17 +22,12 @@ pub(super) const FRAME_BYTES_MAX: usize = 1 << 20;
 const TEXT_BYTES_MAX: usize = 16 << 10;
 
 /// What a worker tells the coordinator.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Report {
     /// I am here, and this is how I am reached and what I am like.
     Register(Entry),
     /// So far I have done this much.
-    Progress {
-        records: u64,
-        bytes: u64,
-        /// All the bytes there are, or 0 when nobody knows.
-        bytes_total: u64,
-    },
+    Progress(Amount),
     /// I cannot go on.
     Failed { message: String },
     /// I am done.
@@ -94,7 +90,7 @@ impl Message for Report {
     fn kind(&self) -> u8 {
         match self {
             Self::Register(_) => 1,
-            Self::Progress { .. } => 2,
+            Self::Progress(_) => 2,
             Self::Failed { .. } => 3,
             Self::Finished { .. } => 4,
             Self::Cancel { .. } => 5,
@@ -104,15 +100,7 @@ impl Message for Report {
     fn put(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::Register(entry) => put_entry(bytes, entry),
-            Self::Progress {
-                records,
-                bytes: done,
-                bytes_total,
-            } => {
-                for number in [records, done, bytes_total] {
-                    bytes.extend_from_slice(&number.to_le_bytes());
-                }
-            }
+            Self::Progress(amount) => put_amount(bytes, amount),
             Self::Failed { message: words }
             | Self::Finished { summary: words }
             | Self::Cancel { reason: words } => {
@@ -124,11 +112,7 @@ impl Message for Report {
     fn take(kind: u8, fields: &mut Fields<'_>) -> Result<Self, Malformed> {
         Ok(match kind {
             1 => Self::Register(fields.entry()?),
-            2 => Self::Progress {
-                records: fields.u64()?,
-                bytes: fields.u64()?,
-                bytes_total: fields.u64()?,
-            },
+            2 => Self::Progress(fields.amount()?),
             3 => Self::Failed {
                 message: fields.text()?,
             },
@@ -277,6 +261,16 @@ impl<'a> Fields<'a> {
         })
     }
 
+    fn amount(&mut self) -> Result<Amount, Malformed> {
+        Ok(Amount {
+            records: self.u64()?,
+            bytes: self.u64()?,
+            bytes_total: self.u64()?,
+            rounds: self.u64()?,
+            measure: progress::from_bits(self.u64()?),
+        })
+    }
+
     fn end(self) -> Result<(), Malformed> {
         match self.0.len() {
             0 => Ok(()),
@@ -348,6 +342,25 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
 }
 
 /// Puts as much of `words` as a frame has room for.
+fn put_amount(bytes: &mut Vec<u8>, amount: &Amount) {
+    let Amount {
+        records,
+        bytes: read,
+        bytes_total,
+        rounds,
+        measure,
+    } = *amount;
+    for number in [
+        records,
+        read,
+        bytes_total,
+        rounds,
+        progress::to_bits(measure),
+    ] {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
 fn put_words(bytes: &mut Vec<u8>, words: &str) {
     let mut end = words.len().min(TEXT_BYTES_MAX);
     while !words.is_char_boundary(end) {
@@ -451,12 +464,14 @@ mod tests {
         #[test]
         fn every_report_comes_back(
             entry in entry(),
-            numbers: (u64, u64, u64),
+            numbers: (u64, u64, u64, u64),
+            measure: Option<f64>,
             words in ".{0,40}",
         ) {
-            let (records, bytes, bytes_total) = numbers;
+            let (records, bytes, bytes_total, rounds) = numbers;
+            let amount = Amount { records, bytes, bytes_total, rounds, measure };
             comes_back(&Report::Register(entry));
-            comes_back(&Report::Progress { records, bytes, bytes_total });
+            comes_back(&Report::Progress(amount));
             comes_back(&Report::Failed { message: words.clone() });
             comes_back(&Report::Finished { summary: words.clone() });
             comes_back(&Report::Cancel { reason: words });

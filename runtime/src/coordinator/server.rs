@@ -18,6 +18,7 @@ use super::{
     protocol::{Malformed, Message, Order, ReadError, Report},
     stream::{Address, Link, Listener, PROOF_TIME_MAX, Stream},
 };
+use crate::progress::Amount;
 
 /// Connections that may be at their proof at once, beyond one a worker.
 const STRANGERS_MAX: usize = 64;
@@ -113,7 +114,7 @@ impl Drop for Coordinator {
 }
 
 /// What happened to a job.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A worker is there. Once all are, each gets the book of addresses.
     Registered {
@@ -124,12 +125,8 @@ pub enum Event {
     Progress {
         /// Which.
         worker: u32,
-        /// Records read so far.
-        records: u64,
-        /// Bytes read so far.
-        bytes: u64,
-        /// All the bytes there are, or 0 when nobody knows.
-        bytes_total: u64,
+        /// How far.
+        amount: Amount,
     },
     /// A worker cannot go on.
     Failed {
@@ -509,16 +506,7 @@ fn listen_to(worker: u32, link: &Link, roster: &Roster) {
 fn hear(worker: u32, report: Report, ended: &mut bool, roster: &Roster) -> Result<(), Malformed> {
     match report {
         Report::Register(entry) => return roster.register(worker, entry),
-        Report::Progress {
-            records,
-            bytes,
-            bytes_total,
-        } => roster.tell(Event::Progress {
-            worker,
-            records,
-            bytes,
-            bytes_total,
-        }),
+        Report::Progress(amount) => roster.tell(Event::Progress { worker, amount }),
         Report::Failed { message } => {
             *ended = true;
             roster.tell(Event::Failed { worker, message });

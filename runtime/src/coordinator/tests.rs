@@ -13,6 +13,7 @@ use super::{
     Client, Coordinator, Entry, Error, Event, Listen, Membership,
     stream::{Address, Stream},
 };
+use crate::progress::Amount;
 
 /// Longer than anything here should take.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -169,13 +170,28 @@ fn a_worker_knows_from_which_address_it_reached_its_coordinator() {
     );
 }
 
+/// Nothing but so many records.
+fn read(records: u64) -> Amount {
+    Amount {
+        records,
+        ..Amount::default()
+    }
+}
+
 #[test]
 fn reports_arrive_in_the_order_they_were_made() {
+    let done = Amount {
+        records: 1,
+        bytes: 2,
+        bytes_total: 3,
+        rounds: 4,
+        measure: Some(0.5),
+    };
     let job = Job::start(1);
     let [client] = &job.registered()[..] else {
         panic!("one worker");
     };
-    client.progress(1, 2, 3).unwrap();
+    client.progress(&done).unwrap();
     client.failed("out of luck").unwrap();
     client.finished("after all").unwrap();
     assert_eq!(
@@ -183,9 +199,7 @@ fn reports_arrive_in_the_order_they_were_made() {
         [
             Event::Progress {
                 worker: 0,
-                records: 1,
-                bytes: 2,
-                bytes_total: 3
+                amount: done
             },
             Event::Failed {
                 worker: 0,
@@ -316,8 +330,8 @@ fn a_second_worker_of_a_number_is_refused_and_the_first_goes_on() {
     let error = job.connect(0).register(&Entry::default()).unwrap_err();
     assert!(error.to_string().contains("worker 0"), "{error}");
     assert!(job.refusal().contains("there already"));
-    clients[0].progress(1, 0, 0).unwrap();
-    assert!(matches!(job.next(), Event::Progress { records: 1, .. }));
+    clients[0].progress(&read(1)).unwrap();
+    assert!(matches!(job.next(), Event::Progress { amount, .. } if amount == read(1)));
 }
 
 #[test]
@@ -363,7 +377,7 @@ fn a_worker_that_breaks_the_protocol_is_lost_and_the_others_go_on() {
     clients[0].send_bytes(&[2, 0, 0, 0, 2, 9]);
     assert!(job.refusal().contains("worker 0 broke the protocol"));
     assert_eq!(job.next(), Event::Lost { worker: 0 });
-    clients[1].progress(4, 0, 0).unwrap();
+    clients[1].progress(&read(4)).unwrap();
     assert!(matches!(job.next(), Event::Progress { worker: 1, .. }));
 }
 
@@ -384,7 +398,7 @@ fn a_coordinator_that_reads_nothing_costs_a_worker_no_time() {
     .unwrap();
     let started = Instant::now();
     for records in 0..20_000 {
-        client.progress(records, 0, 0).unwrap();
+        client.progress(&read(records)).unwrap();
     }
     assert!(started.elapsed() < Duration::from_secs(2));
     drop(sender);
