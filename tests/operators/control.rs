@@ -18,7 +18,7 @@ use updraft::Config;
 
 use crate::cluster::{Cluster, Driven, Spilled, cluster, instances};
 
-fn executors(executors: u32) -> Config {
+pub(crate) fn executors(executors: u32) -> Config {
     Config {
         executors: Some(executors),
         progress: false,
