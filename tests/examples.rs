@@ -149,6 +149,49 @@ fn a_history_is_a_table_or_a_plot() {
     );
 }
 
+/// The height of each point of a plot, from above, and what is written on its axis.
+fn plotted(plot: &str) -> (Vec<f64>, &str) {
+    let line = plot.split("<polyline points='").nth(1).unwrap();
+    let points = line.split('\'').next().unwrap().split(' ');
+    let heights = points.map(|point| point.split(',').nth(1).unwrap().parse().unwrap());
+    let label = plot.split("y='18'>").nth(1).unwrap();
+    (heights.collect(), label.split('<').next().unwrap())
+}
+
+#[test]
+fn every_program_with_rounds_draws_them() {
+    let folder = Folder::new();
+    let graph = &["--vertices", "2000", "--generate", "4000"][..];
+    for (program, of, named) in [
+        ("components", graph, "vertices whose label changed"),
+        ("shortest-paths", graph, "vertices that came nearer"),
+        (
+            "pagerank",
+            graph,
+            "change of all ranks together, logarithmic",
+        ),
+        ("logistic", &["--generate", "2000"], "mean loss"),
+    ] {
+        let path = folder.0.join(program).with_extension("svg");
+        let arguments = [of, &["--history", path.to_str().unwrap()]].concat();
+        output(program, WAYS[1], &arguments);
+        let plot = fs::read_to_string(path).unwrap();
+        let (heights, label) = plotted(&plot);
+        assert_eq!(label, named);
+        // However it goes in between, it ends at the least, which is drawn lowest.
+        let lowest = heights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        assert!(
+            heights.len() > 3 && heights.last() == Some(&lowest),
+            "{program}: {heights:?}"
+        );
+        if program == "pagerank" {
+            // What falls by the same factor in each round falls by the same height.
+            let falls: Vec<f64> = heights.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            assert!(falls.iter().skip(10).all(|&fall| fall > 0.0), "{falls:?}");
+        }
+    }
+}
+
 #[test]
 fn kmeans_in_the_manner_of_mpi_reads_each_point_of_a_file_once() {
     let folder = Folder::new();

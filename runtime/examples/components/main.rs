@@ -7,6 +7,8 @@
 
 #[path = "../edges/mod.rs"]
 mod edges;
+#[path = "../history/mod.rs"]
+mod history;
 #[path = "../program/mod.rs"]
 mod program;
 
@@ -18,6 +20,7 @@ use std::{
 
 use clap::Parser;
 use edges::Graph;
+use history::{History, Kept};
 use program::{Executors, check_same};
 use updraft::{Error, prelude::*};
 
@@ -34,6 +37,9 @@ struct Arguments {
     /// Compare the result with a plain loop on one thread.
     #[arg(long)]
     check: bool,
+
+    #[command(flatten)]
+    kept: Kept,
 
     #[command(flatten)]
     executors: Executors,
@@ -59,8 +65,9 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         .distinct()
         .map(|vertex| (vertex, (vertex, true)));
     let mut labels = env.run(&labels.cache())?;
-    let mut rounds = 0;
+    let mut history = History::default();
     loop {
+        let began = Instant::now();
         let new = labels.tset().filter(|(_, (_, is_new))| is_new);
         let offers = edges
             .tset()
@@ -78,8 +85,9 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         let changed = next.clone().filter(|(_, (_, is_new))| is_new).count();
         let (next, changed) = env.run(&next.cache().and(changed.first()))?;
         labels = next;
-        rounds += 1;
-        if changed.unwrap_or_default() == 0 {
+        let changed = changed.unwrap_or_default();
+        history.add(changed as f64, began.elapsed());
+        if changed == 0 {
             break;
         }
     }
@@ -98,9 +106,12 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         return Ok(());
     }
     eprintln!(
-        "{rounds} rounds in {:.3} s",
-        started.elapsed().as_secs_f64()
+        "{} rounds in {:.3} s; {}",
+        history.values.len(),
+        started.elapsed().as_secs_f64(),
+        history.typical()
     );
+    history.write(&arguments.kept, "vertices whose label changed")?;
     println!("{} components", components.unwrap_or_default());
     for (label, size) in largest {
         println!("{size}\tvertices with {label}");

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use clap::Args;
 use updraft::{Error, Iterated, dataflow};
 
 /// The picture of a history: its size, and where the axes are.
@@ -16,6 +17,17 @@ const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 360.0;
 const LEFT: f64 = 90.0;
 const EDGE: f64 = 30.0;
+
+/// Where what the rounds have measured is kept.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Kept {
+    /// Write what each round measured to a CSV file, or as a plot to an SVG file.
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+}
+
+/// From which ratio of the greatest to the least value on a plot is drawn by their logarithms, and not by themselves.
+const LOGARITHMIC: f64 = 1e4;
 
 /// What each round measured, and how long it took on the first rank.
 #[derive(Debug, Clone, Default)]
@@ -50,8 +62,10 @@ impl History {
     }
 
     /// Writes it to a file, if one is named: a plot if its name ends in `.svg`, otherwise lines of CSV.
-    pub(crate) fn write(&self, path: Option<&PathBuf>, measure: &str) -> Result<(), Error> {
-        let Some(path) = path else { return Ok(()) };
+    pub(crate) fn write(&self, kept: &Kept, measure: &str) -> Result<(), Error> {
+        let Some(path) = &kept.history else {
+            return Ok(());
+        };
         let text = if path.extension().is_some_and(|extension| extension == "svg") {
             self.plot(measure)
         } else {
@@ -79,10 +93,15 @@ impl History {
         };
         let least = finite().fold(f64::INFINITY, f64::min);
         let most = finite().fold(f64::NEG_INFINITY, f64::max);
+        let (scale, named): (fn(f64) -> f64, _) = match least > 0.0 && most / least > LOGARITHMIC {
+            true => (f64::ln, ", logarithmic"),
+            false => (std::convert::identity, ""),
+        };
         let rounds = self.values.len().saturating_sub(1).max(1) as f64;
         let x = |round: usize| LEFT + round as f64 / rounds * (WIDTH - LEFT - EDGE);
         let y = |value: f64| {
-            let height = (value - least) / (most - least).max(f64::MIN_POSITIVE);
+            let whole = scale(most) - scale(least);
+            let height = (scale(value) - scale(least)) / whole.max(f64::MIN_POSITIVE);
             HEIGHT - EDGE - height * (HEIGHT - 2.0 * EDGE)
         };
         let mut points = String::new();
@@ -105,7 +124,7 @@ impl History {
 <rect width='100%' height='100%' fill='white'/>
 <path d='M{LEFT},{EDGE}V{bottom}H{right}' fill='none' stroke='#888'/>
 <polyline points='{}' fill='none' stroke='#1f77b4' stroke-width='2'/>
-{labels}<text x='{LEFT}' y='18'>{measure}</text>
+{labels}<text x='{LEFT}' y='18'>{measure}{named}</text>
 <text x='{right}' y='{:.1}' text-anchor='end'>round {rounds}</text>
 </svg>
 ",

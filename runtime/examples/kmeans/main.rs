@@ -25,7 +25,7 @@ use std::{
 };
 
 use clap::Parser;
-use history::History;
+use history::{History, Kept};
 use input::{cannot_read, invalid};
 use kernel::Clustering;
 use points::Generated;
@@ -63,16 +63,15 @@ struct Arguments {
     seed: u64,
 
     /// Run a graph for each iteration.
-    #[arg(long, conflicts_with = "bsp")]
+    #[arg(long, conflicts_with_all = ["bsp", "history"])]
     dataflow: bool,
 
     /// Run in the manner of MPI.
     #[arg(long)]
     bsp: bool,
 
-    /// Write the sum of the squares of all distances, by iteration, to a CSV file, or as a plot to an SVG file.
-    #[arg(long, value_name = "FILE", conflicts_with = "dataflow")]
-    history: Option<PathBuf>,
+    #[command(flatten)]
+    kept: Kept,
 
     /// Compare the result with a plain loop on one thread.
     #[arg(long)]
@@ -265,10 +264,7 @@ fn report(
         let texts: Vec<_> = centroid.iter().map(f64::to_string).collect();
         println!("{}", texts.join(","));
     }
-    history.write(
-        arguments.history.as_ref(),
-        "sum of the squares of all distances",
-    )
+    history.write(&arguments.kept, "sum of the squares of all distances")
 }
 
 fn check(arguments: &Arguments, found: &[Point], start: Vec<Point>) -> Result<(), Error> {

@@ -11,10 +11,10 @@ mod labelled;
 #[path = "../program/mod.rs"]
 mod program;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser;
-use history::History;
+use history::{History, Kept};
 use labelled::{Examples, accuracy, add, difference, dot};
 use program::{Executors, check_same};
 use updraft::{Error, collectives::op::Sum, prelude::*};
@@ -40,9 +40,8 @@ struct Arguments {
     #[arg(long, default_value_t = 4.0)]
     rate: f64,
 
-    /// Write the mean loss by round to a CSV file, or as a plot to an SVG file.
-    #[arg(long, value_name = "FILE")]
-    history: Option<PathBuf>,
+    #[command(flatten)]
+    kept: Kept,
 
     /// Compare the result with a plain loop on one thread.
     #[arg(long)]
@@ -106,7 +105,7 @@ fn learn(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let (weights, history) = History::of(ended);
     let rounds = history.values.len();
     eprintln!("{rounds} rounds; {}", history.typical());
-    history.write(arguments.history.as_ref(), "mean loss")?;
+    history.write(&arguments.kept, "mean loss")?;
     let all = arguments.examples.part(0, 1)?;
     println!(
         "mean loss {:.6} after {rounds} rounds; {:.2} % of {number} examples on the right side",

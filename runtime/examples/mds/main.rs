@@ -19,7 +19,7 @@ mod random;
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Parser;
-use history::History;
+use history::{History, Kept};
 use program::{Executors, check_same};
 use random::Random;
 use updraft::{
@@ -59,9 +59,8 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
-    /// Write the stress by round to a CSV file, or as a plot to an SVG file.
-    #[arg(long, value_name = "FILE")]
-    history: Option<PathBuf>,
+    #[command(flatten)]
+    kept: Kept,
 
     /// Write the places to a CSV file.
     #[arg(long, value_name = "FILE")]
@@ -177,7 +176,7 @@ fn scale(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let (places, history) = History::of(ended);
     let rounds = history.values.len();
     eprintln!("{rounds} rounds; {}", history.typical());
-    history.write(arguments.history.as_ref(), "stress")?;
+    history.write(&arguments.kept, "stress")?;
     if let Some(path) = &arguments.out {
         history::write(path, &table(&places, dimensions))?;
     }

@@ -24,7 +24,7 @@ use std::{process::ExitCode, time::Instant};
 use clap::{Parser, ValueEnum};
 use edges::{Edge, Graph};
 use graph::{By, Part};
-use history::History;
+use history::{History, Kept};
 use kernel::PageRank;
 use program::{Executors, check_same};
 use updraft::{Error, prelude::*};
@@ -69,6 +69,9 @@ struct Arguments {
     /// Say every so many iterations how much has changed.
     #[arg(long, value_name = "ITERATIONS", default_value_t = 0)]
     every: usize,
+
+    #[command(flatten)]
+    kept: Kept,
 
     /// Compare the result with a plain loop on one thread.
     #[arg(long)]
@@ -129,6 +132,7 @@ fn rank(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
             }
         }
     }
+    history.write(&arguments.kept, "change of all ranks together")?;
     print_highest(&ranks, arguments.top);
     if arguments.check {
         check(&ranks, arguments, history.values.len())?;

@@ -8,6 +8,8 @@
 
 #[path = "../edges/mod.rs"]
 mod edges;
+#[path = "../history/mod.rs"]
+mod history;
 #[path = "../program/mod.rs"]
 mod program;
 
@@ -20,6 +22,7 @@ use std::{
 
 use clap::Parser;
 use edges::{Graph, random::Random};
+use history::{History, Kept};
 use program::{Executors, check_same};
 use updraft::{Error, prelude::*};
 
@@ -44,6 +47,9 @@ struct Arguments {
     /// Compare the result with the algorithm of Dijkstra on one thread.
     #[arg(long)]
     check: bool,
+
+    #[command(flatten)]
+    kept: Kept,
 
     #[command(flatten)]
     executors: Executors,
@@ -72,8 +78,9 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let edges = env.run(&edges.cache())?;
     // Of each vertex that was reached its distance, and whether that is new.
     let mut distances = env.run(&env.collection(vec![(from, (0u64, true))]).cache())?;
-    let mut rounds = 0;
+    let mut history = History::default();
     loop {
+        let began = Instant::now();
         let new = distances.tset().filter(|(_, (_, is_new))| is_new);
         let offers = edges
             .tset()
@@ -94,8 +101,9 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         let changed = next.clone().filter(|(_, (_, is_new))| is_new).count();
         let (next, changed) = env.run(&next.cache().and(changed.first()))?;
         distances = next;
-        rounds += 1;
-        if changed.unwrap_or_default() == 0 {
+        let changed = changed.unwrap_or_default();
+        history.add(changed as f64, began.elapsed());
+        if changed == 0 {
             break;
         }
     }
@@ -113,9 +121,12 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         return Ok(());
     }
     eprintln!(
-        "{rounds} rounds in {:.3} s",
-        started.elapsed().as_secs_f64()
+        "{} rounds in {:.3} s; {}",
+        history.values.len(),
+        started.elapsed().as_secs_f64(),
+        history.typical()
     );
+    history.write(&arguments.kept, "vertices that came nearer")?;
     println!("{} vertices can be reached", number.unwrap_or_default());
     for (vertex, distance) in farthest {
         println!("{distance}\tto {vertex}");

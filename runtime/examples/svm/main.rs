@@ -14,10 +14,10 @@ mod labelled;
 #[path = "../program/mod.rs"]
 mod program;
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{process::ExitCode, time::Instant};
 
 use clap::Parser;
-use history::History;
+use history::{History, Kept};
 use labelled::{Examples, accuracy, add, difference, dot};
 use program::{Executors, check_same};
 use updraft::{Error, collectives::op::Sum, prelude::*};
@@ -43,9 +43,8 @@ struct Arguments {
     #[arg(long)]
     bsp: bool,
 
-    /// Write the mean hinge loss by round to a CSV file, or as a plot to an SVG file.
-    #[arg(long, value_name = "FILE")]
-    history: Option<PathBuf>,
+    #[command(flatten)]
+    kept: Kept,
 
     /// Compare the result with the same steps on one thread.
     #[arg(long)]
@@ -144,7 +143,7 @@ fn learn(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         return Ok(());
     }
     eprintln!("{} rounds; {}", arguments.iterations, history.typical());
-    history.write(arguments.history.as_ref(), "mean hinge loss")?;
+    history.write(&arguments.kept, "mean hinge loss")?;
     let weights = &found.weights[..features.len()];
     println!(
         "mean hinge loss {:.6}; {:.2} % of {} examples on the right side",
