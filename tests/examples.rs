@@ -149,6 +149,47 @@ fn a_history_is_a_table_or_a_plot() {
     );
 }
 
+#[test]
+fn a_column_of_a_file_is_described_by_another() {
+    let folder = Folder::new();
+    let path = folder.0.join("flights.csv");
+    let mut text = "carrier,flight,delay\n".to_owned();
+    for flight in 0..3000 {
+        // Writing to a `String` does not fail.
+        let _ = match flight % 7 {
+            0 => writeln!(text, "UA,{flight},"),
+            1 => writeln!(text, "B6,{flight},NA"),
+            of_week => writeln!(
+                text,
+                "{},{flight},{}",
+                ["UA", "B6", "AA"][flight % 3],
+                flight % 50 * of_week
+            ),
+        };
+    }
+    fs::write(&path, text).unwrap();
+    let file = path.to_str().unwrap();
+    let outputs = check(
+        "groupby",
+        &["--input", file, "--by", "carrier", "--of", "delay"],
+    );
+    assert_all_equal(&outputs);
+    let keys: Vec<&str> = outputs[0]
+        .iter()
+        .map(|line| line.split('\t').next().unwrap())
+        .collect();
+    assert_eq!(
+        keys,
+        ["carrier", "AA", "B6", "UA", "as by a plain loop: true"]
+    );
+
+    let mut program = Command::new(example("groupby"));
+    program.args(["--input", file, "--by", "carrier", "--of", "height"]);
+    let launch = Launch::of(program);
+    assert_eq!(launch.code(), Some(8), "{}", launch.err);
+    launch.assert_err("there is no column \"height\"");
+}
+
 /// The height of each point of a plot, from above, and what is written on its axis.
 fn plotted(plot: &str) -> (Vec<f64>, &str) {
     let line = plot.split("<polyline points='").nth(1).unwrap();

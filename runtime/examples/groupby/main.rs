@@ -5,7 +5,13 @@
 //! Each question reads the columns that it needs as they are generated, so its time is that of both. What it gives is
 //! summed up column by column, as the benchmark does to see whether systems agree. With `--memory 64M`, what that has
 //! no room for is kept on disk.
+//!
+//! With `--input FILE --by COLUMN --of COLUMN` it describes a column of a CSV file for each value of another, such as how late
+//! the flights of each carrier are: `data.sh` fetches those.
 
+mod file;
+#[path = "../input/mod.rs"]
+mod input;
 mod plain;
 #[path = "../program/mod.rs"]
 mod program;
@@ -25,7 +31,7 @@ use updraft::{
     prelude::*,
 };
 
-/// Answers the ten group-by questions of the db-benchmark on generated data.
+/// Answers the ten group-by questions of the db-benchmark on generated data, or describes a column of a file by another.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Questions to answer, by number (default: all).
@@ -44,6 +50,9 @@ struct Arguments {
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     seed: u64,
 
+    #[command(flatten)]
+    columns: file::Columns,
+
     /// Compares each answer with that of a plain loop.
     #[arg(long)]
     check: bool,
@@ -55,7 +64,8 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     updraft::exit(updraft::run(arguments.room.config(), |env| {
-        answer_all(env, &arguments)
+        let described = arguments.columns.describe(env, arguments.check);
+        described.unwrap_or_else(|| answer_all(env, &arguments))
     }))
 }
 
