@@ -382,6 +382,16 @@ where
 
     /// Gathers all records in one `Vec`, in the order of the ranks, on every process: for results that
     /// fit in memory.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline, simulate};
+    ///
+    /// let words = collection(["to", "be"].map(String::from).into()).collect();
+    /// assert_eq!(inline(&words)?, ["to", "be"]);
+    /// // The same of three ranks.
+    /// assert_eq!(simulate(&words, 1, 3, 1)?, ["to", "be"]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn collect(self) -> Job<Vec<N::Out>> {
         let records = self.end("collect", |place: &Place| {
             Ok(Routed::new(Outbox::to_all(place)?, ToFirst))
@@ -397,6 +407,7 @@ where
             gives_time: false,
             aligns: false,
             in_place: false,
+            input_names: Vec::new(),
             kept: None,
             build: Box::new(move |place: &Place| {
                 Ok(Box::new(Collect::new(place, collected.clone())))
@@ -432,6 +443,18 @@ where
     /// `part-00000` and so on. The files appear, by renaming, when every rank has finished.
     ///
     /// Running it fails with [`Error::OutputExists`] if the folder holds such files already.
+    ///
+    /// ```
+    /// use dataflow::{Error, collection, inline};
+    ///
+    /// let folder = std::env::temp_dir().join(format!("write-text-{}", std::process::id()));
+    /// let job = collection(vec![1u64, 2, 3]).parallelism(1).map(|n| format!("{n} times")).write_text(&folder);
+    /// inline(&job)?;
+    /// assert_eq!(std::fs::read_to_string(folder.join("part-00000"))?, "1 times\n2 times\n3 times\n");
+    /// assert!(matches!(inline(&job), Err(Error::OutputExists { .. })));
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn write_text(self, folder: impl AsRef<Path>) -> Job<()>
     where
         N: Narrow<S::Out, Out = String>,
@@ -444,6 +467,19 @@ where
     }
 
     /// Writes the bytes of each record, one behind the other, to files as [`write_text`](Self::write_text) does.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline, records_of};
+    ///
+    /// let folder = std::env::temp_dir().join(format!("write-records-{}", std::process::id()));
+    /// inline(&collection(vec![1u32, 2]).parallelism(1).map(u32::to_le_bytes).write_records(&folder))?;
+    /// let part = folder.join("part-00000");
+    /// assert_eq!(std::fs::read(&part)?, [1, 0, 0, 0, 2, 0, 0, 0]);
+    /// let read = records_of::<4>(vec![part])?.map(|bytes| u32::from_le_bytes(*bytes));
+    /// assert_eq!(inline(&read.collect())?, [1, 2]);
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn write_records<const BYTES: usize>(self, folder: impl AsRef<Path>) -> Job<()>
     where
         N: Narrow<S::Out, Out = [u8; BYTES]>,
@@ -600,6 +636,7 @@ where
             gives_time: source.gives_time() || narrow.gives_time(),
             aligns: source.aligns(),
             in_place: false,
+            input_names: Vec::new(),
             kept: None,
             build: Box::new(move |place: &Place| {
                 let (input, output) = (source.build(place)?, output(place)?);

@@ -80,6 +80,6 @@ mkdir -p "$folder/fortunes"
 find "$packages/fortunes/usr/share/games/fortunes" -type f ! -name '*.dat' -exec cp {} "$folder/fortunes" \;
 
 cat <<EXAMPLES
-cargo run --release --example wordcount -- --top 10 '$folder/fortunes/*'
+cargo run --release --example wordcount -- --top 10 $folder/fortunes
 cargo run --release --example inverted-index -- --check --find computer $folder/fortunes/*
 EXAMPLES

@@ -65,6 +65,29 @@ impl Controller {
     /// batches. Programs in the manner of MPI do not stand still.
     ///
     /// If several workers pause, all of them have to resume.
+    ///
+    /// ```
+    /// use std::{sync::atomic::{AtomicU64, Ordering}, thread, time::Duration};
+    /// use updraft::{dataflow::generate, prelude::*};
+    ///
+    /// static CALLS: AtomicU64 = AtomicU64::new(0);
+    /// let count = updraft::run(Config { executors: Some(2), ..Config::default() }, |env| {
+    ///     let controller = env.controller();
+    ///     controller.pause();
+    ///     let resumer = thread::spawn(move || {
+    ///         thread::sleep(Duration::from_millis(20));
+    ///         assert!(controller.is_paused());
+    ///         assert_eq!(CALLS.load(Ordering::Relaxed), 0);
+    ///         controller.resume();
+    ///     });
+    ///     let called = generate(1000, |n| n).filter(|_| CALLS.fetch_add(1, Ordering::Relaxed) < 1000);
+    ///     let count = env.run(&called.count().first())?;
+    ///     resumer.join().expect("it was asked in time");
+    ///     Ok(count)
+    /// })?;
+    /// assert_eq!(count, Some(1000));
+    /// # Ok::<(), updraft::Error>(())
+    /// ```
     pub fn pause(&self) {
         self.0.is_paused.store(true, Ordering::Relaxed);
         self.wake();

@@ -362,6 +362,17 @@ impl Env {
 
     /// The lines of the files that `pattern` matches: see [`dataflow::lines`].
     ///
+    /// ```
+    /// use updraft::prelude::*;
+    ///
+    /// let modules = updraft::run(Config { executors: Some(2), ..Config::default() }, |env| {
+    ///     let modules = env.lines("src/l*.rs")?.filter(|line| line.starts_with("mod "));
+    ///     env.run(&modules.collect())
+    /// })?;
+    /// assert!(modules.contains(&"mod env;".to_owned()));
+    /// # Ok::<(), updraft::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// When no file matches, or one cannot be looked at.
@@ -370,6 +381,26 @@ impl Env {
     }
 
     /// The lines that are appended to the files that `pattern` matches, until the job is stopped: see [`dataflow::tail`].
+    ///
+    /// ```
+    /// use std::{fs, io::Write, thread};
+    /// use updraft::prelude::*;
+    ///
+    /// let path = std::env::temp_dir().join(format!("env-tail-{}.log", std::process::id()));
+    /// fs::write(&path, "started\n").expect("it can be written");
+    /// let log = path.to_string_lossy().into_owned();
+    /// let appending = path.clone();
+    /// let lines = updraft::run(Config { executors: Some(2), ..Config::default() }, |env| {
+    ///     thread::spawn(move || {
+    ///         let mut log = fs::OpenOptions::new().append(true).open(appending)?;
+    ///         log.write_all(b"ready\n")
+    ///     });
+    ///     env.run(&env.tail(&log)?.take(2).collect())
+    /// })?;
+    /// # fs::remove_file(&path).expect("it is there");
+    /// assert_eq!(lines, ["started", "ready"]);
+    /// # Ok::<(), updraft::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -432,6 +463,20 @@ impl Env {
     }
 
     /// Has another scheduler decide where the instances of tasks are, from the next run on. All workers have to do so.
+    ///
+    /// ```
+    /// use updraft::{dataflow::{Error, collection, schedule::{FirstFit, Task}}, prelude::*};
+    ///
+    /// let result = updraft::run(Config { executors: Some(2), ..Config::default() }, |env| {
+    ///     env.set_scheduler(FirstFit::default());
+    ///     let indexed = collection(vec![1u64, 2]).exchange_by_hash();
+    ///     env.run(&indexed.clone().as_task(Task::new("index", 3)).collect())?;
+    ///     // No worker has as much memory as that.
+    ///     env.run(&indexed.as_task(Task::new("index", 3).memory_bytes(u64::MAX)).collect())
+    /// });
+    /// let Err(updraft::Error::Dataflow(Error::Unplaceable { task, .. })) = result else { panic!("{result:?}") };
+    /// assert_eq!(task, "index");
+    /// ```
     pub fn set_scheduler(&mut self, scheduler: impl Scheduler + 'static) {
         self.decided.scheduler = Arc::new(scheduler);
     }

@@ -44,19 +44,25 @@
 //!
 //! # Where to go on
 //!
-//! | to | see | in `runtime/guide/src` |
-//! | --- | --- | --- |
-//! | begin, and learn the words | | `quick-start.md`, `concepts.md` |
-//! | write graphs | [`dataflow`], [`TSet`](dataflow::TSet) | `tsets.md`, `joins.md`, `runs.md` |
-//! | write tasks with several inputs and outputs, and say where they run | [`GraphBuilder`](dataflow::GraphBuilder), [`dataflow::schedule`] | `tasks.md` |
-//! | cancel or pause a run | [`Env::controller`] | `failure.md` |
-//! | repeat a step | [`Env::iterate`], [`Env::repeat`], [`Variable`](dataflow::Variable), [`Cached`](dataflow::Cached) | `loops.md` |
-//! | work on what has no end, by the times of events | [`channel`](dataflow::channel), [`Windows`](dataflow::Windows), [`Stop`](dataflow::Stop) | `streams.md` |
-//! | drive operators by hand, in a program of all ranks | [`Operator`](dataflow::Operator) | `operators.md` |
-//! | reduce, gather, exchange by hand | [`collectives`], [`collectives::harp`], [`Env::bsp`] | `groups.md` |
-//! | send messages, and nothing else | [`transport`], [`Env::on_executors`] | `messages.md` |
-//! | say how a job runs | [`Config`] | `tuning.md`, `memory.md`, `deployment.md` |
-//! | know why it failed | [`Error`], [`exit`] | `failure.md` |
+//! | to | see |
+//! | --- | --- |
+//! | begin, and know what a job is given | [`run`], [`Env`], [`Config`] |
+//! | write graphs | [`dataflow`], [`TSet`](dataflow::TSet), [`Job`](dataflow::Job), [`Record`](dataflow::Record) |
+//! | read and write what nothing here does | [`source`](dataflow::source()), [`TSet::write_to`](dataflow::TSet::write_to) |
+//! | keep what a job has made for others | [`TSet::cache`](dataflow::TSet::cache), [`TSet::persist`](dataflow::TSet::persist), [`TSet::checkpoint`](dataflow::TSet::checkpoint) |
+//! | write tasks with several inputs and outputs | [`GraphBuilder`](dataflow::GraphBuilder), [`TaskBuilder`](dataflow::TaskBuilder), [`Outputs`](dataflow::Outputs) |
+//! | say where they run | [`dataflow::schedule`], [`Scheduler`](dataflow::schedule::Scheduler), [`Env::set_scheduler`] |
+//! | repeat a step | [`Env::iterate`], [`Env::repeat`], [`Variable`](dataflow::Variable), [`Cached`](dataflow::Cached) |
+//! | say how far a loop is | [`Env::rounds`] |
+//! | work on what has no end, by the times of events | [`channel`](dataflow::channel()), [`tail`](dataflow::tail()), [`Windows`](dataflow::Windows), [`Stop`](dataflow::Stop) |
+//! | drive operators by hand, in a program of all ranks | [`Operator`](dataflow::Operator) |
+//! | reduce, gather, exchange by hand | [`collectives`], [`collectives::harp`], [`Env::bsp`] |
+//! | send messages, and nothing else | [`transport`], [`Env::on_executors`] |
+//! | cancel or pause what runs | [`Env::controller`], [`Controller::cancel`], [`Controller::pause`] |
+//! | know why it failed | [`Error`], [`dataflow::Error`], [`exit`] |
+//! | see what it will do | [`Job::explain`](dataflow::Job::explain), [`Job::to_dot`](dataflow::Job::to_dot), [`Job::to_json`](dataflow::Job::to_json) |
+//!
+//! A guide that goes through all of this step by step is a book beside the sources: `mdbook build runtime/guide`.
 //!
 //! In tests, [`dataflow::inline`] runs a job on the calling thread.
 #![forbid(unsafe_code)]

@@ -281,6 +281,29 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
     /// Makes the task a source: `function` is called again and again while there is room in the outputs. It pushes
     /// some records at a time and says [`Progress::Made`], or [`Progress::None`] if it has none at the moment, or
     /// [`Progress::Done`] when it will have no more. If it never says so the task is [unbounded](Self::unbounded).
+    ///
+    /// ```
+    /// use dataflow::{GraphBuilder, Progress, inline, schedule::Task};
+    ///
+    /// let mut graph = GraphBuilder::new();
+    /// // Each of two instances counts down.
+    /// let mut task = graph.task(Task::new("countdown", 2), |_| 3u64);
+    /// let numbers = task.output::<u64>("numbers");
+    /// task.produce(move |left, out| {
+    ///     if *left == 0 {
+    ///         return Progress::Done;
+    ///     }
+    ///     out.push(numbers, *left);
+    ///     *left -= 1;
+    ///     Progress::Made
+    /// });
+    /// let countdown = task.done();
+    /// let job = graph.job_with(countdown.output(numbers).gather().collect())?;
+    /// let mut numbers = inline(&job)?;
+    /// numbers.sort();
+    /// assert_eq!(numbers, [1, 1, 2, 2, 3, 3]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn produce<F>(&mut self, function: F)
     where
         F: FnMut(&mut S, &mut Outputs) -> Progress + Clone + Send + Sync + 'static,
@@ -290,12 +313,56 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
 
     /// Says that what the task [produces](Self::produce) has no end: it goes on until the job is
     /// [stopped](Job::stopped_by), or nobody wants more.
+    ///
+    /// ```
+    /// use dataflow::{Error, GraphBuilder, Progress, inline, schedule::Task};
+    ///
+    /// let squares = |sorted: bool| {
+    ///     let mut graph = GraphBuilder::new();
+    ///     let mut task = graph.task(Task::new("squares", 1), |_| 0u64);
+    ///     let squares = task.output::<u64>("squares");
+    ///     task.unbounded();
+    ///     task.produce(move |next, out| {
+    ///         out.push(squares, *next * *next);
+    ///         *next += 1;
+    ///         Progress::Made
+    ///     });
+    ///     let squares = task.done().output(squares).gather();
+    ///     graph.job_with(if sorted { squares.sort().collect() } else { squares.take(4).collect() })
+    /// };
+    /// assert_eq!(inline(&squares(false)?)?, [0, 1, 4, 9]);
+    /// // What has no end cannot be sorted.
+    /// assert!(matches!(squares(true), Err(Error::Unbounded { .. })));
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn unbounded(&mut self) {
         self.extent = Extent::Unbounded;
     }
 
     /// Has `function` called when all inputs have ended, as often as it says `false`, each time when there is room in
     /// the outputs: so that it can push much in several turns.
+    ///
+    /// ```
+    /// use dataflow::{GraphBuilder, collection, inline, schedule::Task};
+    ///
+    /// let mut graph = GraphBuilder::new();
+    /// // Gives what came in, the last first.
+    /// let mut task = graph.task(Task::new("reverse", 1), |_| Vec::new());
+    /// let reversed = task.output::<String>("reversed");
+    /// task.input("words", collection(["to", "be"].map(String::from).into()).gather(), |kept: &mut Vec<String>, word, _| {
+    ///     kept.push(word.to_owned());
+    /// });
+    /// task.at_end(move |kept, out| {
+    ///     while !out.is_full() && let Some(word) = kept.pop() {
+    ///         out.push(reversed, word);
+    ///     }
+    ///     kept.is_empty()
+    /// });
+    /// let task = task.done();
+    /// let job = graph.job_with(task.output(reversed).gather().collect())?;
+    /// assert_eq!(inline(&job)?, ["be", "to"]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn at_end<F>(&mut self, function: F)
     where
         F: FnMut(&mut S, &mut Outputs) -> bool + Clone + Send + Sync + 'static,
@@ -341,9 +408,11 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
         }
         let names: Vec<_> = outputs.iter().map(|(name, _)| name.clone()).collect();
         let fans: Vec<_> = outputs.iter().map(|(_, fan)| *fan).collect();
+        let input_names = inputs.iter().map(|input| input.name.clone()).collect();
         let node = Arc::new(Node {
             name,
             inputs: nodes,
+            input_names,
             placement,
             outlet: None,
             extent,
@@ -494,6 +563,7 @@ impl<T: Record> TaskOutput<T> {
             name,
             placement: self.node.placement.clone(),
             inputs: vec![self.node],
+            input_names: Vec::new(),
             outlet: Some(Outlet {
                 port: self.port,
                 open: Box::new(move |place| Ok(Box::new(open(place)?))),
@@ -517,6 +587,31 @@ impl<K: Key, V: Record> TaskOutput<(K, V)> {
 }
 
 /// What a task writes to.
+///
+/// ```
+/// use dataflow::{GraphBuilder, collection, inline, one_line, schedule::Task};
+///
+/// let parsed = |texts: [&str; 3]| {
+///     let mut graph = GraphBuilder::new();
+///     let mut task = graph.task(Task::new("parse", 2), |_| ());
+///     let (numbers, words) = (task.output::<u64>("numbers"), task.output::<String>("words"));
+///     let texts = collection(texts.map(String::from).into()).round_robin();
+///     task.input("texts", texts, move |_, text, out| match text.parse::<u64>() {
+///         Ok(number) => out.push(numbers, number),
+///         Err(_) if text.is_empty() => out.fail("nothing is no word"),
+///         Err(_) => out.push(words, text),
+///     });
+///     let task = task.done();
+///     let sum = task.output(numbers).gather().reduce(|a, b| a + b).first();
+///     let number = task.output(words).gather().count().first();
+///     inline(&graph.job_with(sum.and(number))?)
+/// };
+/// assert_eq!(parsed(["1", "two", "3"])?, (Some(4), Some(1)));
+/// let error = one_line(&parsed(["1", "", "3"]).unwrap_err());
+/// assert!(error.starts_with("input \"texts\" failed in instance "), "{error}");
+/// assert!(error.ends_with(": nothing is no word"), "{error}");
+/// # Ok::<(), dataflow::Error>(())
+/// ```
 pub struct Outputs {
     task: u64,
     fans: Vec<Box<dyn AnyFan>>,

@@ -23,8 +23,9 @@ struct Drawn<'g> {
 struct Edge<'g> {
     from: usize,
     to: usize,
-    /// Which of the inputs of `to` it is.
+    /// Which of the inputs of `to` it is, and what the program calls that.
     input: usize,
+    input_name: Option<&'g str>,
     /// The output of `from`, if that has several.
     output: Option<&'g str>,
     exchange: &'g str,
@@ -60,6 +61,7 @@ impl<'g> Drawing<'g> {
                     from: if is_outlet { sender.inputs[0] } else { edge },
                     to,
                     input,
+                    input_name: vertex.node.input_names.get(input).map(String::as_str),
                     output: is_outlet.then_some(output),
                     exchange,
                     in_place: graph.is_in_place(edge, schedule),
@@ -75,11 +77,11 @@ impl<'g> Drawing<'g> {
 
 impl Edge<'_> {
     fn label(&self) -> String {
+        let output = self.output.map(|output| format!("{output}: "));
         let in_place = if self.in_place { ", in place" } else { "" };
-        match self.output {
-            Some(output) => format!("{output}: {}", self.exchange),
-            None => format!("{}{in_place}", self.exchange),
-        }
+        let input = self.input_name.map(|input| format!(" > {input}"));
+        let [output, input] = [output, input].map(Option::unwrap_or_default);
+        format!("{output}{}{in_place}{input}", self.exchange)
     }
 }
 
@@ -229,10 +231,11 @@ pub(super) fn json(graph: &Graph, schedule: Option<&Schedule>) -> String {
     };
     let edge = |edge: &Edge<'_>| {
         format!(
-            "{{\"from\":{},\"to\":{},\"input\":{},\"output\":{},\"exchange\":{},\"in_place\":{}}}",
+            "{{\"from\":{},\"to\":{},\"input\":{},\"input_name\":{},\"output\":{},\"exchange\":{},\"in_place\":{}}}",
             edge.from,
             edge.to,
             edge.input,
+            edge.input_name.map_or("null".to_owned(), json_text),
             edge.output.map_or("null".to_owned(), json_text),
             json_text(edge.exchange),
             edge.in_place,
@@ -263,7 +266,61 @@ fn json_text(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::{collection, schedule::Task};
+    use crate::{GraphBuilder, collection, schedule::Task};
+
+    #[test]
+    fn inputs_and_outputs_are_drawn_by_their_names() {
+        let mut graph = GraphBuilder::new();
+        let mut split = graph.task(Task::new("split", 2), |_| ());
+        let (even, odd) = (split.output::<u64>("even"), split.output::<u64>("odd"));
+        let numbers = collection(vec![1u64, 2]).round_robin();
+        split.input("num\"bers", numbers, move |_, n, out| {
+            out.push(if n % 2 == 0 { even } else { odd }, n);
+        });
+        let split = split.done();
+        let mut pairs = graph.task(Task::new("pairs", 1), |_| ());
+        pairs.input("left", split.output(odd).gather(), |_, _, _| ());
+        pairs.input("right", split.output(even).direct(), |_, _, _| ());
+        let _ = pairs.done();
+        let job = graph.job().unwrap();
+
+        let edges = |text: String, arrow: &str| {
+            let lines = text.lines().filter(|line| line.contains(arrow));
+            lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            edges(job.explain(), "->"),
+            [
+                "-> task 1, by round_robin > num\"bers",
+                "-> task 4, by odd: gather > left",
+                "-> task 4, by even: direct > right"
+            ]
+        );
+        assert_eq!(
+            edges(job.to_dot(), "->"),
+            [
+                "t0 -> t1 [label=\"round_robin > num\\\"bers\"];",
+                "t1 -> t4 [label=\"odd: gather > left\"];",
+                "t1 -> t4 [label=\"even: direct > right\"];"
+            ]
+        );
+        assert_eq!(
+            edges(job.to_mermaid(), "-->"),
+            [
+                "t0 -->|\"round_robin #62; num#34;bers\"| t1",
+                "t1 -->|\"odd: gather #62; left\"| t4",
+                "t1 -->|\"even: direct #62; right\"| t4"
+            ]
+        );
+        let json = job.to_json();
+        for edge in [
+            r#"{"from":0,"to":1,"input":0,"input_name":"num\"bers","output":null,"exchange":"round_robin","in_place":false}"#,
+            r#"{"from":1,"to":4,"input":0,"input_name":"left","output":"odd","exchange":"gather","in_place":false}"#,
+            r#"{"from":1,"to":4,"input":1,"input_name":"right","output":"even","exchange":"direct","in_place":false}"#,
+        ] {
+            assert!(json.contains(edge), "{edge} is not in {json}");
+        }
+    }
 
     #[test]
     fn a_job_is_drawn_with_its_exchanges_and_what_they_cannot_break() {
@@ -300,7 +357,7 @@ mod tests {
              \"placement\":\"each rank\",\"instances\":null,\"ranks\":null},\
              {\"number\":1,\"name\":\"last\",\"operators\":[\"after round_robin\",\"for_each\"],\
              \"placement\":\"scheduled\",\"instances\":3,\"ranks\":null}],\
-             \"edges\":[{\"from\":0,\"to\":1,\"input\":0,\"output\":null,\"exchange\":\"round_robin\",\"in_place\":false}]}"
+             \"edges\":[{\"from\":0,\"to\":1,\"input\":0,\"input_name\":null,\"output\":null,\"exchange\":\"round_robin\",\"in_place\":false}]}"
         );
     }
 }

@@ -52,6 +52,8 @@ pub(crate) struct Node {
     pub(crate) name: String,
     /// The tasks it receives from.
     pub(crate) inputs: Vec<Arc<Node>>,
+    /// The names of these inputs, if the program gave them some.
+    pub(crate) input_names: Vec<String>,
     /// How many instances there are, and where.
     pub(crate) placement: Placement,
     pub(crate) build: Box<Build>,
@@ -681,6 +683,20 @@ impl<R: 'static> Job<R> {
     }
 
     /// The job with a second result: what its functions have added to an accumulator, on all ranks.
+    ///
+    /// ```
+    /// use dataflow::{Accumulator, collection, inline};
+    ///
+    /// let (short, long) = (Accumulator::new(), Accumulator::new());
+    /// let (of_short, of_long) = (short.clone(), long.clone());
+    /// let words = collection(["to", "be", "question"].map(String::from).into());
+    /// let job = words
+    ///     .for_each(move |word| if word.len() < 4 { of_short.add(1) } else { of_long.add(1) })
+    ///     .with_total(&short)
+    ///     .with_total(&long);
+    /// assert_eq!(inline(&job)?, (((), 2), 1));
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn with_total(self, accumulator: &Accumulator) -> Job<(R, u64)> {
         let mut outside = self.graph.outside.clone();
         outside.accumulators.push(accumulator.clone());
@@ -690,6 +706,25 @@ impl<R: 'static> Job<R> {
     }
 
     /// The job, whose unbounded sources `stop` ends: they have no more then, and all that they gave is done to its end.
+    ///
+    /// ```
+    /// use dataflow::{Stop, generate_unbounded, inline};
+    ///
+    /// let stop = Stop::new();
+    /// let enough = stop.clone();
+    /// let job = generate_unbounded(|n| n)
+    ///     .map(move |n| {
+    ///         if n == 1000 {
+    ///             enough.stop();
+    ///         }
+    ///         n
+    ///     })
+    ///     .collect()
+    ///     .stopped_by(&stop);
+    /// let numbers = inline(&job)?;
+    /// assert!(numbers.len() > 1000 && (0..).zip(&numbers).all(|(at, &n)| at == n));
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     pub fn stopped_by(self, stop: &Stop) -> Self {
         let mut outside = self.graph.outside.clone();
         outside.stops.push(stop.clone());
@@ -750,6 +785,15 @@ impl<R> Job<R> {
     }
 
     /// The graph as JSON: see [`TaskGraph::to_json`].
+    ///
+    /// ```
+    /// use dataflow::collection;
+    ///
+    /// let job = collection(vec![1u64, 2]).map(|n| n + 1).round_robin().for_each(|_| ());
+    /// let json = job.to_json();
+    /// assert!(json.contains(r#""operators":["collection of 2","map"]"#));
+    /// assert!(json.contains(r#""from":0,"to":1,"input":0,"input_name":null,"output":null,"exchange":"round_robin""#));
+    /// ```
     pub fn to_json(&self) -> String {
         self.task_graph().to_json()
     }
@@ -830,7 +874,7 @@ impl TaskGraph {
     /// The graph as JSON: `tasks` with `number`, `name` if they were given one, the `operators` that are fused in them,
     /// `placement` (`each rank`, `each process` or `scheduled`), `instances` if scheduled, and `ranks`, by instance,
     /// once that is decided; `edges` with the numbers of the tasks they are `from` and `to`, which `input` of the
-    /// latter and which `output` of the former, if it has several, and the `exchange`.
+    /// latter, by its number and by the `input_name` that the program gave it, which `output` of the former, if that has several, and the `exchange`.
     pub fn to_json(&self) -> String {
         export::json(&self.graph, self.schedule.as_deref())
     }
@@ -849,6 +893,7 @@ mod tests {
             inputs: inputs.iter().map(|&input| input.clone()).collect(),
             placement: Placement::Everywhere,
             outlet: None,
+            input_names: Vec::new(),
             kept: None,
             build: Box::new(|_| unreachable!("nobody builds it")),
             extent: Extent::AsInputs,

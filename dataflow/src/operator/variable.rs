@@ -118,6 +118,17 @@ where
     N: Narrow<S::Out, Out = T>,
 {
     /// As [`map`](Self::map), with the value that a variable has in this run.
+    ///
+    /// ```
+    /// use dataflow::{Variable, collection, inline};
+    ///
+    /// let rate = Variable::new(0.5);
+    /// let job = collection(vec![10.0, 20.0]).map_with(&rate, |price, rate| price * rate).collect();
+    /// assert_eq!(inline(&job)?, [5.0, 10.0]);
+    /// rate.set(2.0);
+    /// assert_eq!(inline(&job)?, [20.0, 40.0]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
     #[track_caller]
     pub fn map_with<V, E, F>(
         self,

@@ -45,6 +45,34 @@ pub use self::{
 use crate::Error;
 
 /// Says where the instances of tasks run.
+///
+/// ```
+/// use dataflow::{Error, schedule::{Scheduler, Seats, Task, Worker}};
+///
+/// /// Puts what goes together on the worker that is last in the order of the hosts' names, or else on the one before it.
+/// #[derive(Debug)]
+/// struct LastHost;
+///
+/// impl Scheduler for LastHost {
+///     fn schedule(&self, tasks: &[Task], workers: &[Worker]) -> Result<Vec<Vec<u32>>, Error> {
+///         let mut seats = Seats::new(tasks, workers, 0);
+///         let mut order: Vec<usize> = (0..workers.len()).collect();
+///         order.sort_by_key(|&worker| std::cmp::Reverse(&workers[worker].host));
+///         for bundle in seats.bundles() {
+///             let first = order.iter().find(|&&worker| seats.fits(&bundle, worker).is_ok());
+///             let &worker = first.ok_or_else(|| seats.refusal(&bundle))?;
+///             seats.place(&bundle, worker, None);
+///         }
+///         seats.ranks()
+///     }
+/// }
+///
+/// let worker = |rank: u32, host: &str| Worker { ranks: rank..rank + 1, host: host.to_owned(), ..Worker::default() };
+/// let workers = [worker(0, "a"), worker(1, "c"), worker(2, "b")];
+/// let tasks = [Task::new("pairs", 3).per_worker_max(2)];
+/// assert_eq!(LastHost.schedule(&tasks, &workers)?, [[1, 1, 2]]);
+/// # Ok::<(), Error>(())
+/// ```
 pub trait Scheduler: fmt::Debug + Send + Sync {
     /// The rank of each instance of each task, in the order of `tasks`. It has to follow from what is given and
     /// from nothing else, neither chance nor time: all workers have to find the same. [`Seats`] keeps the

@@ -72,6 +72,19 @@ pub(super) fn matches(pattern: &str) -> Result<glob::Paths, Error> {
 /// # Errors
 ///
 /// [`Error::Input`] when a file cannot be looked at.
+///
+/// ```
+/// use dataflow::{inline, lines_of};
+///
+/// let folder = std::env::temp_dir();
+/// let files = ["first", "second"].map(|name| folder.join(format!("lines-{name}-{}", std::process::id())));
+/// std::fs::write(&files[0], "to be\nor not")?;
+/// std::fs::write(&files[1], "to be\r\n")?;
+/// let lines = inline(&lines_of(files.to_vec())?.collect())?;
+/// # files.iter().try_for_each(std::fs::remove_file)?;
+/// assert_eq!(lines, ["to be", "or not", "to be"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn lines_of(files: Vec<PathBuf>) -> Result<TSet<Lines, Pass>, Error> {
     let mut sized = Vec::with_capacity(files.len());
     for path in files {

@@ -230,6 +230,7 @@ where
             gives_time: false,
             aligns: false,
             in_place: false,
+            input_names: Vec::new(),
             kept: None,
             build: Box::new(move |place: &Place| {
                 let store = share(place, &shared, &spread)?;
