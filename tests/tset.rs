@@ -10,8 +10,8 @@ use std::{
 };
 
 use dataflow::{
-    Accumulator, Error, Level, Pass, Persisted, TSet, Variable, collection, generate, inline,
-    simulate,
+    Accumulator, Cached, Error, Job, Level, Pass, Persisted, TSet, Variable, collection, generate,
+    inline, simulate,
 };
 use proptest::prelude::*;
 use updraft::{Config, Env, Round, collectives::op::Sum};
@@ -62,6 +62,128 @@ proptest! {
         prop_assert_eq!(sums.len(), size as usize);
         prop_assert_eq!(sums.iter().sum::<u64>(), numbers.iter().sum::<u64>());
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn what_a_run_leaves_in_a_variable_is_what_the_next_one_reads(
+        start in prop::collection::vec(1u64..1000, 0..100),
+        (seed, size, executors) in (any::<u64>(), 1u32..6, 1u32..4),
+        instances in prop::option::of(1u32..9),
+    ) {
+        let numbers = collection(start.clone()).exchange_by_hash();
+        let numbers = match instances {
+            Some(instances) => numbers.parallelism(instances),
+            None => numbers,
+        };
+        let numbers = Variable::new(simulate(&numbers.cache(), seed, size, executors).unwrap());
+        let (job, mut expected) = (halving(&numbers, instances), start);
+        for round in 0..12 {
+            let (next, sum) = simulate(&job, seed ^ round, size, executors).unwrap();
+            halve(&mut expected);
+            prop_assert_eq!(sum.unwrap_or_default(), expected.iter().sum::<u64>());
+            prop_assert_eq!(next.here(), expected.len() as u64);
+            numbers.set(next);
+        }
+        let found = simulate(&numbers.tset().collect(), seed, size, executors).unwrap();
+        prop_assert_eq!(sorted(found), sorted(expected));
+    }
+}
+
+/// What a round of `halving` makes of numbers.
+fn halve(numbers: &mut Vec<u64>) {
+    *numbers = (numbers.iter())
+        .flat_map(|&n| {
+            if n % 2 == 0 {
+                vec![n / 2, 1]
+            } else {
+                vec![n - 1]
+            }
+        })
+        .collect();
+}
+
+/// A round in which numbers are halved, which are more by that, and put elsewhere. It gives all, and their sum.
+fn halving(
+    numbers: &Variable<Cached<u64>>,
+    instances: Option<u32>,
+) -> Job<(Cached<u64>, Option<u64>)> {
+    let next = (numbers.tset().named("numbers")).flat_map(|n, out| match n % 2 {
+        0 => [n / 2, 1].into_iter().for_each(|n| out.push(n)),
+        _ => out.push(n - 1),
+    });
+    let next = next.round_robin();
+    let sum = next.clone().reduce(|a, b| a + b).first();
+    let next = match instances {
+        Some(instances) => next.parallelism(instances),
+        None => next,
+    };
+    next.cache().and(sum)
+}
+
+#[test]
+fn a_repeated_graph_reads_in_each_round_what_the_one_before_has_left() {
+    for executors_in_all in 1..=3 {
+        let mut expected: Vec<u64> = (0..300).map(|n| n * 37 % 1000).collect();
+        let start = expected.clone();
+        let (found, sums) = updraft::run(executors(executors_in_all), |env| {
+            let numbers = env.run(&env.collection(start).exchange_by_hash().cache())?;
+            let numbers = Variable::new(numbers);
+            let (job, became) = (halving(&numbers, None), numbers.clone());
+            let sums = env.repeat(&job, Vec::new(), move |sums, (next, sum)| {
+                became.set(next);
+                sums.push(sum.unwrap_or_default());
+                Ok(sums.len() < 14)
+            })?;
+            Ok((env.run(&numbers.tset().collect())?, sums))
+        })
+        .unwrap();
+        let mut halved = || {
+            halve(&mut expected);
+            expected.iter().sum::<u64>()
+        };
+        let expected_sums: Vec<_> = (0..14).map(|_| halved()).collect();
+        assert_eq!(sums, expected_sums, "{executors_in_all} executors");
+        assert!(
+            sorted(found) == sorted(expected),
+            "{executors_in_all} executors"
+        );
+    }
+}
+
+#[test]
+fn a_variable_that_is_set_to_other_partitions_ends_the_run() {
+    let numbers = Variable::new(inline(&generate(10, |n| n).cache()).unwrap());
+    let job = numbers.tset().collect();
+    numbers.set(inline(&generate(10, |n| n).parallelism(3).cache()).unwrap());
+    let error = inline(&job).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::NotCachedHere {
+                instances: 1,
+                cached: 3,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let error = updraft::run(executors(2), |env| {
+        let numbers = env.run(&generate(10, |n| n).cache())?;
+        let others = env.run(&generate(10, |n| n).parallelism(3).cache())?;
+        let numbers = Variable::new(numbers);
+        let job = numbers.tset().count().first();
+        env.repeat(&job, 0, move |runs, count| {
+            assert_eq!((*runs, count), (0, Some(10)));
+            *runs += 1;
+            numbers.set(others.clone());
+            Ok(true)
+        })
+    });
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("what 3 instances cached"), "{error}");
 }
 
 #[test]
@@ -205,6 +327,44 @@ fn a_round_of_a_repeated_graph_takes_no_more_messages_than_it_has_edges_and_a_re
     .unwrap();
     let a_round = [0, 1].map(|direction| (many[direction] - few[direction]) / 100);
     // Both ways the exchange, with its end, and the report; rank 1 also sends its part of the sum.
+    assert_eq!(a_round, [2, 3]);
+}
+
+#[test]
+fn what_a_round_leaves_for_the_next_takes_no_message_more() {
+    let config = Config {
+        executors: Some(2),
+        ..Config::default()
+    };
+    let [few, many] = updraft::run(config, |env| {
+        let pairs = env.run(&generate(100, |n| (n, 0u64)).exchange_by_key().cache())?;
+        let pairs = Variable::new(pairs);
+        let next = pairs
+            .tset()
+            .map(|(n, runs)| (n, runs + 1))
+            .exchange_by_key();
+        let sum = next.clone().map(|(_, runs)| runs).reduce(|a, b| a + b);
+        let job = next.cache().and(sum.first());
+        let mut rounds = |number: u64| {
+            let before = messages(env)?;
+            let became = pairs.clone();
+            let ended = env.repeat(&job, 0, move |round, (next, _)| {
+                became.set(next);
+                *round += 1;
+                Ok(*round < number)
+            })?;
+            assert_eq!(ended, number);
+            let after = messages(env)?;
+            Ok::<_, updraft::Error>([after[0] - before[0], after[1] - before[1]])
+        };
+        let counted = [rounds(10)?, rounds(110)?];
+        let runs = env.run(&pairs.tset().map(|(_, runs)| runs).distinct().collect())?;
+        assert_eq!(runs, [120]);
+        Ok(counted)
+    })
+    .unwrap();
+    let a_round = [0, 1].map(|direction| (many[direction] - few[direction]) / 100);
+    // As without the variable: both ways the exchange, with its end, and the report; rank 1 also sends its part of the sum.
     assert_eq!(a_round, [2, 3]);
 }
 

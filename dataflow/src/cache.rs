@@ -9,13 +9,16 @@ use std::{
 use transport::{Buffer, Rank};
 
 use crate::{
-    Error, Record,
+    Error, Record, Variable,
     graph::{Job, Placement},
     operator::narrow::Pass,
     pages::{At, PageWriter, Pages},
     stage::{Input, Narrow, Output, Place, Progress, Push, Sink},
     tset::{Source, TSet},
 };
+
+/// Who keeps them, on the ledger.
+const HOLDER: &str = "cache";
 
 impl<S, N> TSet<S, N>
 where
@@ -93,6 +96,50 @@ impl<T: Record> Cached<T> {
         let partitions = self.parts.by_instance.values();
         partitions.filter(move |partition| partition.rank == rank)
     }
+
+    /// The partition of an instance.
+    fn part(&self, place: &Place) -> Result<Arc<Partition<T>>, Error> {
+        let partition = (place.instances == self.parts.instances)
+            .then(|| self.parts.by_instance.get(&place.instance))
+            .flatten();
+        partition.cloned().ok_or_else(|| Error::NotCachedHere {
+            instance: place.instance,
+            instances: place.instances,
+            cached: self.parts.instances,
+        })
+    }
+}
+
+impl<T: Record> Variable<Cached<T>> {
+    /// The records that it has in each run, where they are: an input that changes between runs of a graph and stays partitioned.
+    /// What a run has [cached](TSet::cache) is [set](Self::set) for the next one, and nothing moves but the handle. In each
+    /// process that changes the partitions there, so it has to be done in all of them.
+    ///
+    /// The stream has as many instances as what the variable has now; what it is set to later has to have as many too, in the
+    /// same processes, or the run fails with [`Error::NotCachedHere`].
+    ///
+    /// ```
+    /// use dataflow::{Variable, generate, inline};
+    ///
+    /// // Each number halved if it is even, until all are odd.
+    /// let numbers = Variable::new(inline(&generate(10, |n| n + 1).cache())?);
+    /// let halves = numbers.tset().named("numbers").map(|n| if n % 2 == 0 { n / 2 } else { n }).direct();
+    /// let even = halves.clone().filter(|n| n % 2 == 0).count().first();
+    /// let job = halves.cache().and(even);
+    /// loop {
+    ///     let (halves, even) = inline(&job)?;
+    ///     numbers.set(halves);
+    ///     if even == Some(0) {
+    ///         break;
+    ///     }
+    /// }
+    /// assert_eq!(inline(&numbers.tset().collect())?, [1, 1, 3, 1, 5, 3, 7, 1, 9, 5]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    pub fn tset(&self) -> TSet<Self, Pass> {
+        let placement = self.get().placement.clone();
+        TSet::from_source(self.clone(), "variable".to_owned()).placed(placement)
+    }
 }
 
 impl<T> Clone for Cached<T> {
@@ -151,7 +198,7 @@ struct Keep<T> {
 impl<T: Record> Keep<T> {
     fn new(place: &Place, parts: Arc<Mutex<Parts<T>>>) -> Result<Self, Error> {
         Ok(Self {
-            writer: Some(PageWriter::new(place, "cache", false)?),
+            writer: Some(PageWriter::new(place, HOLDER, false)?),
             error: None,
             parts,
             place: place.clone(),
@@ -202,6 +249,11 @@ impl<T: Record> Output<T> for Keep<T> {
         parts.by_instance.insert(instance, Arc::new(partition));
         Ok(())
     }
+
+    fn again(&mut self, _run: u32) -> bool {
+        self.writer = PageWriter::new(&self.place, HOLDER, false).ok();
+        self.writer.is_some()
+    }
 }
 
 impl<T: Record> Source for Cached<T> {
@@ -209,18 +261,23 @@ impl<T: Record> Source for Cached<T> {
     type Out = T;
 
     fn build(&self, place: &Place) -> Result<Replay<T>, Error> {
-        let partition = (place.instances == self.parts.instances)
-            .then(|| self.parts.by_instance.get(&place.instance))
-            .flatten();
-        let partition = partition.ok_or_else(|| Error::NotCachedHere {
-            instance: place.instance,
-            instances: place.instances,
-            cached: self.parts.instances,
-        })?;
         Ok(Replay {
-            partition: partition.clone(),
+            partition: Some(self.part(place)?),
+            variable: None,
             at: At::default(),
             place: place.clone(),
+        })
+    }
+}
+
+impl<T: Record> Source for Variable<Cached<T>> {
+    type Input = Replay<T>;
+    type Out = T;
+
+    fn build(&self, place: &Place) -> Result<Replay<T>, Error> {
+        Ok(Replay {
+            variable: Some(self.clone()),
+            ..self.get().build(place)?
         })
     }
 }
@@ -228,7 +285,9 @@ impl<T: Record> Source for Cached<T> {
 /// Reads the partition of an instance.
 #[derive(Debug)]
 pub struct Replay<T> {
-    partition: Arc<Partition<T>>,
+    /// None between the runs of a variable, which is set there, and may hold the last clone of what it was.
+    partition: Option<Arc<Partition<T>>>,
+    variable: Option<Variable<Cached<T>>>,
     /// The record that is next.
     at: At,
     place: Place,
@@ -247,11 +306,17 @@ impl<T: Record> Input for Replay<T> {
     fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
-        let Some(pushed) = self.partition.pages.push_on(&mut self.at, down) else {
+        if let (None, Some(variable)) = (&self.partition, &self.variable) {
+            self.partition = Some(variable.get().part(&self.place)?);
+        }
+        let Some(Partition { pages, .. }) = self.partition.as_deref() else {
+            return Ok(Progress::Done);
+        };
+        let Some(pushed) = pages.push_on(&mut self.at, down) else {
             return Ok(Progress::Done);
         };
         self.place.counters.read(pushed, 0);
-        Ok(match self.partition.pages.is_end(&self.at) {
+        Ok(match pages.is_end(&self.at) {
             true => Progress::Done,
             false => Progress::Made,
         })
@@ -259,10 +324,17 @@ impl<T: Record> Input for Replay<T> {
 
     fn again(&mut self) -> bool {
         self.at = At::default();
+        if self.variable.is_some() {
+            self.partition = None;
+        }
         true
     }
 
     fn last(&self) -> String {
-        self.partition.pages.name(&self.at, "the cache")
+        let partition = self.partition.as_ref();
+        partition.map_or_else(
+            || "no record of the cache".to_owned(),
+            |partition| partition.pages.name(&self.at, "the cache"),
+        )
     }
 }

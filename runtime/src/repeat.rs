@@ -14,7 +14,8 @@ use crate::{Env, Error};
 
 impl Env {
     /// Runs a job again and again, as long as `next` says so: it is given `state` and what the run gave, may set
-    /// [`Variable`](dataflow::Variable)s that the job reads, and says whether to run again. Gives the state in the end.
+    /// [`Variable`](dataflow::Variable)s that the job reads, and says whether to run again. Gives the state in the end. A variable may
+    /// be [what the run has cached](dataflow::Variable::tset), so that records stay partitioned from one run to the next.
     ///
     /// The executors go from one run to the next by themselves: `next` is called on one of them in each worker, while the others
     /// of the worker wait for it. It has to decide alike on all workers, which it does if it looks only at what it is given. All workers have to call this, with
