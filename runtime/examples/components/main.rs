@@ -2,8 +2,8 @@
 //!
 //! Each vertex begins with its own number as its label. In each round those whose label has changed offer it to their
 //! neighbours, and each vertex takes the least that it is offered: a join of edges with labels, and one of labels with
-//! offers. The edges stay in the workers, and so do the labels from round to round; when no label changes, vertices
-//! with the same label are a component. With `--check` the result is compared with a plain loop.
+//! offers. The edges stay in the workers, and so do the labels, which each round of the one graph leaves for the next;
+//! when no label changes, vertices with the same label are a component. With `--check` the result is compared with a plain loop.
 
 #[path = "../edges/mod.rs"]
 mod edges;
@@ -64,33 +64,32 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         .map(|(vertex, _)| vertex)
         .distinct()
         .map(|vertex| (vertex, (vertex, true)));
-    let mut labels = env.run(&labels.cache())?;
-    let mut history = History::default();
-    loop {
-        let began = Instant::now();
-        let new = labels.tset().filter(|(_, (_, is_new))| is_new);
-        let offers = edges
-            .tset()
-            .join(new)
-            .map(|(_, (neighbour, (label, _)))| (neighbour, label))
-            .reduce_by_key(|one, other| one.min(other));
-        let next = labels
-            .tset()
-            .left_join(offers)
-            .map(|(vertex, ((label, _), offer))| match offer {
-                Some(offer) if offer < label => (vertex, (offer, true)),
-                _ => (vertex, (label, false)),
-            })
-            .direct();
-        let changed = next.clone().filter(|(_, (_, is_new))| is_new).count();
-        let (next, changed) = env.run(&next.cache().and(changed.first()))?;
-        labels = next;
+    let labels = Variable::new(env.run(&labels.cache())?);
+    let of_all = labels.tset().named("labels");
+    let new = of_all.clone().filter(|(_, (_, is_new))| is_new);
+    let offers = edges
+        .tset()
+        .join(new)
+        .map(|(_, (neighbour, (label, _)))| (neighbour, label))
+        .reduce_by_key(|one, other| one.min(other));
+    let next = of_all
+        .left_join(offers)
+        .map(|(vertex, ((label, _), offer))| match offer {
+            Some(offer) if offer < label => (vertex, (offer, true)),
+            _ => (vertex, (label, false)),
+        })
+        .direct();
+    let changed = next.clone().filter(|(_, (_, is_new))| is_new).count();
+    let round = next.cache().and(changed.first());
+    let became = labels.clone();
+    let mut began = Instant::now();
+    let history = env.repeat(&round, History::default(), move |history, (next, changed)| {
+        became.set(next);
         let changed = changed.unwrap_or_default();
         history.add(changed as f64, began.elapsed());
-        if changed == 0 {
-            break;
-        }
-    }
+        began = Instant::now();
+        Ok(changed > 0)
+    })?;
     let sizes = labels
         .tset()
         .map(|(_, (label, _))| (label, 1u64))

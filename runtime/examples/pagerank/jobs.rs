@@ -78,8 +78,8 @@ pub(crate) fn iterate(env: &mut Env, arguments: &Arguments) -> Result<Ranked, Er
     Ok((ranks, history))
 }
 
-/// Runs a job for each iteration, which joins links and ranks.
-pub(crate) fn by_jobs(env: &mut Env, arguments: &Arguments) -> Result<Ranked, Error> {
+/// Runs one graph for each iteration, which joins links and ranks, and leaves ranks for the next.
+pub(crate) fn by_graphs(env: &mut Env, arguments: &Arguments) -> Result<Ranked, Error> {
     let (edges, vertices) = edges(env, arguments)?;
     let (number, damping) = (vertices as f64, arguments.damping);
     // The targets of each vertex, which are none for some.
@@ -88,49 +88,54 @@ pub(crate) fn by_jobs(env: &mut Env, arguments: &Arguments) -> Result<Ranked, Er
         .flat_map(|(vertex, (_, targets)), out| out.push((vertex, targets)));
     let links = env.run(&links.cache())?;
     let ranks = links.tset().map(move |(vertex, _)| (vertex, 1.0 / number));
-    let mut ranks = env.run(&ranks.cache())?;
+    let ranks = Variable::new(env.run(&ranks.cache())?);
+    // What each vertex gets, and the rank that it had.
+    let sums = links
+        .tset()
+        .join(ranks.tset().named("ranks"))
+        .flat_map(|(vertex, (targets, rank)), out| {
+            out.push((vertex, (0.0, rank)));
+            if targets.is_empty() {
+                out.push((EVERYONE, (rank, 0.0)));
+            }
+            let share = rank / targets.len() as f64;
+            for target in targets.iter() {
+                out.push((target, (share, 0.0)));
+            }
+        })
+        .reduce_by_key(|(sum, rank), (more, or_rank)| (sum + more, rank + or_rank))
+        .direct();
+    let dangling = sums
+        .clone()
+        .filter(|(vertex, _)| vertex == EVERYONE)
+        .map(|(_, (sum, _))| sum)
+        .fold(0.0, |sum, more| *sum += more, |sum, more| *sum += more);
+    let new = sums
+        .filter(|(vertex, _)| vertex != EVERYONE)
+        .cross_join(dangling)
+        .map(move |((vertex, (sum, before)), dangling)| {
+            let base = (1.0 - damping + damping * dangling) / number;
+            let rank = base + damping * sum;
+            (vertex, (rank, (rank - before).abs()))
+        })
+        .direct();
+    let change = new.clone().map(|(_, (_, change))| change).fold(
+        0.0,
+        |sum, more| *sum += more,
+        |sum, more| *sum += more,
+    );
+    let new = new.map(|(vertex, (rank, _))| (vertex, rank));
+    let iteration = new.cache().and(change.first());
     let mut history = History::default();
-    while !arguments.is_done(&history.values) {
-        let began = Instant::now();
-        // What each vertex gets, and the rank that it had.
-        let sums = links
-            .tset()
-            .join(ranks.tset())
-            .flat_map(|(vertex, (targets, rank)), out| {
-                out.push((vertex, (0.0, rank)));
-                if targets.is_empty() {
-                    out.push((EVERYONE, (rank, 0.0)));
-                }
-                let share = rank / targets.len() as f64;
-                for target in targets.iter() {
-                    out.push((target, (share, 0.0)));
-                }
-            })
-            .reduce_by_key(|(sum, rank), (more, or_rank)| (sum + more, rank + or_rank))
-            .direct();
-        let dangling = sums
-            .clone()
-            .filter(|(vertex, _)| vertex == EVERYONE)
-            .map(|(_, (sum, _))| sum)
-            .fold(0.0, |sum, more| *sum += more, |sum, more| *sum += more);
-        let new = sums
-            .filter(|(vertex, _)| vertex != EVERYONE)
-            .cross_join(dangling)
-            .map(move |((vertex, (sum, before)), dangling)| {
-                let base = (1.0 - damping + damping * dangling) / number;
-                let rank = base + damping * sum;
-                (vertex, (rank, (rank - before).abs()))
-            })
-            .direct();
-        let change = new.clone().map(|(_, (_, change))| change).fold(
-            0.0,
-            |sum, more| *sum += more,
-            |sum, more| *sum += more,
-        );
-        let new = new.map(|(vertex, (rank, _))| (vertex, rank));
-        let (new, change) = env.run(&new.cache().and(change.first()))?;
-        ranks = new;
-        history.add(change.unwrap_or_default(), began.elapsed());
+    if !arguments.is_done(&history.values) {
+        let (became, of_all) = (ranks.clone(), arguments.clone());
+        let mut began = Instant::now();
+        history = env.repeat(&iteration, history, move |history, (new, change)| {
+            became.set(new);
+            history.add(change.unwrap_or_default(), began.elapsed());
+            began = Instant::now();
+            Ok(!of_all.is_done(&history.values))
+        })?;
     }
     let mut found = vec![0.0; vertices];
     for (vertex, rank) in env.run(&ranks.tset().collect())? {

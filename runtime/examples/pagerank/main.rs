@@ -4,7 +4,8 @@
 //! vertices: an all-to-all. With `--exchange gather` that is the edge's target; then each iteration is an all-gather of what the
 //! vertices give. With `--exchange scatter` it is the source; then it is a reduce-scatter of what they get. With `--iterate` the
 //! edges are partitioned by a job and stay in the workers, where the same iterations go through them. With `--tset` each iteration is
-//! a job too: links and ranks are joined, and what vertices get is reduced by key.
+//! a run of one graph: links and ranks are joined, what vertices get is reduced by key, and the ranks stay in the workers
+//! for the next.
 //!
 //! Vertices without out-edges give to all alike. With `--check` the result is compared with a plain loop: the ranks of
 //! vertices differ by rounding alone, relatively by less than 1e-9.
@@ -58,7 +59,7 @@ struct Arguments {
     #[arg(long, conflicts_with = "exchange")]
     iterate: bool,
 
-    /// Run a job for each iteration.
+    /// Run a graph for each iteration.
     #[arg(long, conflicts_with_all = ["exchange", "iterate"])]
     tset: bool,
 
@@ -108,7 +109,7 @@ type Ranked = (Vec<f64>, History);
 
 fn rank(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let (ranks, history) = if arguments.tset {
-        jobs::by_jobs(env, arguments)?
+        jobs::by_graphs(env, arguments)?
     } else if arguments.iterate {
         jobs::iterate(env, arguments)?
     } else {

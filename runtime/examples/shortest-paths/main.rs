@@ -3,7 +3,7 @@
 //!
 //! In each round the vertices that have come nearer offer their neighbours the way through them, and each takes the
 //! shortest that it is offered: a join of edges with distances, and one of distances with offers. The edges stay in the
-//! workers, and so do the distances from round to round, until none changes. How long an edge is follows from its
+//! workers, and so do the distances, which each round of the one graph leaves for the next, until none changes. How long an edge is follows from its
 //! vertices. With `--check` the result is compared with the algorithm of Dijkstra on one thread.
 
 #[path = "../edges/mod.rs"]
@@ -77,36 +77,37 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         .exchange_by_key();
     let edges = env.run(&edges.cache())?;
     // Of each vertex that was reached its distance, and whether that is new.
-    let mut distances = env.run(&env.collection(vec![(from, (0u64, true))]).cache())?;
-    let mut history = History::default();
-    loop {
-        let began = Instant::now();
-        let new = distances.tset().filter(|(_, (_, is_new))| is_new);
-        let offers = edges
-            .tset()
-            .join(new)
-            .map(|(_, ((neighbour, length), (distance, _)))| (neighbour, distance + length))
-            .reduce_by_key(|one, other| one.min(other));
-        let next = offers
-            .full_join(distances.tset())
-            .map(|(vertex, (offer, known))| {
-                let known = known.map(|(distance, _)| distance);
-                match (offer, known) {
-                    (Some(offer), Some(known)) if known <= offer => (vertex, (known, false)),
-                    (Some(offer), _) => (vertex, (offer, true)),
-                    (None, known) => (vertex, (known.unwrap_or(u64::MAX), false)),
-                }
-            })
-            .direct();
-        let changed = next.clone().filter(|(_, (_, is_new))| is_new).count();
-        let (next, changed) = env.run(&next.cache().and(changed.first()))?;
-        distances = next;
+    let distances = env.run(&env.collection(vec![(from, (0u64, true))]).cache())?;
+    let distances = Variable::new(distances);
+    let of_all = distances.tset().named("distances");
+    let new = of_all.clone().filter(|(_, (_, is_new))| is_new);
+    let offers = edges
+        .tset()
+        .join(new)
+        .map(|(_, ((neighbour, length), (distance, _)))| (neighbour, distance + length))
+        .reduce_by_key(|one, other| one.min(other));
+    let next = offers
+        .full_join(of_all)
+        .map(|(vertex, (offer, known))| {
+            let known = known.map(|(distance, _)| distance);
+            match (offer, known) {
+                (Some(offer), Some(known)) if known <= offer => (vertex, (known, false)),
+                (Some(offer), _) => (vertex, (offer, true)),
+                (None, known) => (vertex, (known.unwrap_or(u64::MAX), false)),
+            }
+        })
+        .direct();
+    let changed = next.clone().filter(|(_, (_, is_new))| is_new).count();
+    let round = next.cache().and(changed.first());
+    let became = distances.clone();
+    let mut began = Instant::now();
+    let history = env.repeat(&round, History::default(), move |history, (next, changed)| {
+        became.set(next);
         let changed = changed.unwrap_or_default();
         history.add(changed as f64, began.elapsed());
-        if changed == 0 {
-            break;
-        }
-    }
+        began = Instant::now();
+        Ok(changed > 0)
+    })?;
     let reached = distances
         .tset()
         .map(|(vertex, (distance, _))| (vertex, distance))
