@@ -1,5 +1,6 @@
-//! What a round of K-means, of a support vector machine and of PageRank takes: with `Env::iterate` over cached records,
-//! beside the same loop by hand on `Env::bsp`, and beside a C program on MPI; with two threads, and with two processes.
+//! What a round of K-means, of a support vector machine and of PageRank takes: with `Env::iterate` over cached records, and
+//! with a graph of operators on TSets that `Env::repeat` runs, beside the same loop by hand on `Env::bsp`, and beside a C
+//! program on MPI; with two threads, and with two processes.
 //!
 //! The programs are the examples of the same names. `cargo bench --bench loops`; with `-- --smoke`, few rounds, once; with
 //! `-- --json FILE`, what `updraft bench compare` reads. MPI takes part if there is an `mpicc`, in a folder that `--peer DIR`
@@ -20,10 +21,12 @@ use support::{
     options::{Options, Rows},
 };
 
-/// A program: what it is told to use `Env::iterate`, and to do without, and its data, for it and for the one in C.
+/// A program: what it is told to use `Env::iterate`, or TSets if it can, and to do without, and its data, for it and for the one
+/// in C.
 struct Program {
     name: &'static str,
     iterate: &'static [&'static str],
+    tset: Option<&'static str>,
     by_hand: &'static [&'static str],
     data: &'static [&'static str],
     in_c: &'static [&'static str],
@@ -34,6 +37,7 @@ const PROGRAMS: [Program; 3] = [
     Program {
         name: "kmeans",
         iterate: &[],
+        tset: Some("--dataflow"),
         by_hand: &["--bsp"],
         data: &["--generate", "100000", "--dimensions", "16", "--k", "32"],
         in_c: &["100000", "16", "32"],
@@ -42,6 +46,7 @@ const PROGRAMS: [Program; 3] = [
     Program {
         name: "svm",
         iterate: &[],
+        tset: None,
         by_hand: &["--bsp"],
         data: &["--generate", "100000", "--features", "15"],
         in_c: &["100000", "15"],
@@ -50,6 +55,7 @@ const PROGRAMS: [Program; 3] = [
     Program {
         name: "pagerank",
         iterate: &["--iterate"],
+        tset: Some("--tset"),
         by_hand: &[],
         data: &[
             "--vertices",
@@ -66,6 +72,8 @@ const PROGRAMS: [Program; 3] = [
     },
 ];
 const SMOKE_ROUNDS: u32 = 2;
+/// In a moment what there is so many of is a tenth.
+const MANY: u32 = 10_000;
 const REPEATS: usize = 7;
 /// The most time a round may take, against the same by hand, and against MPI.
 const BY_HAND_AT_MOST: f64 = 1.05;
@@ -183,10 +191,17 @@ fn compare(options: &Options) -> io::Result<()> {
         };
         let rounds = rounds.to_string();
         let example = examples.join(program.name).display().to_string();
+        let [data, in_c] = [program.data, program.in_c].map(|words| {
+            let sized = |word: &&str| match word.parse::<u32>() {
+                Ok(many) if options.smoke && many >= MANY => (many / 10).to_string(),
+                _ => (*word).to_owned(),
+            };
+            words.iter().map(sized).collect::<Vec<_>>()
+        });
         let ours = |name: &str, place: &str, how: &[&str]| {
             let words = [place, &*example].into_iter().chain(how.iter().copied());
             let words = words
-                .chain(program.data.iter().copied())
+                .chain(data.iter().map(String::as_str))
                 .chain(["--iterations", &*rounds]);
             Case::of_this_program(name, &words.collect::<Vec<_>>())
         };
@@ -195,27 +210,29 @@ fn compare(options: &Options) -> io::Result<()> {
             ours("by hand", "threads", program.by_hand)?,
             ours("iterate in processes", "processes", program.iterate)?,
         ];
+        if let Some(tset) = program.tset {
+            cases.push(ours("tset", "threads", &[tset])?);
+        }
         for (name, starter, prefix, compiled) in &mpis {
             let words = ["mpi", starter, prefix, compiled, program.name].into_iter();
-            let words = words.chain(program.in_c.iter().copied()).chain([&*rounds]);
+            let words = words
+                .chain(in_c.iter().map(String::as_str))
+                .chain([&*rounds]);
             cases.push(Case::of_this_program(name, &words.collect::<Vec<_>>())?);
         }
         let report = measure::measure(cases, repeats)?;
         println!("{}, {}", program.name, report.answer());
         let names = ["iterate", "by hand", "iterate in processes"];
-        for name in names.into_iter().chain(mpis.iter().map(|mpi| &*mpi.0)) {
+        let names = names.into_iter().chain(program.tset.map(|_| "tset"));
+        for name in names.chain(mpis.iter().map(|mpi| &*mpi.0)) {
             let each = report.spread(name, |run| 1e6 * run.seconds);
             println!("{name:<21}{each} us a round");
         }
-        println!(
-            "{}",
-            report.ratio_line("iterate", "by hand", BY_HAND_AT_MOST)
-        );
-        rows.cases(
-            ["P17", "by hand", program.name],
-            &report,
-            ["iterate", "by hand"],
-        );
+        let of_tset = program.tset.map(|_| ("tset", "tset"));
+        for (part, name) in [("by hand", "iterate")].into_iter().chain(of_tset) {
+            println!("{}", report.ratio_line(name, "by hand", BY_HAND_AT_MOST));
+            rows.cases(["P17", part, program.name], &report, [name, "by hand"]);
+        }
         for (name, ..) in &mpis {
             println!(
                 "{}",

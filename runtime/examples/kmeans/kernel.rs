@@ -1,5 +1,7 @@
 //! What a rank does in an iteration of k-means: it has a part of the points, and the sums of all are reduced to all.
 
+use std::mem;
+
 use updraft::collectives::{Error, Group, op::Sum};
 
 /// Centroids whose distances are computed beside one another.
@@ -22,12 +24,14 @@ impl Clustering {
     /// Begins with these centroids, one after another.
     pub(crate) fn new(centroids: Vec<f64>, dimensions: usize) -> Self {
         let k = centroids.len() / dimensions;
-        Self {
+        let mut clustering = Self {
             blocks: vec![[f64::INFINITY; LANES]; k.div_ceil(LANES) * dimensions],
             sums: vec![0.0; k * (dimensions + 1) + 1],
             dimensions,
             centroids,
-        }
+        };
+        clustering.lay_out();
+        clustering
     }
 
     pub(crate) fn dimensions(&self) -> usize {
@@ -49,40 +53,33 @@ impl Clustering {
         world: &Group,
         points: impl Iterator<Item = &'p [X]>,
     ) -> Result<f64, Error> {
-        self.sum(points);
-        world.all_reduce(&mut self.sums, Sum).wait()?;
-        self.move_centroids();
-        Ok(self.sums.last().copied().unwrap_or_default())
-    }
-
-    /// Assigns each point to its nearest centroid, and sums them by centroid.
-    fn sum<'p, X: Copy + Into<f64> + 'p>(&mut self, points: impl Iterator<Item = &'p [X]>) {
-        let dimensions = self.dimensions;
-        for (number, centroid) in self.centroids.chunks_exact(dimensions).enumerate() {
-            let block = &mut self.blocks[number / LANES * dimensions..][..dimensions];
-            for (lanes, &x) in block.iter_mut().zip(centroid) {
-                lanes[number % LANES] = x;
-            }
-        }
-        self.sums.fill(0.0);
-        let mut squares = 0.0;
+        let mut sums = mem::take(&mut self.sums);
+        sums.fill(0.0);
         for point in points {
-            let (nearest, square) = nearest(point, &self.blocks);
-            squares += square;
-            let sum = &mut self.sums[nearest * (dimensions + 1)..][..dimensions + 1];
-            for (sum, &x) in sum.iter_mut().zip(point) {
-                *sum += x.into();
-            }
-            sum[dimensions] += 1.0;
+            add(&mut sums, self.nearest(point), point);
         }
-        if let Some(last) = self.sums.last_mut() {
-            *last = squares;
-        }
+        world.all_reduce(&mut sums, Sum).wait()?;
+        let squares = self.move_by(&sums);
+        self.sums = sums;
+        Ok(squares)
     }
 
-    fn move_centroids(&mut self) {
-        let sums = self.sums.chunks_exact(self.dimensions + 1);
-        for (centroid, sum) in self.centroids.chunks_exact_mut(self.dimensions).zip(sums) {
+    /// What [`add`] adds to first.
+    pub(crate) fn zeros(&self) -> Vec<f64> {
+        vec![0.0; self.centroids.len() / self.dimensions * (self.dimensions + 1) + 1]
+    }
+
+    /// The number of the centroid that is nearest to a point, and the square of its distance.
+    #[inline]
+    pub(crate) fn nearest<X: Copy + Into<f64>>(&self, point: &[X]) -> (usize, f64) {
+        nearest(point, &self.blocks)
+    }
+
+    /// Moves each centroid to the middle of its points, by the sums of all. Gives the sum of the squares of their distances to
+    /// the centroids that were.
+    pub(crate) fn move_by(&mut self, sums: &[f64]) -> f64 {
+        let of_each = sums.chunks_exact(self.dimensions + 1);
+        for (centroid, sum) in (self.centroids.chunks_exact_mut(self.dimensions)).zip(of_each) {
             let count = sum[self.dimensions];
             if count > 0.0 {
                 for (x, sum) in centroid.iter_mut().zip(sum) {
@@ -90,6 +87,35 @@ impl Clustering {
                 }
             }
         }
+        self.lay_out();
+        sums.last().copied().unwrap_or_default()
+    }
+
+    fn lay_out(&mut self) {
+        let dimensions = self.dimensions;
+        for (number, centroid) in self.centroids.chunks_exact(dimensions).enumerate() {
+            let block = &mut self.blocks[number / LANES * dimensions..][..dimensions];
+            for (lanes, &x) in block.iter_mut().zip(centroid) {
+                lanes[number % LANES] = x;
+            }
+        }
+    }
+}
+
+/// Adds a point to the sums of its nearest centroid.
+#[inline]
+pub(crate) fn add<X: Copy + Into<f64>>(
+    sums: &mut [f64],
+    (nearest, square): (usize, f64),
+    point: &[X],
+) {
+    let sum = &mut sums[nearest * (point.len() + 1)..][..point.len() + 1];
+    for (sum, &x) in sum.iter_mut().zip(point) {
+        *sum += x.into();
+    }
+    sum[point.len()] += 1.0;
+    if let Some(squares) = sums.last_mut() {
+        *squares += square;
     }
 }
 

@@ -3,8 +3,8 @@
 //! In each iteration every rank assigns its points to the nearest centroid and sums them by centroid; the
 //! sums of all ranks are added, and every rank computes the same new centroids. The points stay in the workers: they are
 //! read or generated once, and `Env::iterate` goes through them in place. With `--dataflow` each iteration is a run of one
-//! graph, with the centroids as its variable, in which the sums are reduced by key and collected on every worker. With
-//! `--bsp` it is written by hand in the manner of MPI, to compare with. With `--check` the result is compared with a plain loop.
+//! graph, with the centroids as its variable, in which the points are folded into the sums; `Env::repeat` goes on from one to
+//! the next. With `--bsp` it is written by hand in the manner of MPI, to compare with. With `--check` the result is compared with a plain loop.
 
 #[path = "../history/mod.rs"]
 mod history;
@@ -27,7 +27,7 @@ use std::{
 use clap::Parser;
 use history::{History, Kept};
 use input::{cannot_read, invalid};
-use kernel::Clustering;
+use kernel::{Clustering, add};
 use points::Generated;
 use program::{Executors, check_same};
 use updraft::{
@@ -101,7 +101,7 @@ fn cluster(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let (found, history) = if start.iter().all(Vec::is_empty) {
         (start.clone(), History::default())
     } else if arguments.dataflow {
-        by_graphs(env, arguments, start.clone())?
+        by_graphs(env, arguments, &start)?
     } else if arguments.bsp {
         in_the_manner_of_mpi(env, arguments, &start)?
     } else {
@@ -181,34 +181,42 @@ fn clustering(start: &[Point]) -> Clustering {
 fn by_graphs(
     env: &mut Env,
     arguments: &Arguments,
-    start: Vec<Point>,
+    start: &[Point],
 ) -> Result<(Vec<Point>, History), Error> {
-    let centroids = Variable::new(start);
+    let start = clustering(start);
+    let centroids = Variable::new(start.clone());
     // Assigns each point to its nearest centroid, and sums them by centroid.
     let sums = cached(env, arguments)?
         .tset()
         .flat_map_with(&centroids, |point, centroids, out| {
-            let nearest = nearest(point.iter(), centroids);
-            out.push((nearest, (point, 1u64)));
+            let (nearest, square) = centroids.nearest(point.archived());
+            out.push((nearest as u64, (square, point)));
         })
-        .reduce_by_key(|(mut sum, count), (point, more)| {
-            sum.iter_mut()
-                .zip(point.iter())
-                .for_each(|(sum, x)| *sum += x);
-            (sum, count + more)
-        })
-        .collect();
-    let mut history = History::default();
-    for _ in 0..arguments.iterations {
-        let began = Instant::now();
-        let mut moved = centroids.get().to_vec();
-        for (centroid, (sum, count)) in env.run(&sums)? {
-            moved[centroid as usize] = mean(&sum, count);
-        }
-        centroids.set(moved);
-        history.times.push(began.elapsed());
+        .fold(
+            start.zeros(),
+            |sums, (nearest, (square, point))| {
+                add(sums, (nearest as usize, square), point.archived());
+            },
+            |sums, part| {
+                let pairs = sums.iter_mut().zip(part.iter());
+                pairs.for_each(|(sum, more)| *sum += more);
+            },
+        )
+        .first();
+    let iterations = arguments.iterations;
+    let mut ended = (start, History::default());
+    if iterations > 0 {
+        let mut began = Instant::now();
+        ended = env.repeat(&sums, ended, move |(clustering, history), sums| {
+            let squares = clustering.move_by(&sums.unwrap_or_default());
+            centroids.set(clustering.clone());
+            history.add(squares, began.elapsed());
+            began = Instant::now();
+            Ok(history.values.len() < iterations)
+        })?;
     }
-    Ok((centroids.get().to_vec(), history))
+    let (clustering, history) = ended;
+    Ok((clustering.points(), history))
 }
 
 /// The number of the centroid that is nearest to a point; the first one, if several are.

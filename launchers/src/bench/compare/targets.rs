@@ -405,6 +405,7 @@ pub(crate) const TARGETS: &[Target] = {
         target!("P16" "csv-join", BENCH &[], Bench("operators"), AtLeast(2.0)),
         target!("P16" "csv-group", BENCH &[], Bench("operators"), AtLeast(2.0)),
         target!("P17" "by hand", BENCH &[], Bench("loops"), AtMost(1.05)),
+        target!("P17" "tset", BENCH &[], Bench("loops"), AtMost(1.05)),
         target!("P17" "MPI in C", BENCH &[], Bench("loops"), AtMost(1.0)),
         target!("P18" "tset-exchange", BENCH &[], Bench("operators"), AtMost(1.05)),
         target!("P18" "tset-reduce", BENCH &[], Bench("operators"), AtMost(1.05)),
