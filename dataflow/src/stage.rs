@@ -40,6 +40,12 @@ pub trait Sink<T: Record>: Push<T> {
 
 /// The end of a stage.
 pub trait Output<T: Record>: Sink<T> {
+    /// Takes one record, and says whether the next should wait: one call instead of two where the type is not known.
+    fn take(&mut self, view: T::View<'_>) -> bool {
+        self.push(view);
+        self.is_full()
+    }
+
     /// Moves on what waits; true if something moved.
     ///
     /// # Errors

@@ -615,6 +615,8 @@ impl<K: Key, V: Record> TaskOutput<(K, V)> {
 pub struct Outputs {
     task: u64,
     fans: Vec<Box<dyn AnyFan>>,
+    /// Whether an edge was full when it was last looked at.
+    is_full: bool,
     /// How far event time is in what the task produces.
     watermark: Watermark,
     failure: Option<Cause>,
@@ -639,9 +641,20 @@ impl Outputs {
         Ok(Self {
             task,
             fans,
+            is_full: false,
             watermark: Watermark::UNKNOWN,
             failure: None,
         })
+    }
+
+    /// Moves on what waits; true if something moved.
+    fn poll(&mut self) -> Result<bool, Error> {
+        let mut moved = false;
+        for fan in &mut self.fans {
+            moved |= fan.poll()?;
+        }
+        self.is_full = self.fans.iter().any(|fan| fan.is_full());
+        Ok(moved)
     }
 
     /// Writes a record to an output. It is taken even if there is no room, and kept in memory then: who writes many at
@@ -652,10 +665,11 @@ impl Outputs {
             .fans
             .get_mut(port.index)
             .filter(|_| port.task == self.task);
-        match fan.and_then(|fan| fan.as_any().downcast_mut::<Fan<T>>()) {
+        let fan = fan.map(|fan| &mut **fan as &mut dyn Any);
+        match fan.and_then(<dyn Any>::downcast_mut::<Fan<T>>) {
             Some(fan) => record.with_view(|view| {
                 for (_, output) in &mut fan.outputs {
-                    output.push(view);
+                    self.is_full |= output.take(view);
                 }
             }),
             None => self.fail("it writes to an output of another task"),
@@ -665,7 +679,7 @@ impl Outputs {
     /// Whether the next record should wait.
     #[inline]
     pub fn is_full(&self) -> bool {
-        self.fans.iter().any(|fan| fan.is_full())
+        self.is_full
     }
 
     /// Says how far event time is in what a task [produces](TaskBuilder::produce): no record of an earlier time follows on
@@ -710,9 +724,7 @@ impl<T: Record> Fan<T> {
 }
 
 /// A [`Fan`] of any type.
-trait AnyFan {
-    fn as_any(&mut self) -> &mut dyn Any;
-
+trait AnyFan: Any {
     /// Adds an edge that begins here; false if its records are of another type.
     fn add(&mut self, edge: EdgeId, output: Box<dyn Any>) -> bool;
 
@@ -730,10 +742,6 @@ trait AnyFan {
 }
 
 impl<T: Record> AnyFan for Fan<T> {
-    fn as_any(&mut self) -> &mut dyn Any {
-        self
-    }
-
     fn add(&mut self, edge: EdgeId, output: Box<dyn Any>) -> bool {
         let output = output.downcast::<Box<dyn Output<T>>>();
         output.is_ok_and(|output| {
@@ -986,10 +994,7 @@ impl<S: 'static> Task for Instance<S> {
         if self.done {
             return Ok(Progress::Done);
         }
-        let mut moved = false;
-        for fan in &mut self.outputs.fans {
-            moved |= fan.poll()?;
-        }
+        let moved = self.outputs.poll()?;
         if !self.ended && self.outputs.is_closed() {
             // Nobody wants what it would say at its end either.
             self.at_end = None;
