@@ -301,20 +301,19 @@ pub fn launcher() -> io::Result<PathBuf> {
     Ok(folder.join("updraft"))
 }
 
-/// Runs this program in two processes that the launcher starts, and prints what they did as one: the time of the slower
-/// one, the memory of both, and the answer that both gave.
+/// Runs this program in two processes that the launcher starts, with an executor in each.
 pub fn in_processes(transport: &str, arguments: &[&str]) -> io::Result<()> {
+    let ways = ["-n", "2", "--executors", "1", "--transport", transport];
+    in_workers(&ways, arguments)
+}
+
+/// Runs this program in processes that the launcher starts as it is told, and prints what they did as one: the time of the
+/// slowest, the memory of all, and the answer that all gave.
+pub fn in_workers(ways: &[&str], arguments: &[&str]) -> io::Result<()> {
     let output = Command::new(launcher()?)
-        .args([
-            "run",
-            "-n",
-            "2",
-            "--executors",
-            "1",
-            "--transport",
-            transport,
-            "--",
-        ])
+        .arg("run")
+        .args(ways)
+        .arg("--")
         .arg(env::current_exe()?)
         .args(arguments)
         .stderr(Stdio::inherit())

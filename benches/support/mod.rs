@@ -16,6 +16,7 @@ pub mod counts;
 pub mod hand_written;
 pub mod measure;
 pub mod options;
+pub mod programs;
 pub mod split;
 pub mod tables;
 pub mod tera;

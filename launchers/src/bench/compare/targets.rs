@@ -412,6 +412,7 @@ pub(crate) const TARGETS: &[Target] = {
         target!("P21" "one machine", BENCH &[], Bench("starting"), AtMost(0.05)),
         target!("P21" "256 workers", BENCH &[], Bench("starting"), AtMost(5.0)),
         target!("P22" "", BENCH &[], Bench("growth"), AtMost(1.15)),
+        target!("P22" "program", BENCH &[], Bench("growth"), AtMost(1.15)),
     ]
 };
 
