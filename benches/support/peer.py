@@ -1,6 +1,7 @@
 # What the benches do, on DuckDB, Polars and Spark, with two threads: SYSTEM WORK PATH... Prints the seconds that the
-# work took without the start of the interpreter and of the system, the peak of memory, and the answer.
-import resource, sys, time
+# work took without the start of the interpreter and of the system, the peak of memory, and the answer. Works that are about
+# starting take a number of runs for a path, and say themselves how long they took.
+import os, resource, sys, time
 
 system, work, *paths = sys.argv[1:]
 TABLES = {"left": ["id", "g", "v1"], "right": ["id", "v2"]}
@@ -41,7 +42,6 @@ def of_duckdb():
 
 
 def of_polars():
-    import os
     os.environ["POLARS_MAX_THREADS"] = "2"
     import polars as pl
 
@@ -76,6 +76,12 @@ def of_polars():
     return locals()[work]
 
 
+def since_start():
+    """Seconds since this process was started, to a hundredth."""
+    ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
+    return float(open("/proc/uptime").read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+
+
 def of_spark():
     from pyspark.sql import SparkSession, functions as f
     builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
@@ -102,12 +108,30 @@ def of_spark():
         groups = both.groupBy("g").agg(f.sum(f.col("v1") * f.col("v2")).alias("s"), f.count("*").alias("n"))
         return totals(groups, "groups=%d sum=%d rows=%d")
 
+    def start():
+        """From the start of the process to the first result."""
+        assert spark.range(2).repartition(2, "id").count() == 2
+        return "rounds", since_start()
+
+    def again():
+        """A job on records in memory, again and again in a session that runs, after as many runs to warm up."""
+        cached = spark.range(2).cache()
+        job = cached.repartition(2, "id")
+        for _ in range(int(paths[0])):
+            assert job.count() == 2
+        begun = time.monotonic()
+        for _ in range(int(paths[0])):
+            assert job.count() == 2
+        return "rounds", time.monotonic() - begun
+
     return locals()[work]
 
 
 run = {"duckdb": of_duckdb, "polars": of_polars, "spark": of_spark}[system]()
 start = time.monotonic()
-answer = run()
-print("seconds=%.6f" % (time.monotonic() - start))
+answer, seconds = run(), time.monotonic() - start
+if isinstance(answer, tuple):
+    answer, seconds = answer
+print("seconds=%.6f" % seconds)
 print("peak_bytes=%d" % (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10))
 print("answer=" + answer)

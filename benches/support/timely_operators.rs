@@ -1,4 +1,4 @@
-//! An exchange, a reduce by key, a join and a loop on timely dataflow, with two workers in one process or in two.
+//! An exchange, a reduce by key, a join, a loop and a row of dataflows on timely dataflow, with two workers in one process or in two.
 //!
 //! Keys are hashed as ours are; the tables are hashbrown's, with its own hasher.
 
@@ -162,11 +162,33 @@ pub fn rounds(place: Place, number: u64) -> io::Result<Duration> {
     });
     let times = workers.map_err(io::Error::other)?.join();
     let times: Result<Vec<Duration>, _> = times.into_iter().collect();
-    Ok(times
-        .map_err(io::Error::other)?
-        .into_iter()
-        .max()
-        .unwrap_or_default())
+    let slowest = times.map_err(io::Error::other)?.into_iter().max();
+    Ok(slowest.unwrap_or_default())
+}
+
+/// Builds a dataflow that exchanges a record of each worker, and runs it to its end, so many times in the same workers. How long
+/// that takes.
+pub fn again(place: Place, runs: u64) -> io::Result<Duration> {
+    let workers = timely::execute(place.config(), move |worker| {
+        let started = Instant::now();
+        for _ in 0..runs {
+            let (mut input, probe) = worker.dataflow::<u64, _, _>(|scope| {
+                let (input, start) = scope.new_input();
+                let (probe, _) = start.exchange(|n: &u64| *n).probe();
+                (input, probe)
+            });
+            input.send(worker.index() as u64 + 1);
+            input.close();
+            while !probe.done() {
+                worker.step();
+            }
+        }
+        started.elapsed()
+    });
+    let times = workers.map_err(io::Error::other)?.join();
+    let times: Result<Vec<Duration>, _> = times.into_iter().collect();
+    let slowest = times.map_err(io::Error::other)?.into_iter().max();
+    Ok(slowest.unwrap_or_default())
 }
 
 /// Exchanges numbers by their hash.

@@ -74,7 +74,7 @@ pub struct Arguments {
 
     /// What `cargo bench --bench NAME -- --json FILE` wrote; may be repeated. If not given, the benches are run, in the
     /// folder of the sources: rings for P3 and P5, operators for P11, P13, P16 and P18, rounds for P12, wordcount for P14,
-    /// terasort for P15, loops for P17, starting for P21, growth for P22
+    /// terasort for P15, loops for P17, starting and rounds for P21, growth for P22
     #[arg(long = "crates", value_name = "FILE")]
     benches: Vec<PathBuf>,
 }

@@ -395,6 +395,7 @@ pub(crate) const TARGETS: &[Target] = {
         target!("P11" "exchange-processes", BENCH &[], Bench("operators"), AtLeast(3.0)),
         target!("P12" "", BENCH &[], Bench("rounds"), AtMost(0.3)),
         target!("P12" "over tcp", BENCH &[], Bench("rounds"), AtMost(0.5)),
+        target!("P12" "again", BENCH &[], Bench("rounds"), AtMost(0.3)),
         target!("P13" "reduce", BENCH &[], Bench("operators"), AtLeast(2.0)),
         target!("P14" "systems", BENCH &[], Bench("wordcount"), AtMost(0.5)),
         target!("P14" "hand-written", BENCH &[], Bench("wordcount"), AtMost(1.15)),
@@ -411,6 +412,7 @@ pub(crate) const TARGETS: &[Target] = {
         target!("P18" "tset-reduce", BENCH &[], Bench("operators"), AtMost(1.05)),
         target!("P21" "one machine", BENCH &[], Bench("starting"), AtMost(0.05)),
         target!("P21" "256 workers", BENCH &[], Bench("starting"), AtMost(5.0)),
+        target!("P21" "peers", BENCH &[], Bench("rounds"), AtMost(1.0)),
         target!("P22" "", BENCH &[], Bench("growth"), AtMost(1.15)),
         target!("P22" "program", BENCH &[], Bench("growth"), AtMost(1.15)),
     ]
