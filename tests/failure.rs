@@ -16,6 +16,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -24,20 +25,14 @@ use updraft::collectives::{Group as Ranks, op::Sum};
 
 mod support;
 
-use support::{END_TIME_MAX, Folder, Launch, PATIENCE, Running, command, echo::Echo, example};
+use support::{
+    END_TIME_MAX, Folder, Launch, PATIENCE, Running, command, echo::Echo, example,
+    skip::skipped,
+};
 
 const ARENA: u64 = 2 << 20;
 /// Within which the death of a process of this machine is told.
 const DEATH_TOLD: Duration = Duration::from_millis(50);
-
-/// How often something is done: more when there is time.
-fn often(few: usize, many: usize) -> usize {
-    if env::var_os("UPDRAFT_LONG").is_some() {
-        many
-    } else {
-        few
-    }
-}
 
 fn fabric(rank: Rank, secret: &Secret) -> Fabric {
     let config = Config {
@@ -46,6 +41,15 @@ fn fabric(rank: Rank, secret: &Secret) -> Fabric {
         ..Config::new(rank, 2, secret)
     };
     Fabric::new(config, Arena::new(&Ledger::new(ARENA), ARENA).unwrap()).unwrap()
+}
+
+/// How often something is done: more when there is time.
+fn often(few: usize, many: usize) -> usize {
+    if env::var_os("UPDRAFT_LONG").is_some() {
+        many
+    } else {
+        few
+    }
 }
 
 /// Another process of this machine, which sends back every message, and the rank here that talks to it.
@@ -350,6 +354,28 @@ fn the_secret_of_a_job_is_in_no_command_line_no_environment_and_no_output() {
     }
 }
 
+#[test]
+fn a_panic_tells_no_secret() {
+    let folder = Folder::new();
+    let file = folder.0.join("secret");
+    let mut job = command();
+    job.args(["run", "-n", "2", "--transport", "tcp"])
+        .args(["--", "sh", "-c", LEAVES_SECRET])
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", "the_program", "--ignored", "--nocapture", "-q"])
+        .env("UPDRAFT_TEST_HOW", "panics")
+        .env("RUST_BACKTRACE", "full")
+        .env("SECRET", &file)
+        .stdin(Stdio::null());
+    let launch = Launch::of(job);
+    assert_eq!(launch.code(), Some(1), "{}", launch.err);
+    launch.assert_err("panicked at ");
+    let secret = secret_in(&file);
+    for told in [&launch.out, &launch.err] {
+        assert!(!tells(told.as_bytes(), &secret), "{told}");
+    }
+}
+
 /// A small job whose workers exchange words, in a shell that has done `before`.
 fn job_after(before: &str, options: &[&str]) -> Launch {
     let mut shell = Command::new("sh");
@@ -390,7 +416,7 @@ fn jobs_run_whatever_becomes_of_named_shared_memory() {
             .stdin(Stdio::null());
         let launch = Launch::of(shell);
         if launch.err.contains("unshare") || launch.err.contains("mount:") {
-            println!("skipped: no mounts here: {}", launch.err);
+            skipped(format_args!("no mounts here: {}", launch.err));
             return;
         }
         assert_eq!(launch.code(), Some(0), "{options}: {}", launch.err);
@@ -442,7 +468,7 @@ impl Group {
             file.write_all(bytes.to_string().as_bytes())
         });
         if let Err(error) = made {
-            println!("skipped: no control groups here: {error}");
+            skipped(format_args!("no control groups here: {error}"));
             return None;
         }
         Some(group)
@@ -496,11 +522,122 @@ fn a_full_disk_is_a_clear_error_and_leaves_no_results_that_look_whole() {
         .stdin(Stdio::null());
     let launch = Launch::of(shell);
     if launch.err.contains("unshare") || launch.err.contains("mount:") {
-        println!("skipped: no mounts here: {}", launch.err);
+        skipped(format_args!("no mounts here: {}", launch.err));
         return;
     }
     assert_clear(&launch, &["No space left on device"]);
     assert!(!launch.out.contains("_SUCCESS"), "{}", launch.out);
+}
+
+/// A count of words whose memory has room for few, on disks that `tests/support/faults.c` has fail.
+struct Faulty {
+    folder: Folder,
+    library: PathBuf,
+    text: PathBuf,
+    /// The lines of the results, in order.
+    counts: Vec<String>,
+}
+
+impl Faulty {
+    fn new() -> Self {
+        let folder = Folder::new();
+        let library = folder.0.join("faults.so");
+        let compiled = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o"])
+            .arg(&library)
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/faults.c"))
+            .status();
+        assert!(compiled.unwrap().success());
+        let text = folder.0.join("text");
+        let words = (0..45_000).map(|word| format!("word{word}"));
+        let words: Vec<String> = words.collect();
+        fs::write(&text, words.join("\n")).unwrap();
+        let counts = words.iter().map(|word| format!("{word}\t1"));
+        let mut counts: Vec<String> = counts.collect();
+        counts.sort_unstable();
+        Self {
+            folder,
+            library,
+            text,
+            counts,
+        }
+    }
+
+    /// Runs the count, whose results and files for what there is no memory for are on the disk. Also the lines of its results, in
+    /// order.
+    fn count(&self, faults: &str) -> (Launch, Vec<String>) {
+        let disk = self.folder.0.join("disk");
+        fs::create_dir(&disk).unwrap();
+        let mut count = Command::new(example("wordcount"));
+        count
+            .arg(&self.text)
+            .args([Path::new("--out"), &disk.join("out")])
+            .args(["--executors", "1"])
+            .env("UPDRAFT_MEMORY", "4194304")
+            .env("UPDRAFT_SPILL_DIRS", &disk)
+            .env("LD_PRELOAD", &self.library)
+            .env("FAULTS_IN", &disk)
+            .env("FAULTS", faults)
+            .stdin(Stdio::null());
+        let launch = Launch::of(count);
+        let parts = fs::read_dir(disk.join("out")).into_iter().flatten();
+        let mut lines = Vec::new();
+        for part in parts.map(|part| part.unwrap().path()) {
+            let name = part.file_name().unwrap().to_string_lossy().into_owned();
+            assert!(name.starts_with("part-"), "{faults}: {name}");
+            let text = fs::read_to_string(part).unwrap();
+            lines.extend(text.lines().map(str::to_owned));
+        }
+        lines.sort_unstable();
+        fs::remove_dir_all(&disk).unwrap();
+        (launch, lines)
+    }
+
+    /// The count is right, though some of it was on disk. How many bytes were moved.
+    fn succeeds(&self, faults: &str) -> u64 {
+        let (launch, lines) = self.count(faults);
+        assert_eq!(launch.code(), Some(0), "{}", launch.err);
+        launch.assert_err(" on disk");
+        assert!(lines == self.counts);
+        let mut moved = launch.err.lines();
+        let moved = moved.find_map(|line| line.strip_prefix("moved ")?.parse().ok());
+        moved.unwrap()
+    }
+
+    /// The count fails for a reason that it names, with where that was, and has no results.
+    fn fails(&self, faults: &str, reason: &str) {
+        let (launch, lines) = self.count(faults);
+        assert_clear(&launch, &[reason]);
+        launch.assert_err(&self.folder.0.join("disk").display().to_string());
+        assert!(lines.is_empty(), "{faults}: {}", lines.len());
+    }
+}
+
+#[test]
+fn a_disk_that_fails_or_is_full_at_any_byte_is_a_clear_error_and_leaves_no_results() {
+    let faulty = Faulty::new();
+    let (full, failing) = (Errno::ENOSPC as i32, Errno::EIO as i32);
+    let [written, read] =
+        ["write", "read"].map(|kind| faulty.succeeds(&format!("{kind} {} {failing}", i64::MAX)));
+    assert!(written > read && read > 0, "{written} {read}");
+    for (kind, bytes, error, few, reason) in [
+        ("write", written, full, 6, "No space left on device"),
+        ("write", written, failing, 2, "Input/output error"),
+        ("read", read, failing, 2, "Input/output error"),
+    ] {
+        let times = often(few, 1000) as u64;
+        for time in 0..times {
+            // Also in the midst of blocks.
+            let at = bytes * time / times + time;
+            faulty.fails(&format!("{kind} {at} {error}"), reason);
+        }
+    }
+    faulty.fails(&format!("sync 0 {failing}"), "Input/output error");
+}
+
+#[test]
+fn short_reads_and_writes_of_files_change_no_result() {
+    Faulty::new().succeeds("short");
 }
 
 /// The rank that fails in the programs in the manner of MPI.

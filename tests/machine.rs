@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 mod support;
 
-use support::{Launch, command};
+use support::{Launch, command, skip::skipped};
 
 /// A folder that holds a machine's `/sys`, `/proc` and `/etc`.
 struct Machine(TempDir);
@@ -517,7 +517,7 @@ fn a_loopback_that_is_down_is_found_by_trying_it() {
         .args(["doctor", "--json"]);
     let launch = Launch::of(doctor);
     if launch.out.is_empty() {
-        println!("skipped: no network namespaces here: {}", launch.err);
+        skipped(format_args!("no network namespaces here: {}", launch.err));
         return;
     }
     let findings = Findings::of(launch);

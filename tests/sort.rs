@@ -3,6 +3,8 @@
 
 #[path = "support/disk.rs"]
 mod disk;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::{cell::RefCell, fmt::Debug, fs, path::Path, rc::Rc};
 
@@ -549,7 +551,6 @@ fn threads_sort_what_their_worker_has_no_memory_for() {
 #[test]
 fn a_full_disk_is_named_with_what_was_written_to_it() {
     let Some(disk) = SmallDisk::new(4 << 20) else {
-        println!("nothing may be mounted here");
         return;
     };
     let mut cluster = Cluster::new(3, 2, 640 << 10);

@@ -15,6 +15,8 @@ mod operations;
 mod partition;
 mod plans;
 mod processes;
+#[path = "../support/skip.rs"]
+mod skip;
 mod tables;
 mod together;
 mod topology;

@@ -4,8 +4,6 @@
 mod checkpoints;
 mod cluster;
 mod control;
-#[path = "../support/disk.rs"]
-mod disk;
 mod ends;
 mod exchanges;
 mod executors;

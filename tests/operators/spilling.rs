@@ -18,7 +18,7 @@ use updraft::Config;
 
 use crate::{
     cluster::{Cluster, sorted},
-    disk::SmallDisk,
+    support::disk::SmallDisk,
 };
 
 const ARENA_BYTES: u64 = 1 << 20;
@@ -564,7 +564,6 @@ fn a_cross_join_pairs_blocks_with_what_is_on_disk() {
 #[test]
 fn a_full_disk_is_named_with_the_operator_that_writes_there() {
     let Some(disk) = SmallDisk::new(1 << 20) else {
-        println!("nothing may be mounted here");
         return;
     };
     let config = spill::Config {

@@ -2,19 +2,28 @@
 
 use std::{path::Path, process::Command};
 
+use super::skip::skipped;
+
 /// A small file system in memory, for as long as the value is there.
 pub(crate) struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    /// None where nothing may be mounted.
+    /// None, and the reason said, where nothing may be mounted.
     pub(crate) fn new(bytes: u64) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"]);
-        let mounted = mount.arg(folder.path()).output();
-        mounted
-            .is_ok_and(|output| output.status.success())
-            .then(|| Self(folder))
+        match mount.arg(folder.path()).output() {
+            Ok(output) if output.status.success() => Some(Self(folder)),
+            Ok(output) => {
+                skipped(String::from_utf8_lossy(&output.stderr).trim());
+                None
+            }
+            Err(error) => {
+                skipped(format_args!("mount: {error}"));
+                None
+            }
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -8,6 +8,8 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
+use super::skip::skipped;
+
 /// The interface at either end of the cable.
 pub(crate) const CABLE: &str = "veth0";
 
@@ -17,7 +19,7 @@ pub(crate) struct Machines {
 }
 
 impl Machines {
-    /// Makes them; `None`, and the reason printed, where that is not permitted.
+    /// Makes them; `None`, and the reason said, where that is not permitted.
     pub(crate) fn new() -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -26,7 +28,7 @@ impl Machines {
         match machines.build() {
             Ok(()) => Some(machines),
             Err(reason) => {
-                println!("skipped: no network namespaces here: {reason}");
+                skipped(format_args!("no network namespaces here: {reason}"));
                 None
             }
         }

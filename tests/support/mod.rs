@@ -3,8 +3,10 @@
 #![allow(dead_code, reason = "each test uses the part it needs")]
 
 mod build;
+pub(crate) mod disk;
 pub(crate) mod echo;
 pub(crate) mod machines;
+pub(crate) mod skip;
 
 use std::{
     fs,

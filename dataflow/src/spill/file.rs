@@ -327,7 +327,12 @@ mod tests {
             one_line(&full),
             "a test cannot write a block in /over: No space left on device (os error 28)"
         );
-        // Nothing is mapped at address 0, so reading it is an error of the device.
+        // Nothing is mapped at address 0, so reading and writing it are errors of the device.
+        let failing = open("/proc/self/mem").append(&[1; 100]).unwrap_err();
+        assert_eq!(
+            one_line(&failing),
+            "a test cannot write a block in /over: Input/output error (os error 5)"
+        );
         let extent = Extent {
             offset: 0,
             bytes: 8,

@@ -63,7 +63,7 @@ struct Arguments {
     seed: u64,
 
     /// Run a graph for each iteration.
-    #[arg(long, conflicts_with_all = ["bsp", "history"])]
+    #[arg(long, conflicts_with = "bsp")]
     dataflow: bool,
 
     /// Run in the manner of MPI.
