@@ -1,6 +1,9 @@
 //! What jobs promise: the same answer as on one thread, whatever the number of ranks and the order in which
 //! messages arrive.
 
+#[path = "support/long.rs"]
+mod long;
+
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap, HashSet},
@@ -15,6 +18,7 @@ use dataflow::{
     Counters, Error, Job, Key, Level, Progress, Run, Site, collection, inline, lines, lines_of,
     record, simulate,
 };
+use long::often;
 use proptest::{prelude::*, sample::Index};
 use transport::{Arena, Event, Fabric, Ledger, Simulation};
 
@@ -98,7 +102,7 @@ fn visits() -> impl Strategy<Value = Vec<Visit>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(often(64, 10_000)))]
 
     #[test]
     fn narrow_operators_keep_the_order_of_a_collection(samples in samples(), cluster in cluster()) {
@@ -263,7 +267,7 @@ macro_rules! equal_keys_meet_on_one_rank {
             use super::*;
 
             proptest! {
-                #![proptest_config(ProptestConfig::with_cases(24))]
+                #![proptest_config(ProptestConfig::with_cases(often(24, 10_000)))]
                 $(
                     #[test]
                     fn $kind(
@@ -373,7 +377,7 @@ fn one_record_may_be_larger_than_a_batch_but_not_than_its_share_of_the_arena() {
 
 #[test]
 fn large_records_among_small_ones_never_wait_for_each_other() {
-    for seed in 0..60 {
+    for seed in 0..often(60, 10_000) {
         let cluster = Cluster {
             seed,
             size: 1 + seed as u32 % 5,
@@ -609,7 +613,7 @@ fn values_that_outgrow_their_share_of_the_ledger_are_sent_on_before_the_end() {
 
 #[test]
 fn when_a_rank_dies_the_others_fail_and_leave_no_file_behind() {
-    for seed in 0..20 {
+    for seed in 0..often(20, 10_000) {
         let folder = tempfile::tempdir().unwrap();
         let job = collection((0u64..3_000).collect())
             .map(|number| (number, ()))
@@ -655,7 +659,7 @@ const MANY: u32 = 20;
 #[test]
 fn when_one_of_many_ranks_dies_all_others_fail_and_say_which() {
     let dies = MANY - 1;
-    for seed in 0..20 {
+    for seed in 0..often(20, 10_000) {
         let job = collection((0u64..3_000).collect())
             .map(|number| (number, ()))
             .exchange_by_key()
@@ -698,7 +702,7 @@ fn when_one_of_many_ranks_dies_all_others_fail_and_say_which() {
 
 #[test]
 fn many_ranks_give_what_one_thread_gives() {
-    for seed in 0..5 {
+    for seed in 0..often(5, 1_000) {
         let words = (0..500u64).map(|n| format!("{}", n * n % 97));
         let words = collection(words.collect()).persist(Level::Memory);
         let counts = words.map(|word| (word.to_owned(), 1u64));

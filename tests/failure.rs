@@ -26,7 +26,7 @@ use updraft::collectives::{Group as Ranks, op::Sum};
 mod support;
 
 use support::{
-    END_TIME_MAX, Folder, Launch, PATIENCE, Running, command, echo::Echo, example,
+    END_TIME_MAX, Folder, Launch, PATIENCE, Running, command, echo::Echo, example, long::often,
     skip::skipped,
 };
 
@@ -41,15 +41,6 @@ fn fabric(rank: Rank, secret: &Secret) -> Fabric {
         ..Config::new(rank, 2, secret)
     };
     Fabric::new(config, Arena::new(&Ledger::new(ARENA), ARENA).unwrap()).unwrap()
-}
-
-/// How often something is done: more when there is time.
-fn often(few: usize, many: usize) -> usize {
-    if env::var_os("UPDRAFT_LONG").is_some() {
-        many
-    } else {
-        few
-    }
 }
 
 /// Another process of this machine, which sends back every message, and the rank here that talks to it.
@@ -186,7 +177,7 @@ fn a_process_that_is_stopped_is_not_lost_and_costs_its_sender_no_more_than_the_a
 #[test]
 fn calls_that_signals_interrupt_lose_no_message() {
     let mut talk = Talk::start();
-    for number in 0..often(200, 5000) {
+    for number in 0..often(200u32, 5000) {
         talk.say(&number.to_ne_bytes());
         // A wait for the sockets is interrupted by a stop, even if it goes on.
         talk.echo.signal(Signal::SIGSTOP);

@@ -2,8 +2,10 @@
 //!
 //! The runs here are short. `UPDRAFT_LONG=1 cargo test --release --test hostility` takes a hundred times as many.
 
+#[path = "support/long.rs"]
+mod long;
+
 use std::{
-    env,
     fs::{self, File},
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
@@ -14,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use long::often;
 use transport::{
     Address, Arena, Buffer, Config, Event, Fabric, HELLO_BYTES, Ledger, Rank, Secret, Transport,
 };
@@ -24,11 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How many times as much is done when there is time.
 fn many(few: u64) -> u64 {
-    if env::var_os("UPDRAFT_LONG").is_some() {
-        100 * few
-    } else {
-        few
-    }
+    often(few, 100 * few)
 }
 
 /// Numbers that look random, from a seed.

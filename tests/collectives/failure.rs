@@ -2,7 +2,7 @@
 //!
 //! The runs here are short. With `UPDRAFT_LONG=1` there are many times as many.
 
-use std::{cell::RefCell, env, pin::Pin, rc::Rc};
+use std::{cell::RefCell, pin::Pin, rc::Rc};
 
 use collectives::{
     Agreement, Algorithm, Error, Group,
@@ -12,18 +12,10 @@ use transport::{Simulation, Transport};
 
 use crate::{
     harness::{Program, simulate, simulate_on, threads},
+    long::often,
     operations::{add, all_kinds},
     tables,
 };
-
-/// How often something is done: more when there is time.
-fn often(few: u64, many: u64) -> u64 {
-    if env::var_os("UPDRAFT_LONG").is_some() {
-        many
-    } else {
-        few
-    }
-}
 
 /// A network on which `deaths` ranks at most die, each within so many messages that it sends.
 fn deadly(seed: u64, size: u32, deaths: u64, messages: u64) -> Simulation {

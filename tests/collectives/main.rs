@@ -7,6 +7,8 @@ mod exact;
 mod failure;
 mod flight;
 mod harness;
+#[path = "../support/long.rs"]
+mod long;
 #[path = "../support/machines.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod machines;

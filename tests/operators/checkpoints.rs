@@ -16,7 +16,10 @@ use dataflow::{Checkpointed, Error, Pass, TSet, collection, generate, inline};
 use proptest::{prelude::*, sample::Index};
 use updraft::Config;
 
-use crate::cluster::{Cluster, cluster, instances, sorted};
+use crate::{
+    cluster::{Cluster, cluster, instances, sorted},
+    support::long::often,
+};
 
 type Written = TSet<Checkpointed<(u64, String)>, Pass>;
 
@@ -51,7 +54,7 @@ fn pairs(words: &[String]) -> Vec<(u64, String)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(often(24, 10_000)))]
 
     #[test]
     fn a_stage_that_was_written_is_not_computed_again(

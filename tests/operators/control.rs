@@ -16,7 +16,10 @@ use proptest::prelude::*;
 use transport::{Arena, Ledger, Simulation};
 use updraft::Config;
 
-use crate::cluster::{Cluster, Driven, Spilled, cluster, instances};
+use crate::{
+    cluster::{Cluster, Driven, Spilled, cluster, instances},
+    support::long::often,
+};
 
 pub(crate) fn executors(executors: u32) -> Config {
     Config {
@@ -27,7 +30,7 @@ pub(crate) fn executors(executors: u32) -> Config {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(often(32, 10_000)))]
 
     #[test]
     fn a_set_that_was_built_in_a_loop_is_what_iterators_give(
@@ -117,7 +120,7 @@ fn records_that_wait_for_their_numbers_go_to_disk() {
 
 #[test]
 fn a_failure_of_a_helper_names_the_first_record_that_had_one() {
-    for (cluster, threads) in (0..20).map(|seed| {
+    for (cluster, threads) in (0..often(20, 10_000)).map(|seed| {
         (
             Cluster {
                 seed,
@@ -316,7 +319,7 @@ fn three(seed: u64, job: &Job<Option<u64>>) -> (Simulation, Vec<Driven>) {
 
 #[test]
 fn every_rank_over_a_network_learns_that_a_run_stands_still_or_is_cancelled() {
-    for seed in 0..20 {
+    for seed in 0..often(20, 10_000) {
         let calls = Arc::new(AtomicU64::new(0));
         let job = endless(&calls).count().first();
         let (network, mut ranks) = three(seed, &job);

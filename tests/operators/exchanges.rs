@@ -12,7 +12,10 @@ use dataflow::{Job, Pass, Received, TSet, Windows, collection, spill};
 
 use proptest::prelude::*;
 
-use crate::cluster::{Cluster, cluster, instances, sorted};
+use crate::{
+    cluster::{Cluster, cluster, instances, sorted},
+    support::long::often,
+};
 
 fn texts() -> impl Strategy<Value = Vec<String>> {
     prop::collection::vec("[a-c]{0,3}|[a-z]{0,40}", 0..200)
@@ -60,7 +63,7 @@ fn shares(pairs: Vec<(u64, String)>) -> BTreeMap<u64, Vec<String>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(often(48, 10_000)))]
 
     #[test]
     fn whatever_way_records_take_they_all_arrive_once(
@@ -211,7 +214,7 @@ macro_rules! by_key_again {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(often(48, 10_000)))]
 
     #[test]
     fn what_is_by_key_already_gives_the_same(

@@ -4,7 +4,10 @@ use dataflow::{Error, Job, collection, generate, lines_of, one_line};
 use proptest::prelude::*;
 use updraft::Config;
 
-use crate::cluster::{Cluster, cluster, instances};
+use crate::{
+    cluster::{Cluster, cluster, instances},
+    support::long::often,
+};
 
 /// What a job fails with.
 fn failure<R: Default + std::fmt::Debug>(cluster: Cluster, job: &Job<R>) -> Facts {
@@ -36,7 +39,7 @@ struct Facts {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(often(32, 10_000)))]
 
     #[test]
     fn a_failure_names_operator_instance_and_record(

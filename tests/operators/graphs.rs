@@ -3,7 +3,10 @@
 use dataflow::{Pass, Received, TSet, collection};
 use proptest::{prelude::*, sample::Index};
 
-use crate::cluster::{Cluster, cluster};
+use crate::{
+    cluster::{Cluster, cluster},
+    support::long::often,
+};
 
 /// What every operator here takes and gives.
 type Numbers = TSet<Received<u64>, Pass>;
@@ -87,7 +90,7 @@ impl Step {
 const RECORDS_MAX: usize = 40_000;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(often(64, 10_000)))]
 
     #[test]
     fn any_graph_gives_what_its_definition_says(

@@ -8,7 +8,10 @@ use dataflow::{
 };
 use proptest::prelude::*;
 
-use crate::cluster::{Cluster, cluster, instances, sorted};
+use crate::{
+    cluster::{Cluster, cluster, instances, sorted},
+    support::long::often,
+};
 
 /// A key that may be missing.
 trait Nullable {
@@ -150,7 +153,7 @@ fn rows<K: Debug>(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(often(40, 10_000)))]
 
     #[test]
     fn joins_by_numbers_that_may_be_missing(
@@ -255,7 +258,7 @@ proptest! {
 
 #[test]
 fn joins_of_two_streams_in_opposite_orders_do_not_wait_for_each_other() {
-    for seed in 0..12 {
+    for seed in 0..often(12, 10_000) {
         let cluster = Cluster {
             seed,
             size: 1 + seed as u32 % 4,
@@ -321,7 +324,7 @@ fn stream<T: Record + Clone + Debug>(rows: &[T]) -> TSet<Channel<T>, Pass> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(often(40, 10_000)))]
 
     #[test]
     fn a_stream_is_joined_with_a_table_as_another_table_is(
@@ -376,7 +379,7 @@ fn a_stream_that_goes_on_gives_what_it_is_joined_with_and_time_passes() {
         .aggregate(|of| of.count())
         .take(40)
         .collect();
-    for seed in 0..5 {
+    for seed in 0..often(5, 10_000) {
         let counts = dataflow::simulate(&counts, seed, 3, 2).unwrap();
         assert!(
             counts.iter().all(|(_, (_, count))| *count == 10),

@@ -12,7 +12,10 @@ use std::{
 use dataflow::collection;
 use proptest::prelude::*;
 
-use crate::cluster::{Cluster, cluster, instances, sorted};
+use crate::{
+    cluster::{Cluster, cluster, instances, sorted},
+    support::long::often,
+};
 
 fn numbers() -> impl Strategy<Value = Vec<i64>> {
     prop::collection::vec(-20i64..20, 0..300)
@@ -23,7 +26,7 @@ fn texts() -> impl Strategy<Value = Vec<String>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(often(48, 10_000)))]
 
     #[test]
     fn each_record_is_there_once_in_distinct(

@@ -18,7 +18,7 @@ use updraft::Config;
 
 use crate::{
     cluster::{Cluster, sorted},
-    support::disk::SmallDisk,
+    support::{disk::SmallDisk, long::often},
 };
 
 const ARENA_BYTES: u64 = 1 << 20;
@@ -132,7 +132,7 @@ fn rows(keys: &[u64], wide: usize) -> Vec<(Option<u64>, String)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(often(16, 10_000)))]
 
     #[test]
     fn joins_in_little_memory_give_what_they_give_in_much(
@@ -220,7 +220,7 @@ fn windows() -> impl Strategy<Value = (i64, i64)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(often(24, 10_000)))]
 
     #[test]
     fn windows_in_little_memory_give_what_they_give_in_much(

@@ -19,7 +19,10 @@ use dataflow::{
 use proptest::prelude::*;
 use updraft::Config;
 
-use crate::cluster::{Cluster, cluster, instances, sorted};
+use crate::{
+    cluster::{Cluster, cluster, instances, sorted},
+    support::long::often,
+};
 
 /// A key, and a value with the time when it happened.
 type Event = (u64, (i64, u64));
@@ -123,7 +126,7 @@ impl Shape {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(often(96, 10_000)))]
 
     #[test]
     fn windows_give_what_their_definition_says(
@@ -448,7 +451,7 @@ fn a_function_that_fails_ends_what_would_go_on() {
         .try_map(|n| if n < 5_000 { Ok(n) } else { Err("enough") })
         .exchange_by_hash()
         .for_each(|_| ());
-    for seed in 0..5 {
+    for seed in 0..often(5, 10_000) {
         let error = simulate(&job, seed, 3, 1).unwrap_err();
         assert!(
             matches!(error, Error::Function { .. } | Error::Remote { .. }),
@@ -546,7 +549,7 @@ fn a_stop_ends_the_sources_and_nothing_is_lost() {
 
 #[test]
 fn a_stop_on_one_rank_ends_the_sources_of_all() {
-    for seed in 0..20 {
+    for seed in 0..often(20, 10_000) {
         let stop = Stop::new();
         let enough = stop.clone();
         let job = generate_unbounded(|n| n)

@@ -14,6 +14,8 @@ use proptest::prelude::*;
 use transport::{Arena, Ledger, Simulation};
 use updraft::Config;
 
+use crate::support::long::often;
+
 /// Turns in which nothing happens before a simulation counts as stuck.
 const IDLE_MAX: u32 = 20_000;
 
@@ -236,7 +238,7 @@ fn owned<T>(view: T) -> T {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(often(12, 10_000)))]
 
     #[test]
     fn exchanges_driven_by_hand_lose_nothing(case in cases()) {

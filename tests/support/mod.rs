@@ -5,6 +5,7 @@
 mod build;
 pub(crate) mod disk;
 pub(crate) mod echo;
+pub(crate) mod long;
 pub(crate) mod machines;
 pub(crate) mod skip;
 
