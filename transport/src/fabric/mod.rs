@@ -65,6 +65,10 @@ pub struct Config {
     /// How long the machine of a peer on TCP or RDMA may be silent before the peer is lost. Ranks that are busy,
     /// and processes that are stopped, are not silent: their machine answers. Less than a second
     /// makes a few lost packets look like a lost machine.
+    ///
+    /// On TCP there is one case in which kernels before 6.15, which do not know `TCP_RTO_MAX_MS`, take longer: a machine that
+    /// vanishes while its rank is busy and has no room for more. Their kernel asks for room ever more rarely, and the loss
+    /// shows at its next question, after 2 minutes at the most.
     pub silence_max: Duration,
     /// Whether what goes over TCP is encrypted, by TLS 1.3; what goes over RDMA is not. All ranks have to
     /// agree.
@@ -135,6 +139,12 @@ const _: () = assert!(
 ///
 /// A link is made when a message first needs it, by the best path that both ends share. All calls
 /// return at once, except [`wait`](Self::wait). A fabric belongs to the thread that made it.
+///
+/// A link that was lost is not made again, whatever its path, and the peer is lost with it: it is told once, by
+/// [`Event::Ended`], and whatever is sent to the peer after that is an error. What was on its way may have been read or not.
+/// To send it again could deliver it twice, and not to send it would leave it out, and neither happens here. So those who
+/// know what was done decide what goes on without the peer, or with a new one in another fabric. Packets that get lost are no
+/// loss of the link: TCP and the devices repeat them, for as long as [`Config::silence_max`] says.
 ///
 /// ```
 /// use std::time::Duration;

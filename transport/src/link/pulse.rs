@@ -15,10 +15,7 @@
 //! there is data to send. What is used is `TCP_INFO`: how long ago the last acknowledgement or data
 //! came, and whether something of ours is without an answer.
 //!
-//! A connection that was lost is not made again. What was in it may have been read or not; to send it again
-//! could deliver it twice, and not to send it would leave it out, and both are promised not to happen.
-//! So the loss of the connection is the loss of the peer, as it is on every other path, and what
-//! is to go on without the peer, or with a new one, is for those to decide who know what was done.
+//! A connection that was lost is not made again: [`Fabric`](crate::Fabric) says why.
 
 use std::{io, mem::MaybeUninit, os::fd::AsRawFd, time::Duration};
 
