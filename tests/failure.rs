@@ -383,6 +383,46 @@ fn job_after(before: &str, options: &[&str]) -> Launch {
 }
 
 #[test]
+fn a_job_says_once_that_it_falls_back_to_tcp_and_one_that_must_not_fails() {
+    const SAID: &str = "between nodes, messages go over TCP and not RDMA";
+    let folder = Folder::new();
+    let boot = folder.0.join("boot");
+    fs::write(&boot, "another\n").unwrap();
+    // To the others, a worker whose kernel has booted another time is on another node.
+    let script = format!(
+        "[ $UPDRAFT_WORKER = 0 ] || mount --bind {} /proc/sys/kernel/random/boot_id && exec \"$0\" \"$@\"",
+        boot.display()
+    );
+    let job = |options: &[&str]| {
+        let mut job = command();
+        job.args(["run", "-n", "3", "--executors", "2"])
+            .args(options)
+            .args(["--", "unshare", "--mount", "sh", "-c", &script])
+            .arg(example("wordcount"))
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("LICENSE"))
+            .env("UPDRAFT_RDMA_DEVICES", "none-such")
+            .stdin(Stdio::null());
+        Launch::of(job)
+    };
+    let launch = job(&[]);
+    if launch.err.contains("unshare") || launch.err.contains("mount:") {
+        skipped(format_args!("no mounts here: {}", launch.err));
+        return;
+    }
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+    assert_eq!(launch.err.matches(SAID).count(), 1, "{}", launch.err);
+    launch.assert_err("tcp (on another node, without RDMA: ");
+
+    let launch = job(&["--transport", "tcp"]);
+    assert_eq!(launch.code(), Some(0), "{}", launch.err);
+    assert!(!launch.err.contains("RDMA"), "{}", launch.err);
+
+    let launch = job(&["--transport", "rdma"]);
+    assert_clear(&launch, &["RDMA"]);
+    assert!(!launch.err.contains(SAID), "{}", launch.err);
+}
+
+#[test]
 fn jobs_run_with_no_locked_memory() {
     let launch = job_after("ulimit -l 0", &[]);
     assert_eq!(launch.code(), Some(0), "{}", launch.err);

@@ -466,6 +466,9 @@ impl Job {
                 let text = format!("updraft: worker {worker} cancelled the job: {reason}\n");
                 self.cancelled = Some(text);
             }
+            Event::FellBack { worker, reason } => self.say(&format!(
+                "updraft: between nodes, messages go over TCP and not RDMA: worker {worker}: {reason}\n"
+            )),
             Event::Refused { reason } => self.say(&format!("updraft: {reason}\n")),
             // A process that is lost is about to end, and its end tells more.
             Event::Lost { .. } | Event::Finished { .. } | Event::Progress { .. } => {}

@@ -104,6 +104,13 @@ impl Controller {
         self.0.is_paused.load(Ordering::Relaxed)
     }
 
+    /// Has it said, once for all workers, that messages to other nodes go over TCP, and why not over RDMA.
+    pub(crate) fn tell_fall_back(&self, reason: &str) {
+        if let Some(client) = self.0.client.as_ref().and_then(Weak::upgrade) {
+            let _ = client.fell_back(reason); // A coordinator that is gone needs not be told.
+        }
+    }
+
     /// This worker has heard who cancelled, and why. The first counts.
     pub(crate) fn learn(&self, by: &str, reason: &str) {
         let told = || (by.to_owned(), reason.to_owned());

@@ -2,7 +2,7 @@
 
 use std::{
     any::Any,
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
@@ -164,8 +164,8 @@ struct Executor {
     looked: Duration,
     /// How the first peer went that is gone. Runs that begin after that fail.
     gone: Option<transport::Error>,
-    /// Whether it has been said why RDMA is not used. The first rank says it for all.
-    said_why_not_rdma: bool,
+    /// Whether it has been said why RDMA is not used.
+    told_fall_back: Cell<bool>,
     started: Instant,
 }
 
@@ -218,7 +218,7 @@ impl Executor {
             worked: false,
             looked: Duration::ZERO,
             gone: None,
-            said_why_not_rdma: false,
+            told_fall_back: Cell::new(false),
             started: Instant::now(),
         })
     }
@@ -254,7 +254,11 @@ impl Executor {
 
     fn obey(&mut self, command: Command) -> Result<(), Error> {
         match command {
-            Command::Join(book) => Ok(self.site.fabric.borrow_mut().join(&book)?),
+            Command::Join(book) => {
+                self.site.fabric.borrow_mut().join(&book)?;
+                self.tell_fall_back();
+                Ok(())
+            }
             Command::Run {
                 number,
                 graph,
@@ -319,13 +323,28 @@ impl Executor {
                 }
             }
         }
-        let fabric = &self.site.fabric.borrow();
         let result = Ok(Done {
-            links: Links::of(fabric, self.site.executors),
+            links: self.links(),
             ..Done::default()
         });
         tell(&self.reports, Report::Ended { result });
         Ok(())
+    }
+
+    /// What the links have carried. A job that has had no rest has said nothing yet of how.
+    fn links(&self) -> Links {
+        self.tell_fall_back();
+        Links::of(&self.site.fabric.borrow(), self.site.executors)
+    }
+
+    /// Says, if it is so and has not been said, that RDMA would carry messages and does not.
+    fn tell_fall_back(&self) {
+        if !self.told_fall_back.get()
+            && let Some(why) = self.site.fabric.borrow().why_not_rdma()
+        {
+            self.told_fall_back.set(true);
+            self.controller.tell_fall_back(&why.to_string());
+        }
     }
 
     fn engine(&mut self) -> &Engine {
@@ -469,7 +488,7 @@ impl Executor {
         let totals = run.totals();
         // Before the program learns of it: then nothing of the run is in use any more.
         drop(run);
-        let links = Links::of(&self.site.fabric.borrow(), self.site.executors);
+        let links = self.links();
         let done = Done {
             runs,
             totals,
@@ -563,13 +582,9 @@ impl Executor {
                 return;
             }
             Ok(false) => {
-                if self.rank == 0
-                    && !self.said_why_not_rdma
-                    && let Some(why) = fabric.why_not_rdma()
-                {
-                    self.said_why_not_rdma = true;
-                    eprintln!("updraft: between nodes, messages go over TCP and not RDMA: {why}");
-                }
+                drop(fabric);
+                self.tell_fall_back();
+                fabric = self.site.fabric.borrow_mut();
                 let now = self.started.elapsed();
                 fabric.tick(now);
                 let due = self.run.as_ref().and_then(Run::due);

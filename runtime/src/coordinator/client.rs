@@ -141,6 +141,17 @@ impl Client {
         self.send(&Report::Cancel { reason })
     }
 
+    /// Tells that messages of this worker to other nodes go over TCP, and why they do not over RDMA. The first worker to say so is
+    /// heard.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`] when the connection has failed, or has no room for a second.
+    pub fn fell_back(&self, reason: &str) -> Result<(), Error> {
+        let reason = reason.to_owned();
+        self.send(&Report::FellBack { reason })
+    }
+
     /// Tells that this worker is done. Worker 0's `summary` is shown to the user.
     ///
     /// # Errors

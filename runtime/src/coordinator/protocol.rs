@@ -34,6 +34,8 @@ pub(super) enum Report {
     Finished { summary: String },
     /// All are to end what they do.
     Cancel { reason: String },
+    /// My messages to other nodes do not go the way they should.
+    FellBack { reason: String },
 }
 
 /// What the coordinator tells a worker.
@@ -94,6 +96,7 @@ impl Message for Report {
             Self::Failed { .. } => 3,
             Self::Finished { .. } => 4,
             Self::Cancel { .. } => 5,
+            Self::FellBack { .. } => 6,
         }
     }
 
@@ -103,7 +106,8 @@ impl Message for Report {
             Self::Progress(amount) => put_amount(bytes, amount),
             Self::Failed { message: words }
             | Self::Finished { summary: words }
-            | Self::Cancel { reason: words } => {
+            | Self::Cancel { reason: words }
+            | Self::FellBack { reason: words } => {
                 put_words(bytes, words);
             }
         }
@@ -120,6 +124,9 @@ impl Message for Report {
                 summary: fields.text()?,
             },
             5 => Self::Cancel {
+                reason: fields.text()?,
+            },
+            6 => Self::FellBack {
                 reason: fields.text()?,
             },
             kind => return Err(Malformed::Kind { kind }),
@@ -474,7 +481,8 @@ mod tests {
             comes_back(&Report::Progress(amount));
             comes_back(&Report::Failed { message: words.clone() });
             comes_back(&Report::Finished { summary: words.clone() });
-            comes_back(&Report::Cancel { reason: words });
+            comes_back(&Report::Cancel { reason: words.clone() });
+            comes_back(&Report::FellBack { reason: words });
         }
 
         #[test]

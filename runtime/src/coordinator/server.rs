@@ -149,6 +149,13 @@ pub enum Event {
         /// Why, in its own words.
         reason: String,
     },
+    /// Messages of a worker to other nodes go over TCP, though RDMA would have carried them. It comes once at most.
+    FellBack {
+        /// Which.
+        worker: u32,
+        /// Why not over RDMA.
+        reason: String,
+    },
     /// A worker's connection ended, and it had neither failed nor finished.
     Lost {
         /// Which.
@@ -216,6 +223,8 @@ struct Seats {
     aborted: Option<String>,
     /// Whether a worker has cancelled it.
     is_cancelled: bool,
+    /// Whether a worker has told that it fell back to TCP.
+    has_fallen_back: bool,
 }
 
 /// A worker's place in the job. Once taken it is never given to another.
@@ -234,6 +243,7 @@ impl Roster {
                 of_worker: (0..workers).map(|_| Seat::default()).collect(),
                 aborted: None,
                 is_cancelled: false,
+                has_fallen_back: false,
             }),
             strangers: AtomicUsize::new(0),
             connections: Mutex::new(0),
@@ -327,6 +337,13 @@ impl Roster {
             }
         }
         self.tell(Event::Cancelled { worker, reason });
+    }
+
+    fn fall_back(&self, worker: u32, reason: String) {
+        let was_told = std::mem::replace(&mut self.seats().has_fallen_back, true);
+        if !was_told {
+            self.tell(Event::FellBack { worker, reason });
+        }
     }
 
     fn abort(&self, reason: &str) {
@@ -516,6 +533,7 @@ fn hear(worker: u32, report: Report, ended: &mut bool, roster: &Roster) -> Resul
             roster.tell(Event::Finished { worker, summary });
         }
         Report::Cancel { reason } => roster.cancel(worker, reason),
+        Report::FellBack { reason } => roster.fall_back(worker, reason),
     }
     Ok(())
 }

@@ -109,6 +109,25 @@ fn watched(client: &Client) -> Receiver<String> {
 }
 
 #[test]
+fn the_first_worker_that_falls_back_to_tcp_is_heard_and_no_other() {
+    let job = Job::start(2);
+    let clients = job.registered();
+    clients[1].fell_back("no device").unwrap();
+    let first = Event::FellBack {
+        worker: 1,
+        reason: "no device".to_owned(),
+    };
+    assert_eq!(job.next(), first);
+    for client in &clients {
+        client.fell_back("no library").unwrap();
+    }
+    clients[1].finished("").unwrap();
+    assert!(matches!(job.next(), Event::Finished { worker: 1, .. }));
+    clients[0].finished("").unwrap();
+    assert!(matches!(job.next(), Event::Finished { worker: 0, .. }));
+}
+
+#[test]
 fn the_first_worker_that_cancels_counts_for_all() {
     let job = Job::start(3);
     let clients = job.registered();

@@ -391,7 +391,8 @@ impl Fabric {
         }
     }
 
-    /// Why RDMA, which may be used, is not, if that has shown: links that it would have carried go over TCP.
+    /// Why RDMA, which may be used, is not, if that has shown: links that it would have carried go over TCP. Of a device that is
+    /// missing here it is known after [`join`](Self::join); of one that a peer lacks, when there is a link to that peer.
     pub fn why_not_rdma(&self) -> Option<Unusable> {
         self.sockets.as_ref().and_then(Sockets::why_not_rdma)
     }

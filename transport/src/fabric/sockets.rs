@@ -219,11 +219,13 @@ impl Sockets {
             Transport::Rdma => others,
             Transport::Shm | Transport::Tcp => 0,
         };
-        // Without a device, the connections that it would have carried say so.
-        if by_rdma > 0
-            && let Ok(adapter) = self.here.adapter()
-        {
-            adapter.reserve(by_rdma as u32);
+        if by_rdma > 0 {
+            match self.here.adapter() {
+                Ok(adapter) => adapter.reserve(by_rdma as u32),
+                Err(why) => {
+                    self.here.why_not_rdma.borrow_mut().get_or_insert(why);
+                }
+            }
         }
     }
 
