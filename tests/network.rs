@@ -292,6 +292,8 @@ fn a_cable_that_is_mended_within_a_second_loses_nobody_and_no_message() {
             }
             assert_eq!(machine.message(), [round; 5_000]);
         }
+        let counters = machine.fabric.counters(machine.peer()).unwrap();
+        assert!(counters.retransmissions >= 3, "{counters:?}");
         cut.wait();
     };
     on_two_machines(CABLE, [&talk, &talk]);

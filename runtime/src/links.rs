@@ -13,6 +13,10 @@ pub(crate) struct Links {
     messages: u64,
     bytes: u64,
     waits: u64,
+    retransmissions: u64,
+    /// Bytes put into the memory of peers, and got from there.
+    put: u64,
+    got: u64,
 }
 
 impl Links {
@@ -29,6 +33,9 @@ impl Links {
                 continue;
             };
             links.waits += counters.waits;
+            links.retransmissions += counters.retransmissions;
+            links.put += counters.put;
+            links.got += counters.got;
             if peer / executors == rank / executors && peer < rank {
                 continue;
             }
@@ -66,6 +73,9 @@ impl AddAssign for Links {
         self.messages += more.messages;
         self.bytes += more.bytes;
         self.waits += more.waits;
+        self.retransmissions += more.retransmissions;
+        self.put += more.put;
+        self.got += more.got;
     }
 }
 
@@ -83,11 +93,25 @@ impl fmt::Display for Links {
             plural(self.messages),
             HumanBytes(self.bytes)
         )?;
-        if self.waits == 0 {
-            return Ok(());
+        for (bytes, what) in [(self.put, "put"), (self.got, "got")] {
+            if bytes > 0 {
+                write!(f, " · {what} {}", HumanBytes(bytes))?;
+            }
         }
-        let (waits, plural) = (HumanCount(self.waits), plural(self.waits));
-        write!(f, " · waited for room {waits} time{plural}")
+        for (number, what, unit) in [
+            (self.waits, "waited for room", "time"),
+            (self.retransmissions, "sent again", "packet"),
+        ] {
+            if number > 0 {
+                write!(
+                    f,
+                    " · {what} {} {unit}{}",
+                    HumanCount(number),
+                    plural(number)
+                )?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -102,6 +126,7 @@ mod tests {
             messages: 1,
             bytes: 512,
             waits,
+            ..Links::default()
         };
         let mut links = of(Path::Tcp, Why::OtherNode, 1, 0);
         assert_eq!(
@@ -113,6 +138,17 @@ mod tests {
         assert_eq!(
             links.to_string(),
             "3 shm, 1 tcp (on another node) · 3 messages, 1.50 KiB · waited for room 1,234 times"
+        );
+        links += Links {
+            retransmissions: 1,
+            put: 2048,
+            got: 64,
+            ..Links::default()
+        };
+        assert_eq!(
+            links.to_string(),
+            "3 shm, 1 tcp (on another node) · 3 messages, 1.50 KiB · put 2.00 KiB · got 64 B \
+             · waited for room 1,234 times · sent again 1 packet"
         );
     }
 }

@@ -24,6 +24,7 @@ pub(crate) mod reads_and_writes_the_memory_of_a_peer {
         assert!(whole.as_slice() == model);
         drop(whole);
 
+        let (mut put, mut got) = (0, 1 << 20);
         for (number, (offset, len)) in [
             (0, 0),
             (0, 1),
@@ -43,8 +44,11 @@ pub(crate) mod reads_and_writes_the_memory_of_a_peer {
             model[offset..offset + len].copy_from_slice(&bytes);
             let back = end.get(&region, offset as u64, len).await.unwrap();
             assert!(back.as_slice() == bytes, "put {number}");
+            (put, got) = (put + len as u64, got + len as u64);
         }
         end.put(&region, 64, &5u64.to_ne_bytes()).await.unwrap();
+        let counters = end.fabric.borrow().counters(end.peer).unwrap();
+        assert_eq!((counters.put, counters.got), (put + 8, got));
         let add = end.old(|fabric| fabric.fetch_add(&region, 64, 37)).await;
         assert_eq!(add.unwrap(), 5);
         let other = end.old(|fabric| fabric.compare_swap(&region, 64, 5, 1));

@@ -166,8 +166,7 @@ impl Fabric {
     #[cold]
     pub(super) fn ended(&mut self, peer: Rank, error: Error) {
         if let Contact::Open(link) = &self.peers[peer as usize] {
-            let traffic = &mut self.traffic[peer as usize];
-            (traffic.path, traffic.waits) = (Some(link.path()), link.waits());
+            self.traffic[peer as usize].look_at(link);
             if let Link::Rdma(_) = link {
                 // Its queue pair is gone, so its device reaches nothing here any more.
                 self.onesided.table().borrow_mut().forget(peer);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::Path;
+use crate::{Path, link::Link};
 
 /// What went to a peer and came from it, as plain numbers that only their fabric's thread writes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -12,6 +12,19 @@ pub(super) struct Traffic {
     /// What the link knew when it ended.
     pub(super) path: Option<Path>,
     pub(super) waits: u64,
+    pub(super) retransmissions: u64,
+    /// Bytes.
+    pub(super) put: u64,
+    pub(super) got: u64,
+}
+
+impl Traffic {
+    /// Takes in what the link itself counts.
+    pub(super) fn look_at(&mut self, link: &Link) {
+        self.path = Some(link.path());
+        self.waits = link.waits();
+        self.retransmissions = link.retransmissions();
+    }
 }
 
 /// Messages in one direction.
@@ -46,6 +59,13 @@ pub struct Counters {
     /// How often messages found no room on their way and had to wait here. (Who finds no memory to
     /// lend is counted by [`Arena::refusals`](crate::Arena::refusals), for all peers together.)
     pub waits: u64,
+    /// Packets that the kernel sent again, because they were lost or late. Of TCP only: RDMA devices count those of all their
+    /// links together, and shared memory has none.
+    pub retransmissions: u64,
+    /// Bytes that this rank put into the memory of the peer, or had put there. What is sent for that is not among the messages.
+    pub put: u64,
+    /// Bytes that this rank got from the memory of the peer, or asked for. The same holds for them.
+    pub got: u64,
 }
 
 /// Why a link takes its path.
@@ -60,8 +80,8 @@ pub enum Why {
     OtherNode,
     /// The peer is on another node, and this kept RDMA from it.
     NoRdma(String),
-    /// The peer is on this node, and shared memory could not be had.
-    NoSharedMemory,
+    /// The peer is on this node, and this kept shared memory from it.
+    NoSharedMemory(String),
     /// No other may be used.
     Chosen,
     /// It is a simulation.
@@ -75,7 +95,9 @@ impl fmt::Display for Why {
             Self::SameNode => f.write_str("on this node"),
             Self::OtherNode => f.write_str("on another node"),
             Self::NoRdma(reason) => write!(f, "on another node, without RDMA: {reason}"),
-            Self::NoSharedMemory => f.write_str("on this node, without shared memory"),
+            Self::NoSharedMemory(reason) => {
+                write!(f, "on this node, without shared memory: {reason}")
+            }
             Self::Chosen => f.write_str("as chosen"),
             Self::Simulation => f.write_str("simulated"),
         }
@@ -135,10 +157,40 @@ mod tests {
             let [sender, receiver] = counted(transport);
             assert_eq!((sender.sent, receiver.received), (flow, flow));
             assert_eq!((sender.received, receiver.sent), Default::default());
-            assert_eq!((sender.path, sender.why), (Some(path), why));
+            assert_eq!((sender.path, &sender.why), (Some(path), &why));
             // The ring has fewer slots than there are messages.
             assert_eq!(sender.waits > 0, path == Path::Shm, "{}", sender.waits);
             assert_eq!(receiver.waits, 0);
+            for counters in [&sender, &receiver] {
+                // On a machine's own loopback nothing gets lost.
+                let others = (counters.retransmissions, counters.put, counters.got);
+                assert_eq!(others, (0, 0, 0));
+            }
         }
+    }
+
+    #[test]
+    fn a_peer_of_this_node_that_is_not_reached_over_shared_memory_says_why() {
+        let secret = Secret::random().unwrap();
+        let mut ranks = [0, 1].map(|rank| {
+            let arena = Arena::new(&Ledger::new(1 << 20), 1 << 20).unwrap();
+            Fabric::new(Config::new(rank, 2, &secret), arena).unwrap()
+        });
+        let mut book = [0, 1].map(|rank: usize| ranks[rank].address().unwrap());
+        book[1].name = "nobody".into();
+        ranks.iter_mut().for_each(|rank| rank.join(&book).unwrap());
+        assert!(ranks[0].send_copy(1, 0, b"hello").unwrap());
+        while !matches!(ranks[1].receive().unwrap(), Some(Event::Message { .. })) {
+            ranks[0].receive().unwrap();
+        }
+        let [here, there] = [(0, 1), (1, 0)].map(|(rank, peer): (usize, _)| {
+            let counters = ranks[rank].counters(peer).unwrap();
+            assert_eq!(counters.path, Some(Path::Tcp));
+            counters.why.to_string()
+        });
+        let said = "on this node, without shared memory: ";
+        let reason = here.strip_prefix(said).unwrap();
+        assert!(reason.contains("refused"), "{reason}");
+        assert_eq!(there, format!("{said}the peer came over TCP"));
     }
 }

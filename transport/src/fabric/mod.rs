@@ -356,17 +356,19 @@ impl Fabric {
             self.peers.get(peer as usize)?,
             self.traffic.get(peer as usize)?,
         );
-        let Traffic { sent, received, .. } = *traffic;
-        let (path, waits) = match contact {
-            Contact::Open(link) => (Some(link.path()), link.waits()),
-            _ => (traffic.path, traffic.waits),
-        };
+        let mut traffic = *traffic;
+        if let Contact::Open(link) = contact {
+            traffic.look_at(link);
+        }
         Some(Counters {
-            path,
-            why: self.why(peer, path),
-            sent,
-            received,
-            waits,
+            path: traffic.path,
+            why: self.why(peer, traffic.path),
+            sent: traffic.sent,
+            received: traffic.received,
+            waits: traffic.waits,
+            retransmissions: traffic.retransmissions,
+            put: traffic.put,
+            got: traffic.got,
         })
     }
 
@@ -382,7 +384,9 @@ impl Fabric {
         match path {
             None => Why::NoLink,
             Some(_) if !sockets.may_choose() => Why::Chosen,
-            Some(Path::Tcp) if sockets.is_neighbour(peer) => Why::NoSharedMemory,
+            Some(Path::Tcp) if sockets.is_neighbour(peer) => {
+                Why::NoSharedMemory(sockets.why_not_shm(peer))
+            }
             Some(Path::Tcp) => sockets
                 .why_not_rdma()
                 .map_or(Why::OtherNode, |reason| Why::NoRdma(reason.to_string())),

@@ -105,6 +105,8 @@ pub(super) struct Sockets {
     registered: HashMap<Id, Registered>,
     /// How many of them are processes or watch over RDMA links: they say one word in their life.
     processes: usize,
+    /// Peers of this node that could not be reached over shared memory, and why.
+    without_shm: HashMap<Rank, String>,
     /// Whether the RDMA device can wake us.
     hears_rdma: bool,
     next_id: Id,
@@ -162,6 +164,7 @@ impl Sockets {
             addresses: Vec::new(),
             registered: HashMap::new(),
             processes: 0,
+            without_shm: HashMap::new(),
             hears_rdma: false,
             next_id: FIRST_ID,
             now: Duration::ZERO,
@@ -266,9 +269,10 @@ impl Sockets {
             Transport::Shm => Err(Loss::Unreachable(
                 "it is on another node, and only shared memory may be used".into(),
             )),
-            Transport::Auto if same_node => self
-                .connect_unix(to, &address)
-                .or_else(|_| self.connect_tcp(to, &address)),
+            Transport::Auto if same_node => self.connect_unix(to, &address).or_else(|loss| {
+                self.without_shm.insert(to, loss.to_string());
+                self.connect_tcp(to, &address)
+            }),
             Transport::Auto => self.connect_tcp(to, &address),
         }
     }
@@ -523,6 +527,12 @@ impl Sockets {
         {
             adapter.arm();
         }
+    }
+
+    /// Why a peer of this node is not reached over shared memory.
+    pub(super) fn why_not_shm(&self, peer: Rank) -> String {
+        let reason = self.without_shm.get(&peer).cloned();
+        reason.unwrap_or_else(|| "the peer came over TCP".to_owned())
     }
 
     pub(super) fn why_not_rdma(&self) -> Option<Unusable> {

@@ -125,6 +125,14 @@ impl Link {
         }
     }
 
+    /// Packets that were sent again.
+    pub(crate) fn retransmissions(&self) -> u64 {
+        match self {
+            Self::Tcp(link) => link.retransmissions(),
+            Self::Shm(_) | Self::Rdma(_) | Self::Simulated(_) => 0,
+        }
+    }
+
     /// Messages that fill the arena of the peer, or will, until it drops them: none where it reads ours in place.
     pub(crate) fn unread(&self) -> Box<dyn Iterator<Item = &Buffer> + '_> {
         match self {

@@ -32,6 +32,8 @@ pub(crate) struct Signs {
     pub(crate) heard: Duration,
     /// Whether it has something of ours to acknowledge.
     pub(crate) owed: bool,
+    /// Packets that were sent again so far.
+    pub(crate) retransmissions: u64,
 }
 
 impl Signs {
@@ -60,13 +62,13 @@ impl Signs {
         Ok(Self {
             heard: Duration::from_millis(heard.into()),
             owed: info.tcpi_unacked > 0 || info.tcpi_probes > 0,
+            retransmissions: info.tcpi_total_retrans.into(),
         })
     }
 }
 
 /// Has the kernel ask a receiver without room, and repeat what was not acknowledged, at least twice
-/// within the longest silence, and not ever more rarely. Kernels before 6.15 cannot do that: there, a
-/// machine that vanishes while its rank is busy and its buffer full is missed at the next question.
+/// within the longest silence, and not ever more rarely. What kernels do that cannot, [`Config`](crate::Config::silence_max) says.
 pub(crate) fn ask_often(stream: &impl AsRawFd, silence_max: Duration) {
     const TCP_RTO_MAX_MS: libc::c_int = 44;
     let most = silence_max.as_millis() / 2;
@@ -184,7 +186,12 @@ mod tests {
             }
             let heard = self.now - self.heard_at;
             let owed = self.owed;
-            let verdict = self.pulse.look(self.now, Signs { heard, owed });
+            let signs = Signs {
+                heard,
+                owed,
+                retransmissions: 0,
+            };
+            let verdict = self.pulse.look(self.now, signs);
             if verdict == Verdict::Beat {
                 self.owed = true;
                 self.beats += 1;

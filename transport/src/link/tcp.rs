@@ -287,6 +287,11 @@ impl Tcp {
         self.waits
     }
 
+    /// Packets that the kernel has sent again. It knows as long as the socket is open, whatever became of the connection.
+    pub(crate) fn retransmissions(&self) -> u64 {
+        Signs::of(&self.wire).map_or(0, |signs| signs.retransmissions)
+    }
+
     /// Large messages that the peer has not dropped, those that wait to be written among them.
     pub(crate) fn unread(&self) -> impl Iterator<Item = &Buffer> {
         let waiting = self.outgoing.iter().filter_map(|piece| match piece {

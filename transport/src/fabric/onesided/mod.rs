@@ -124,9 +124,14 @@ impl Fabric {
         self.check(region, offset, bytes.len() as u64)?;
         if let Some(words) = region.words() {
             store(words, offset as usize, bytes);
+            self.traffic[region.owner() as usize].put += bytes.len() as u64;
             return Ok(Issued::Done(()));
         }
-        self.ask_to_put(region, offset, bytes)
+        let issued = self.ask_to_put(region, offset, bytes)?;
+        if !matches!(issued, Issued::NoRoom) {
+            self.traffic[region.owner() as usize].put += bytes.len() as u64;
+        }
+        Ok(issued)
     }
 
     /// Copies `bytes` bytes from `offset` on of the memory of a peer. On shared memory it is done at once, and
@@ -151,10 +156,15 @@ impl Fabric {
         {
             let mut copy = [0; INLINE_BYTES];
             load(words, offset as usize, &mut copy[..bytes]);
+            self.traffic[region.owner() as usize].got += bytes as u64;
             let buffer = Buffer::inline(0, &copy[..bytes]);
             return Ok(buffer.map_or(Issued::NoRoom, Issued::Done));
         }
-        self.get_many(region, offset, bytes)
+        let issued = self.get_many(region, offset, bytes)?;
+        if !matches!(issued, Issued::NoRoom) {
+            self.traffic[region.owner() as usize].got += bytes as u64;
+        }
+        Ok(issued)
     }
 
     fn get_many(
