@@ -82,8 +82,8 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let changed = next.clone().filter(|(_, (_, is_new))| is_new).count();
     let round = next.cache().and(changed.first());
     let became = labels.clone();
-    let mut began = Instant::now();
-    let history = env.repeat(&round, History::default(), move |history, (next, changed)| {
+    let (start, mut began) = (History::default(), Instant::now());
+    let history = env.repeat(&round, start, move |history, (next, changed)| {
         became.set(next);
         let changed = changed.unwrap_or_default();
         history.add(changed as f64, began.elapsed());
