@@ -275,6 +275,23 @@ proptest! {
 }
 
 #[test]
+fn slices_of_a_few_keys_each_go_to_disk_together() {
+    // All are kept until the end, in slices that have five keys or so.
+    let events = || {
+        let event = |n: u64| (mix(n), (-((mix(n) % 100_000) as i64), n));
+        generate(7_700, event).watermarks(100_000, |(_, (time, _))| time)
+    };
+    let texts = events()
+        .map(|(key, (time, n))| (format!("{key:>20}"), (time, "x".repeat(n as usize % 100))));
+    let groups = texts.window_by_key(Windows::sliding(536, 119), |(time, _)| time);
+    let groups = groups.group().map(|(key, (window, values))| {
+        let lengths: Vec<u64> = values.iter().map(|(_, text)| text.len() as u64).collect();
+        (key.to_owned(), (window, sorted(lengths)))
+    });
+    assert!(same(tight(1, 1, 1, 840 << 10), groups) > 0);
+}
+
+#[test]
 fn what_is_late_changes_windows_that_are_on_disk() {
     // Of each key several values, of which most come when their windows were given.
     let events: Vec<Event> = (0..40_000u64)

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, vec};
 
 use super::{
     Gave, Tools, Window,
-    slices::{Runs, Slices},
+    slices::{Entry, Slices, Spilled},
 };
 use crate::{
     Error, EventTime, Key, Record,
@@ -61,11 +61,11 @@ enum Giving<K: Key, S> {
 /// A window that is merged of its slices.
 struct Merging<K: Key, S> {
     end: i128,
-    /// Slices that are still to be added.
+    /// Slices whose tables are still to be added.
     slices: vec::IntoIter<EventTime>,
-    /// What is on disk of the slice that is added, and what of it is read.
-    runs: Runs,
-    reader: Option<Reader<(K, S)>>,
+    /// What may have more of them on disk, and what of it is read.
+    spilled: Vec<Spilled>,
+    reader: Option<Reader<Entry<K, S>>>,
     /// The keys that are wanted, if not all are.
     only: Option<States<K, ()>>,
 }
@@ -247,7 +247,7 @@ where
         self.giving = match first_two {
             (Some(slice), None) if self.is_done(slice) && !self.slices.is_on_disk(slice) => {
                 let removed = self.slices.remove(slice);
-                removed.map(|(drain, _)| Giving::Table(window, drain))
+                removed.map(|drain| Giving::Table(window, drain))
             }
             _ => Some(self.merging(end, None)),
         };
@@ -255,12 +255,12 @@ where
     }
 
     fn merging(&self, end: i128, only: Option<States<K, ()>>) -> Giving<K, S> {
-        let slices = self.slices.starts(in_window(self.times.window(end)));
-        let slices: Vec<_> = slices.collect();
+        let within = in_window(self.times.window(end));
+        let slices: Vec<_> = self.slices.starts(within.clone()).collect();
         Giving::Merging(Merging {
             end,
             slices: slices.into_iter(),
-            runs: Vec::new(),
+            spilled: self.slices.spilled(&within),
             reader: None,
             only,
         })
@@ -296,7 +296,7 @@ where
         };
         if let Some(reader) = &mut merging.reader {
             for _ in 0..READ_A_TURN {
-                let Some((key, state)) = reader.view() else {
+                let Some((_, (key, state))) = reader.view() else {
                     merging.reader = None;
                     break;
                 };
@@ -305,8 +305,9 @@ where
             }
             return Ok(());
         }
-        if let Some(run) = merging.runs.pop() {
-            merging.reader = Some(self.slices.read(&run)?);
+        if let Some(spilled) = merging.spilled.pop() {
+            let within = in_window(self.times.window(merging.end));
+            merging.reader = Some(self.slices.read(&spilled, &within)?);
             return Ok(());
         }
         let Some(slice) = merging.slices.next() else {
@@ -320,8 +321,7 @@ where
         let last = self.times.last_end(slice);
         let is_done = last <= self.given && last <= merging.end && self.times.is_gone(last);
         let (reduction, only) = (&mut self.reduction, &mut merging.only);
-        if is_done && let Some((mut drain, runs)) = self.slices.remove(slice) {
-            merging.runs = runs;
+        if is_done && let Some(mut drain) = self.slices.remove(slice) {
             while let Some(entry) = drain.next_given_back(self.slices.account()) {
                 let key = K::stored(&entry.key);
                 (entry.state).with_view(|state| {
@@ -330,7 +330,6 @@ where
             }
             return Ok(());
         }
-        merging.runs = self.slices.runs(slice);
         for (key, state) in self.slices.states(slice) {
             state.with_view(|state| {
                 add_wanted(reduction, only, K::shorten(key), S::shorten(state))
@@ -346,7 +345,7 @@ where
             && self.is_done(slice)
             && changed.is_none_or(|end| end > self.times.last_end(slice))
         {
-            if let Some((mut drain, _)) = self.slices.remove(slice) {
+            if let Some(mut drain) = self.slices.remove(slice) {
                 drain.forget(self.slices.account());
             }
         }

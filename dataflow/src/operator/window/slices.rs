@@ -1,10 +1,15 @@
 //! What is kept of slices of time by key, in memory and on disk.
 //!
 //! Values are added to the state of their key in the table of their slice. When there is no room, the largest tables go
-//! to disk, each as a run in no order, and begin anew: so a slice may have several states of a key, which are made one
-//! when they are read.
+//! to disk, all in one run, which is in the order of the slices, and begin anew: so a slice may have several states of a key,
+//! which are made one when they are read. A run is looked through by its blocks, so that memory goes with the blocks, and not
+//! with the slices that are in them: these may have a few states each.
 
-use std::{collections::BTreeMap, ops::RangeBounds, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::{RangeBounds, RangeInclusive},
+    sync::Arc,
+};
 
 use transport::Reservation;
 
@@ -22,9 +27,10 @@ use crate::{
 /// Slices by their starts.
 pub(super) struct Slices<K: Key, S: Record> {
     slices: BTreeMap<EventTime, Slice<K, S>>,
+    runs: Vec<Spilled>,
     account: Account,
     place: Place,
-    writer: Writer<(K, S)>,
+    writer: Writer<Entry<K, S>>,
     files: Files,
     /// Bytes that were written since there are other files.
     written: u64,
@@ -36,15 +42,23 @@ pub(super) struct Slice<K: Key, S> {
     states: States<K, S>,
     /// Bytes of the table, and of what its entries keep outside of it.
     bytes: u64,
-    runs: Runs,
+    is_on_disk: bool,
 }
 
-/// What a slice has on disk.
-pub(super) type Runs = Vec<Arc<Run>>;
+/// What is on disk: the start of a slice, and a state of a key in it.
+pub(super) type Entry<K, S> = (EventTime, (K, S));
+
+/// A run of some slices, the last of which comes first.
+#[derive(Clone)]
+pub(super) struct Spilled {
+    run: Arc<Run>,
+    first: EventTime,
+    last: EventTime,
+}
 
 /// Bytes of a slice besides its table, and of a run besides its blocks.
 const SLICE_BYTES: usize = 2 * size_of::<(EventTime, Slice<u64, u64>)>();
-const RUN_BYTES: usize = 2 * size_of::<Run>();
+const RUN_BYTES: usize = 2 * (size_of::<Spilled>() + size_of::<Run>());
 
 /// Bytes after which other files are begun: those before are gone when what is in them was read.
 const FILES_BYTES: u64 = 256 << 20;
@@ -60,6 +74,7 @@ impl<K: Key, S: Record> Slices<K, S> {
         let block_bytes = Sizes::aside(place).block_bytes();
         Ok(Self {
             slices: BTreeMap::new(),
+            runs: Vec::new(),
             // With less, tables would go to disk with hardly a key in them.
             account: Account::with_least(place, holder, 4 * block_bytes)?,
             writer: Writer::new(ledger, holder, block_bytes, spill.compression)?,
@@ -179,28 +194,31 @@ impl<K: Key, S: Record> Slices<K, S> {
             self.written = 0;
         }
         let enough = self.account.used() / 2;
-        for slice in self.slices.values_mut().rev() {
+        let (mut first, mut last) = (EventTime::MAX, EventTime::MIN);
+        self.writer.start(self.files.next()?);
+        for (&start, slice) in self.slices.iter_mut().rev() {
             if slice.states.len() == 0 || 2 * slice.bytes < largest {
                 continue;
             }
-            self.writer.start(self.files.next()?);
+            (first, last) = (first.min(start), last.max(start));
+            slice.is_on_disk = true;
             let mut drain = slice.drain();
             while let Some(entry) = drain.next_given_back(&mut self.account) {
                 let key = K::stored(&entry.key);
                 entry.state.with_view(|state| {
-                    let pair = (K::shorten(key), S::shorten(state));
-                    self.writer.push(&pair, 0)
+                    let entry = (start, (K::shorten(key), S::shorten(state)));
+                    self.writer.push(&entry, number(start))
                 })?;
             }
-            let run = self.writer.finish()?;
-            self.account.insist(RUN_BYTES)?;
-            self.written += run.disk_bytes();
-            self.place.counters.spilled(run.disk_bytes());
-            slice.runs.push(run);
             if self.account.used() <= enough {
                 break;
             }
         }
+        let run = self.writer.finish()?;
+        self.account.insist(RUN_BYTES)?;
+        self.written += run.disk_bytes();
+        self.place.counters.spilled(run.disk_bytes());
+        self.runs.push(Spilled { run, first, last });
         Ok(true)
     }
 
@@ -232,33 +250,52 @@ impl<K: Key, S: Record> Slices<K, S> {
 
     /// Whether some states of a slice are on disk.
     pub(super) fn is_on_disk(&self, start: EventTime) -> bool {
-        let slice = self.slices.get(&start);
-        slice.is_some_and(|slice| !slice.runs.is_empty())
+        self.slices
+            .get(&start)
+            .is_some_and(|slice| slice.is_on_disk)
     }
 
-    /// What a slice has on disk.
-    pub(super) fn runs(&self, start: EventTime) -> Runs {
-        let slice = self.slices.get(&start);
-        slice.map_or_else(Vec::new, |slice| slice.runs.clone())
+    /// What may have states on disk of the slices that begin within some time.
+    pub(super) fn spilled(&self, within: &RangeInclusive<EventTime>) -> Vec<Spilled> {
+        let runs = self.runs.iter();
+        runs.filter(|run| run.first <= *within.end() && run.last >= *within.start())
+            .cloned()
+            .collect()
     }
 
-    /// Takes a slice out: what is in its table, and what it has on disk.
-    pub(super) fn remove(&mut self, start: EventTime) -> Option<(Drain<K, S>, Runs)> {
+    /// Takes out what is in the table of a slice. Runs of which no slice is left are forgotten.
+    pub(super) fn remove(&mut self, start: EventTime) -> Option<Drain<K, S>> {
         let mut slice = self.slices.remove(&start)?;
+        let (before, first) = (self.runs.len(), self.first());
+        self.runs
+            .retain(|run| first.is_some_and(|first| first <= run.last));
         self.account
-            .give_back(SLICE_BYTES + slice.runs.len() * RUN_BYTES);
-        Some((slice.drain(), slice.runs))
+            .give_back(SLICE_BYTES + (before - self.runs.len()) * RUN_BYTES);
+        Some(slice.drain())
     }
 
-    /// Reads a run from its start.
+    /// Reads what is on disk of the slices that begin within some time.
     ///
     /// # Errors
     ///
     /// [`Error::Spill`], [`Error::SpillDamaged`], or [`transport::Error::LedgerLimit`] for a block that is large.
-    pub(super) fn read(&mut self, run: &Arc<Run>) -> Result<Reader<(K, S)>, Error> {
+    pub(super) fn read(
+        &mut self,
+        Spilled { run, .. }: &Spilled,
+        within: &RangeInclusive<EventTime>,
+    ) -> Result<Reader<Entry<K, S>>, Error> {
         self.for_reading.grow_to(run.reader_bytes() as u64)?;
-        Reader::new(run, run.start(), run.end())
+        let cut = |start, is_behind: bool| {
+            let number_of = |(start, _): <Entry<K, S> as Record>::View<'_>| number(start);
+            run.cut::<Entry<K, S>>(number(start), number_of, |_| is_behind)
+        };
+        Reader::new(run, cut(*within.end(), false)?, cut(*within.start(), true)?)
     }
+}
+
+/// What runs are in the order of: later slices have smaller numbers.
+fn number(start: EventTime) -> u64 {
+    !(start.cast_unsigned() ^ 1 << 63)
 }
 
 impl<K: Key, S: Record> Slice<K, S> {
@@ -266,7 +303,7 @@ impl<K: Key, S: Record> Slice<K, S> {
         Self {
             states: States::new(),
             bytes: 0,
-            runs: Vec::new(),
+            is_on_disk: false,
         }
     }
 
