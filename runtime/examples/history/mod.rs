@@ -6,11 +6,14 @@ use std::{
     fmt::Write,
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::Args;
-use updraft::{Error, Iterated, dataflow};
+use updraft::{
+    Env, Error, Iterated,
+    dataflow::{self, Job},
+};
 
 /// The picture of a history: its size, and where the axes are.
 const WIDTH: f64 = 640.0;
@@ -46,6 +49,24 @@ impl History {
         } = ended;
         let values = history;
         (state, Self { values, times })
+    }
+
+    /// Runs a graph again and again, as long as `goes_on` says so of what all runs have measured: of what each gave, that is what
+    /// `measure` says, which may set variables for the next.
+    pub(crate) fn of_runs<R: 'static>(
+        env: &mut Env,
+        job: &Job<R>,
+        mut measure: impl FnMut(R) -> f64 + Send + 'static,
+        goes_on: impl Fn(&[f64]) -> bool + Send + 'static,
+    ) -> Result<Self, Error> {
+        let (rounds, mut began) = (env.rounds(), Instant::now());
+        env.repeat(job, Self::default(), move |history, given| {
+            let value = measure(given);
+            history.add(value, began.elapsed());
+            began = Instant::now();
+            rounds.tell(history.values.len() as u64, value);
+            Ok(goes_on(&history.values))
+        })
     }
 
     pub(crate) fn add(&mut self, value: f64, time: Duration) {

@@ -203,20 +203,17 @@ fn by_graphs(
             },
         )
         .first();
-    let iterations = arguments.iterations;
-    let mut ended = (start, History::default());
+    let (iterations, mut history) = (arguments.iterations, History::default());
     if iterations > 0 {
-        let mut began = Instant::now();
-        ended = env.repeat(&sums, ended, move |(clustering, history), sums| {
+        let (mut clustering, moved) = (start, centroids.clone());
+        let squares = move |sums: Option<Vec<f64>>| {
             let squares = clustering.move_by(&sums.unwrap_or_default());
-            centroids.set(clustering.clone());
-            history.add(squares, began.elapsed());
-            began = Instant::now();
-            Ok(history.values.len() < iterations)
-        })?;
+            moved.set(clustering.clone());
+            squares
+        };
+        history = History::of_runs(env, &sums, squares, move |all| all.len() < iterations)?;
     }
-    let (clustering, history) = ended;
-    Ok((clustering.points(), history))
+    Ok((centroids.get().points(), history))
 }
 
 /// The number of the centroid that is nearest to a point; the first one, if several are.

@@ -1,6 +1,6 @@
 //! PageRank on edges that jobs put where they belong.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use updraft::{Error, dataflow::generate, prelude::*};
 
@@ -129,13 +129,11 @@ pub(crate) fn by_graphs(env: &mut Env, arguments: &Arguments) -> Result<Ranked, 
     let mut history = History::default();
     if !arguments.is_done(&history.values) {
         let (became, of_all) = (ranks.clone(), arguments.clone());
-        let mut began = Instant::now();
-        history = env.repeat(&iteration, history, move |history, (new, change)| {
+        let change = move |(new, change): (_, Option<f64>)| {
             became.set(new);
-            history.add(change.unwrap_or_default(), began.elapsed());
-            began = Instant::now();
-            Ok(!of_all.is_done(&history.values))
-        })?;
+            change.unwrap_or_default()
+        };
+        history = History::of_runs(env, &iteration, change, move |all| !of_all.is_done(all))?;
     }
     let mut found = vec![0.0; vertices];
     for (vertex, rank) in env.run(&ranks.tset().collect())? {

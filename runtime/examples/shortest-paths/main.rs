@@ -100,14 +100,11 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
     let changed = next.clone().filter(|(_, (_, is_new))| is_new).count();
     let round = next.cache().and(changed.first());
     let became = distances.clone();
-    let (start, mut began) = (History::default(), Instant::now());
-    let history = env.repeat(&round, start, move |history, (next, changed)| {
+    let changed = move |(next, changed): (_, Option<u64>)| {
         became.set(next);
-        let changed = changed.unwrap_or_default();
-        history.add(changed as f64, began.elapsed());
-        began = Instant::now();
-        Ok(changed > 0)
-    })?;
+        changed.unwrap_or_default() as f64
+    };
+    let history = History::of_runs(env, &round, changed, |all| all.last() != Some(&0.0))?;
     let reached = distances
         .tset()
         .map(|(vertex, (distance, _))| (vertex, distance))
