@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use transport::{Buffer, Rank};
+use transport::Rank;
 
 use crate::{
     Error, Record, Variable,
@@ -295,15 +295,6 @@ pub struct Replay<T> {
 
 impl<T: Record> Input for Replay<T> {
     type Out = T;
-
-    fn receive(&mut self, _port: usize, peer: Rank, batch: Buffer) -> Result<(), Error> {
-        Err(Error::Unexpected {
-            peer,
-            tag: batch.tag(),
-        })
-    }
-
-    fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if let (None, Some(variable)) = (&self.partition, &self.variable) {

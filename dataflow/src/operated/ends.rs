@@ -2,8 +2,6 @@
 
 use std::{fmt, marker::PhantomData, rc::Rc};
 
-use transport::{Buffer, Rank};
-
 use super::queue::Queue;
 use crate::{
     Error, Record,
@@ -73,13 +71,6 @@ pub struct Taking<T: Record> {
 
 impl<T: Record> Input for Taking<T> {
     type Out = T;
-
-    fn receive(&mut self, _port: usize, peer: Rank, batch: Buffer) -> Result<(), Error> {
-        let tag = batch.tag();
-        Err(Error::Unexpected { peer, tag })
-    }
-
-    fn ended(&mut self, _port: usize, _from: Rank) {}
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if self.page.is_none() {

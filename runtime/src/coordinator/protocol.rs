@@ -348,7 +348,6 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend_from_slice(text.as_bytes());
 }
 
-/// Puts as much of `words` as a frame has room for.
 fn put_amount(bytes: &mut Vec<u8>, amount: &Amount) {
     let Amount {
         records,
@@ -357,17 +356,13 @@ fn put_amount(bytes: &mut Vec<u8>, amount: &Amount) {
         rounds,
         measure,
     } = *amount;
-    for number in [
-        records,
-        read,
-        bytes_total,
-        rounds,
-        progress::to_bits(measure),
-    ] {
+    let measure = progress::to_bits(measure);
+    for number in [records, read, bytes_total, rounds, measure] {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
 }
 
+/// Puts as much of `words` as a frame has room for.
 fn put_words(bytes: &mut Vec<u8>, words: &str) {
     let mut end = words.len().min(TEXT_BYTES_MAX);
     while !words.is_char_boundary(end) {
