@@ -122,12 +122,13 @@ impl Fabric {
         bytes: &[u8],
     ) -> Result<Issued<()>, Error> {
         self.check(region, offset, bytes.len() as u64)?;
-        if let Some(words) = region.words() {
-            store(words, offset as usize, bytes);
-            self.traffic[region.owner() as usize].put += bytes.len() as u64;
-            return Ok(Issued::Done(()));
-        }
-        let issued = self.ask_to_put(region, offset, bytes)?;
+        let issued = match region.words() {
+            Some(words) => {
+                store(words, offset as usize, bytes);
+                Issued::Done(())
+            }
+            None => self.ask_to_put(region, offset, bytes)?,
+        };
         if !matches!(issued, Issued::NoRoom) {
             self.traffic[region.owner() as usize].put += bytes.len() as u64;
         }
@@ -151,16 +152,15 @@ impl Fabric {
         bytes: usize,
     ) -> Result<Issued<Buffer>, Error> {
         self.check(region, offset, bytes as u64)?;
-        if bytes <= INLINE_BYTES
-            && let Some(words) = region.words()
-        {
-            let mut copy = [0; INLINE_BYTES];
-            load(words, offset as usize, &mut copy[..bytes]);
-            self.traffic[region.owner() as usize].got += bytes as u64;
-            let buffer = Buffer::inline(0, &copy[..bytes]);
-            return Ok(buffer.map_or(Issued::NoRoom, Issued::Done));
-        }
-        let issued = self.get_many(region, offset, bytes)?;
+        let issued = match region.words() {
+            Some(words) if bytes <= INLINE_BYTES => {
+                let mut copy = [0; INLINE_BYTES];
+                load(words, offset as usize, &mut copy[..bytes]);
+                let buffer = Buffer::inline(0, &copy[..bytes]);
+                buffer.map_or(Issued::NoRoom, Issued::Done)
+            }
+            _ => self.get_many(region, offset, bytes)?,
+        };
         if !matches!(issued, Issued::NoRoom) {
             self.traffic[region.owner() as usize].got += bytes as u64;
         }
