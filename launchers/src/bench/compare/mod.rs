@@ -111,7 +111,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Error> {
     say(&format!("{}\n", machine.line()));
     let folder = tempfile::tempdir().map_err(Error::io("make a folder for the peers"))?;
     let comparison = Comparison::prepare(arguments, &machine, folder.path());
-    let (trials, verdicts) = comparison.measure()?;
+    let (measured, verdicts) = comparison.measure()?;
     let met = verdicts.iter().filter(|verdict| verdict.is_met()).count();
     let all = verdicts.len();
     say(&format!("{met} of {all} met\n"));
@@ -120,7 +120,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Error> {
         write_file(path, &format!("{value:#}\n"))?;
     }
     if let Some(folder) = &arguments.plot {
-        comparison.plot(folder, &machine, &trials)?;
+        comparison.plot(folder, &machine, &measured)?;
     }
     Ok(if arguments.strict && met < all {
         exit::JOB
@@ -129,11 +129,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Error> {
     })
 }
 
+/// A trial, and what it found out.
+type Measured = (&'static Trial, Trials);
+
 /// What is compared.
 struct Comparison<'a> {
     arguments: &'a Arguments,
     targets: Vec<&'static Target>,
-    trials: Vec<&'static Trial>,
     peers: Vec<Peer>,
     effort: Effort,
 }
@@ -150,15 +152,6 @@ impl<'a> Comparison<'a> {
         }
         if targets.len() < without {
             say("P9 is left out: there is no RDMA device\n");
-        }
-        let mut trials: Vec<&'static Trial> = Vec::new();
-        for target in targets
-            .iter()
-            .filter(|target| !matches!(target.against, Against::Bench(_)))
-        {
-            if !trials.contains(&target.trial) {
-                trials.push(target.trial);
-            }
         }
         let wanted = |peer: &Peer| targets.iter().any(|target| plays(target, peer));
         let mut peers = Vec::new();
@@ -177,7 +170,6 @@ impl<'a> Comparison<'a> {
         Self {
             arguments,
             targets,
-            trials,
             peers,
             effort,
         }
@@ -214,8 +206,8 @@ impl<'a> Comparison<'a> {
 
     /// Measures what each target needs that was not measured yet, each contender in its turn, and says at once how far the
     /// target is reached.
-    fn measure(&self) -> Result<(HashMap<&'static str, Trials>, Vec<Verdict>), Error> {
-        let mut trials = HashMap::new();
+    fn measure(&self) -> Result<(Vec<Measured>, Vec<Verdict>), Error> {
+        let mut measured: Vec<Measured> = Vec::new();
         let mut reports = HashMap::new();
         let mut verdicts = Vec::new();
         for target in &self.targets {
@@ -227,20 +219,21 @@ impl<'a> Comparison<'a> {
                 });
                 judge_bench(target, report)
             } else {
-                let name = target.trial.name;
-                if !trials.contains_key(name) {
-                    trials.insert(name, self.try_out(target.trial)?);
+                let found = measured.iter().position(|of| of.0 == target.trial);
+                let at = found.unwrap_or(measured.len());
+                if found.is_none() {
+                    measured.push((target.trial, self.try_out(target.trial)?));
                 }
-                let trial = &trials[name];
-                let rivals = self.rivals(target, trial);
-                judge(target, trial, &rivals, &absent(target))
+                let (_, trials) = &measured[at];
+                let rivals = self.rivals(target, trials);
+                judge(target, trials, &rivals, &absent(target))
             };
             for verdict in of_it {
                 say(&format!("{}\n", verdict.line()));
                 verdicts.push(verdict);
             }
         }
-        Ok((trials, verdicts))
+        Ok((measured, verdicts))
     }
 
     fn try_out(&self, trial: &'static Trial) -> Result<Trials, Error> {
@@ -405,20 +398,11 @@ impl<'a> Comparison<'a> {
     }
 
     /// A chart of each trial that has more than one size.
-    fn plot(
-        &self,
-        folder: &Path,
-        machine: &Machine,
-        trials: &HashMap<&'static str, Trials>,
-    ) -> Result<(), Error> {
-        for trial in self
-            .trials
-            .iter()
-            .filter(|trial| trial.measure != Measure::Idle)
-        {
-            let Some(measured) = trials.get(trial.name) else {
+    fn plot(&self, folder: &Path, machine: &Machine, measured: &[Measured]) -> Result<(), Error> {
+        for (trial, measured) in measured {
+            if trial.measure == Measure::Idle {
                 continue;
-            };
+            }
             let unit = match trial.measure {
                 Measure::Stream if trial.sizes.iter().all(|&bytes| bytes <= 1 << 10) => Unit::Rate,
                 Measure::Stream => Unit::Bandwidth,
