@@ -126,11 +126,7 @@ fn main() -> io::Result<()> {
                 Spread::of(costs).times(1e9)
             });
             let ratio = Spread::of(pairs.iter().map(|(many, few)| many / few));
-            let verdict = if ratio.median <= AT_MOST {
-                "met"
-            } else {
-                "missed"
-            };
+            let verdict = ratio.verdict(AT_MOST);
             println!(
                 "{name}: {operator:<17} {few} ns a record, then {many}: {ratio} target <= {AT_MOST} {verdict}"
             );
@@ -245,11 +241,7 @@ fn grow_program(
             Spread::of(costs).times(1e9)
         });
         let ratio = Spread::of(pairs.iter().map(|(ours, alone)| ours / alone));
-        let verdict = if ratio.median <= AT_MOST {
-            "met"
-        } else {
-            "missed"
-        };
+        let verdict = ratio.verdict(AT_MOST);
         println!(
             "{name}, {called:<12} {ours} ns of a core a record, {ALONE} {alone}: {ratio} target <= {AT_MOST} {verdict}"
         );

@@ -349,14 +349,7 @@ fn starts(spark: Option<&Path>, repeats: usize, rows: &mut Rows) -> io::Result<(
 /// Prints how the times of two cases compare, and whether that is what it should be at most.
 fn say(name: &str, rival: &str, pairs: &[(f64, f64)], most: Option<f64>) {
     let ratio = Spread::of(pairs.iter().map(|(ours, theirs)| ours / theirs));
-    let verdict = most.map(|most| {
-        let verdict = if ratio.median <= most {
-            "met"
-        } else {
-            "missed"
-        };
-        format!(" target <= {most:.2} {verdict}")
-    });
+    let verdict = most.map(|most| format!(" target <= {most:.2} {}", ratio.verdict(most)));
     println!(
         "ratio {name}/{rival} {ratio}{}",
         verdict.unwrap_or_default()

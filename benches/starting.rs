@@ -59,11 +59,7 @@ fn main() -> io::Result<()> {
         };
         let first = Spread::of(pairs.iter().map(|pair| pair.0));
         let whole = Spread::of(pairs.iter().map(|pair| pair.1));
-        let verdict = if first.median <= most {
-            "met"
-        } else {
-            "missed"
-        };
+        let verdict = first.verdict(most);
         println!(
             "{workers} workers: {} ms to the first result, {} ms to the end; target <= {} {verdict}",
             first.times(1e3),

@@ -135,11 +135,7 @@ impl Report {
     /// median is `at_most` what it should be.
     pub fn ratio_line(&self, case: &str, base: &str, at_most: f64) -> String {
         let ratio = self.ratio(case, base, |run| run.seconds);
-        let verdict = if ratio.median <= at_most {
-            "met"
-        } else {
-            "missed"
-        };
+        let verdict = ratio.verdict(at_most);
         format!("ratio {case}/{base} {ratio} target <= {at_most:.2} {verdict}")
     }
 
@@ -233,6 +229,14 @@ impl Spread {
 }
 
 impl Spread {
+    /// Whether it is met that the median is at most so much.
+    pub fn verdict(self, at_most: f64) -> &'static str {
+        match self.median <= at_most {
+            true => "met",
+            false => "missed",
+        }
+    }
+
     /// The same in other units.
     pub fn times(self, factor: f64) -> Self {
         Self {

@@ -137,7 +137,7 @@ fn route(key: u64) -> u64 {
 
 /// Sends one record to and fro between the workers, `number` times in all, by a loop. Gives the time that takes.
 pub fn rounds(place: Place, number: u64) -> io::Result<Duration> {
-    let workers = timely::execute(place.config(), move |worker| {
+    slowest(place, move |worker| {
         let (mut input, probe) = worker.dataflow::<u64, _, _>(|scope| {
             let (input, start) = scope.new_input();
             let (handle, back) = scope.feedback(1);
@@ -159,7 +159,15 @@ pub fn rounds(place: Place, number: u64) -> io::Result<Duration> {
             worker.step();
         }
         started.elapsed()
-    });
+    })
+}
+
+/// What the slowest worker takes for some work.
+fn slowest(
+    place: Place,
+    work: impl Fn(&mut Worker) -> Duration + Send + Sync + 'static,
+) -> io::Result<Duration> {
+    let workers = timely::execute(place.config(), work);
     let times = workers.map_err(io::Error::other)?.join();
     let times: Result<Vec<Duration>, _> = times.into_iter().collect();
     let slowest = times.map_err(io::Error::other)?.into_iter().max();
@@ -169,7 +177,7 @@ pub fn rounds(place: Place, number: u64) -> io::Result<Duration> {
 /// Builds a dataflow that exchanges a record of each worker, and runs it to its end, so many times in the same workers. How long
 /// that takes.
 pub fn again(place: Place, runs: u64) -> io::Result<Duration> {
-    let workers = timely::execute(place.config(), move |worker| {
+    slowest(place, move |worker| {
         let started = Instant::now();
         for _ in 0..runs {
             let (mut input, probe) = worker.dataflow::<u64, _, _>(|scope| {
@@ -184,11 +192,7 @@ pub fn again(place: Place, runs: u64) -> io::Result<Duration> {
             }
         }
         started.elapsed()
-    });
-    let times = workers.map_err(io::Error::other)?.join();
-    let times: Result<Vec<Duration>, _> = times.into_iter().collect();
-    let slowest = times.map_err(io::Error::other)?.into_iter().max();
-    Ok(slowest.unwrap_or_default())
+    })
 }
 
 /// Exchanges numbers by their hash.

@@ -11,7 +11,10 @@ use dataflow::{
 use proptest::prelude::*;
 use updraft::Config;
 
-use crate::cluster::{cluster, instances, sorted};
+use crate::{
+    cluster::{cluster, instances, sorted},
+    support::long::often,
+};
 
 /// The steps that numbers take to 1 by halving what is even, and by 3n + 1 otherwise.
 #[derive(Clone)]
@@ -151,7 +154,7 @@ fn narrow(given: &Given) -> impl Fn(&Place) -> Result<Narrow, Error> + Send + Sy
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(often(32, 10_000)))]
 
     #[test]
     fn a_source_of_the_program_is_one_as_others(

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use dataflow::{Pass, TSet, collection, inline};
 use proptest::prelude::*;
 
-use crate::cluster::{Cluster, cluster, instances, sorted};
+use crate::{
+    cluster::{Cluster, cluster, instances, sorted},
+    support::long::often,
+};
 
 /// Where the share begins that an instance has of a collection.
 fn cut(len: usize, instance: u32, instances: u32) -> usize {
@@ -26,7 +29,7 @@ fn drawn((probability, seed): (f64, u64), len: u64, m: u32, cluster: Cluster) ->
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(often(32, 10_000)))]
 
     #[test]
     fn each_record_gets_the_key_that_a_function_gives_it(
