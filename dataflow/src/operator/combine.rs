@@ -4,9 +4,11 @@
 //! or the worker's ledger, is reached, it is sent on and the table starts anew. Where values hardly belong together,
 //! they are sent on one by one.
 
+use std::mem;
+
 use super::{
     reduce::Accumulate,
-    states::{Account, Drain, Merged, States},
+    states::{Account, Ahead, Drain, GROUP, Merged, States},
 };
 use crate::{
     Error, Key, Record,
@@ -52,6 +54,9 @@ pub(crate) trait Combined<K: Key, V: Record> {
 /// What combined values are kept as.
 type State<K, V, C> = <<C as Combined<K, V>>::Accumulate as Accumulate<V>>::State;
 
+/// Values whose entries the processor fetches meanwhile, at most a [`GROUP`].
+type Waiting<K, V> = Vec<(Ahead, <K as Key>::Stored, V)>;
+
 /// The most bytes that values combined before an exchange may take.
 const COMBINE_BYTES_MAX: u64 = 512 << 20;
 
@@ -59,6 +64,7 @@ const COMBINE_BYTES_MAX: u64 = 512 << 20;
 pub(crate) struct Combine<K: Key, V: Record, C: Combined<K, V>> {
     combined: C,
     states: States<C::By, State<K, V, C>>,
+    waiting: Waiting<C::By, V>,
     account: Account,
     bytes_max: u64,
     pays: Pays,
@@ -75,6 +81,7 @@ impl<K: Key, V: Record, C: Combined<K, V>> Combine<K, V, C> {
         Ok(Self {
             combined,
             states: States::new(),
+            waiting: Vec::new(),
             account: Account::new(place, "combining by key before an exchange")?,
             bytes_max: (left / (4 * u64::from(place.executors))).min(COMBINE_BYTES_MAX),
             // Where all pairs of a key are here, there is one table for them already.
@@ -92,13 +99,51 @@ impl<K: Key, V: Record, C: Combined<K, V>> Combine<K, V, C> {
         Ok(never)
     }
 
+    /// Whether values are plain and small, so that they can be [waiting](Waiting) at little cost.
+    const CAN_WAIT: bool = {
+        let is_plain = !mem::needs_drop::<V>() && !mem::needs_drop::<<C::By as Key>::Stored>();
+        is_plain && size_of::<(<C::By as Key>::Stored, V)>() <= WAITING_BYTES_MAX
+    };
+
     /// Sends a value on as it is.
     #[inline]
-    fn pass<'v>(&mut self, key: K::View<'v>, value: V::View<'v>) {
-        let by = self.combined.alone(key, value);
+    fn pass(&mut self, by: <C::By as Record>::View<'_>, value: V::View<'_>) {
         let lane = (self.own).unwrap_or_else(|| self.outbox.lane_of(C::hash(by)));
         let state = self.combined.accumulate().start(value);
         C::send(by, &state, lane, &mut self.outbox);
+    }
+
+    /// Combines the values that are waiting.
+    fn combine_waiting(&mut self) {
+        let mut waiting = mem::take(&mut self.waiting);
+        for (ahead, by, value) in waiting.drain(..) {
+            let by = C::By::stored(&by);
+            value.with_view(|value| {
+                let accumulate = self.combined.accumulate();
+                let account = &mut self.account;
+                let merged =
+                    (self.states).merge_ahead::<V, _>(accumulate, ahead, (by, value), account);
+                if merged != Merged::Combined {
+                    self.grown(merged, by, value);
+                }
+            });
+        }
+        self.waiting = waiting;
+    }
+
+    /// What follows when a value was not just combined with another.
+    #[inline]
+    fn grown(&mut self, merged: Merged, by: <C::By as Record>::View<'_>, value: V::View<'_>) {
+        match merged {
+            Merged::Combined => {}
+            Merged::New => self.look(),
+            // Whatever has no room, what there is can be sent on to make some.
+            Merged::TooMuch => self.start_drain(),
+            Merged::Refused => {
+                self.pass(by, value);
+                self.start_drain();
+            }
+        }
     }
 
     /// Looks, when the table has a new key, whether it pays and has room.
@@ -136,6 +181,7 @@ impl<K: Key, V: Record, C: Combined<K, V>> Combine<K, V, C> {
 
     /// Has all sent on that was combined; true when it is out.
     fn send_all(&mut self) -> bool {
+        self.combine_waiting();
         if self.send_on() && self.states.len() > 0 {
             self.start_drain();
         }
@@ -148,21 +194,21 @@ impl<K: Key, V: Record, C: Combined<K, V>> Push<(K, V)> for Combine<K, V, C> {
     fn push(&mut self, (key, value): (K::View<'_>, V::View<'_>)) {
         let (key, value) = (K::shorten(key), V::shorten(value));
         if self.pays.passes() {
-            self.pass(key, value);
+            self.pass(self.combined.alone(key, value), value);
             return;
         }
         let by = self.combined.by(key, value);
-        let accumulate = self.combined.accumulate();
-        match (self.states).merge::<V, _>(accumulate, (by, value), &mut self.account) {
-            Merged::Combined => {}
-            Merged::New => self.look(),
-            // Whatever has no room, what there is can be sent on to make some.
-            Merged::TooMuch => self.start_drain(),
-            Merged::Refused => {
-                self.pass(key, value);
-                self.start_drain();
+        if Self::CAN_WAIT && self.states.is_far() {
+            let ahead = self.states.look_ahead(by);
+            self.waiting.push((ahead, C::By::store(by), V::own(value)));
+            if self.waiting.len() == GROUP {
+                self.combine_waiting();
             }
+            return;
         }
+        let accumulate = self.combined.accumulate();
+        let merged = (self.states).merge::<V, _>(accumulate, (by, value), &mut self.account);
+        self.grown(merged, by, value);
     }
 }
 
@@ -209,6 +255,7 @@ impl<K: Key, V: Record, C: Combined<K, V>> Output<(K, V)> for Combine<K, V, C> {
 
     fn again(&mut self, run: u32) -> bool {
         // If nobody wanted more, there may be something left.
+        self.waiting.clear();
         let left = [self.drain.take(), Some(self.states.drain())];
         for mut drain in left.into_iter().flatten() {
             drain.forget(&mut self.account);
@@ -217,6 +264,9 @@ impl<K: Key, V: Record, C: Combined<K, V>> Output<(K, V)> for Combine<K, V, C> {
         self.outbox.again(run)
     }
 }
+
+/// The most bytes of a value that waits, with its key.
+const WAITING_BYTES_MAX: usize = 64;
 
 /// Keys by which it is judged whether it pays to combine: a table of that many is about what a core's cache holds.
 const KEYS_TO_LOOK: u64 = 1 << 16;

@@ -5,11 +5,11 @@
 //! that another one follows knows the next of the same key. So rows of one key, however many, cost no more than
 //! others, and a row whose key nobody shares costs its own bytes and two words.
 //!
-//! What is looked up is hardly ever in a cache. So keys are looked up in groups: first the words of all, then the rows
-//! of all, so that the processor waits for many at a time and not for each in turn (as in Chen, Ailamaki, Gibbons,
-//! Mowry: "Improving hash join performance through prefetching", 2004, with loads in place of prefetches).
+//! What is looked up is hardly ever in a cache. So keys are looked up in groups: first the words of all are asked for, then
+//! the rows of all, so that the processor waits for many at a time and not for each in turn (as in Chen, Ailamaki,
+//! Gibbons, Mowry: "Improving hash join performance through prefetching", 2004).
 
-use std::hint::black_box;
+use transport::{prefetch_read, prefetch_write};
 
 use crate::{
     Error, Key, Record,
@@ -100,6 +100,12 @@ impl<T: Record> Rows<T> {
     #[inline]
     pub(crate) fn view(&self, row: Row) -> T::View<'_> {
         self.batches[row.batch()].view(row.index())
+    }
+
+    /// Has the processor fetch a record that is soon to be read.
+    #[inline]
+    fn prefetch(&self, row: Row) {
+        self.batches[row.batch()].prefetch(row.index());
     }
 
     pub(crate) fn batches(&self) -> &[Page<T>] {
@@ -220,12 +226,10 @@ impl<K: Key, V: Record> Index<K, V> {
             let group = start..len.min(start + GROUP);
             let elements = &self.rows.batches[batch].elements()[group.clone()];
             let mut hashes = [0; GROUP];
-            let mut touched = 0;
             for (element, hash) in elements.iter().zip(&mut hashes) {
                 *hash = K::hash(<(K, V)>::view(element).0);
-                touched ^= self.words[self.place_of(*hash)];
+                prefetch_write((&raw const self.words[self.place_of(*hash)]).cast());
             }
-            black_box(touched);
             for (index, hash) in group.zip(hashes) {
                 self.enter(Row::new(batch, index), hash);
             }
@@ -281,19 +285,29 @@ impl<K: Key, V: Record> Index<K, V> {
         elements: &[<(K, L) as rkyv::Archive>::Archived],
         found: &mut [Found; GROUP],
     ) {
-        let mut looked_at = [(0, 0, EMPTY); GROUP];
+        let mut looked_at = [(0, 0); GROUP];
         for (element, looked_at) in elements.iter().zip(&mut looked_at) {
             let hash = K::hash(<(K, L)>::view(element).0);
             let at = self.place_of(hash);
-            *looked_at = (hash, at, self.words[at]);
+            prefetch_read((&raw const self.words[at]).cast());
+            *looked_at = (hash, at);
+        }
+        for (_, (hash, at)) in elements.iter().zip(&mut looked_at) {
+            // Past words of other keys, which come without a wait.
+            while self.words[*at] != EMPTY && !has_tag(self.words[*at], *hash) {
+                *at = (*at + 1) & (self.words.len() - 1);
+            }
+            if self.words[*at] != EMPTY {
+                self.rows.prefetch(row_of(self.words[*at]));
+            }
         }
         let looked_at = elements.iter().zip(looked_at);
-        for ((element, (hash, at, word)), found) in looked_at.zip(found) {
+        for ((element, (hash, at)), found) in looked_at.zip(found) {
             let (key, _) = <(K, L)>::view(element);
             *found = if self.nulls_apart && K::is_null(key) {
                 Found::NOTHING
             } else {
-                self.find_from(key, hash, at, word)
+                self.find_from(key, hash, at)
             };
         }
     }
@@ -302,13 +316,14 @@ impl<K: Key, V: Record> Index<K, V> {
     pub(crate) fn find(&self, key: K::View<'_>) -> Found {
         let hash = K::hash(key);
         let at = self.place_of(hash);
-        self.find_from(key, hash, at, self.words[at])
+        self.find_from(key, hash, at)
     }
 
     /// Where a key is, from the place on where it could be first.
     #[inline]
-    fn find_from(&self, key: K::View<'_>, hash: u64, mut at: usize, mut word: Word) -> Found {
+    fn find_from(&self, key: K::View<'_>, hash: u64, mut at: usize) -> Found {
         loop {
+            let word = self.words[at];
             if word == EMPTY {
                 return Found::NOTHING;
             }
@@ -316,7 +331,6 @@ impl<K: Key, V: Record> Index<K, V> {
                 return Found(at);
             }
             at = (at + 1) & (self.words.len() - 1);
-            word = self.words[at];
         }
     }
 

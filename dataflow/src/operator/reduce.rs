@@ -13,13 +13,14 @@ use transport::{Buffer, Rank};
 
 use crate::{
     Encode, Error, Key, Record,
+    batch::Batch,
     exchange::{Outbox, Receiver},
     graph::Extent,
     operator::{
         aside::{Aside, ByHash},
         combine::{Combine, Combined},
         narrow::{Keyed, Keys, Pass, Then},
-        states::{Account, Drain, Merged, States, add},
+        states::{Account, Ahead, Drain, GROUP, Merged, States, add},
     },
     stage::{Input, Narrow, Place, Progress, Sink},
     tset::{Source, TSet},
@@ -308,9 +309,7 @@ where
             return Ok(Progress::Made);
         }
         if let Some((_, batch)) = self.receiver.next_batch() {
-            for (key, value) in batch.views(0) {
-                self.reduction.take(key, value)?;
-            }
+            self.reduction.take_all(&batch)?;
         } else if self.receiver.is_done() {
             self.reduction.end()?;
             self.is_giving = true;
@@ -438,11 +437,49 @@ where
     #[inline]
     pub(crate) fn take(&mut self, key: K::View<'_>, value: I::View<'_>) -> Result<(), Error> {
         let pair = (key, value);
-        match (self.states).merge::<I, A>(&self.accumulate, pair, &mut self.account) {
+        let merged = (self.states).merge::<I, A>(&self.accumulate, pair, &mut self.account);
+        self.merged(merged, pair)
+    }
+
+    #[inline]
+    fn merged(
+        &mut self,
+        merged: Merged,
+        (key, value): (K::View<'_>, I::View<'_>),
+    ) -> Result<(), Error> {
+        match merged {
             Merged::Combined | Merged::New => Ok(()),
             Merged::Refused => self.set_aside(key, value),
             Merged::TooMuch => self.set_table_aside(),
         }
+    }
+
+    /// Takes the pairs of a batch.
+    ///
+    /// # Errors
+    ///
+    /// As [`take`](Self::take).
+    fn take_all(&mut self, batch: &Batch<(K, I)>) -> Result<(), Error> {
+        for group in batch.elements().chunks(GROUP) {
+            let pairs = group.iter().map(<(K, I)>::view);
+            if !self.states.is_far() {
+                pairs
+                    .clone()
+                    .try_for_each(|(key, value)| self.take(key, value))?;
+                continue;
+            }
+            let mut ahead = [Ahead::UNKNOWN; GROUP];
+            for (ahead, (key, _)) in ahead.iter_mut().zip(pairs.clone()) {
+                *ahead = self.states.look_ahead(key);
+            }
+            for (ahead, pair) in ahead.into_iter().zip(pairs) {
+                let accumulate = &self.accumulate;
+                let account = &mut self.account;
+                let merged = (self.states).merge_ahead::<I, A>(accumulate, ahead, pair, account);
+                self.merged(merged, pair)?;
+            }
+        }
+        Ok(())
     }
 
     /// Sets a pair aside whose key finds no room in the table.
