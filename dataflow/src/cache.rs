@@ -38,9 +38,12 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     ///
+    /// Pairs stay known to be where their keys belong: what an exchange by key, a reduction or a join gave is joined, reduced
+    /// or grouped by the same key again without another exchange.
+    ///
     /// The memory is on the ledger, which says so when it is full, until the last clone of what the job gives is dropped.
     pub fn cache(self) -> Job<Cached<N::Out>> {
-        let placement = self.placement();
+        let (placement, is_by_key) = (self.placement(), self.is_by_key());
         let parts: Arc<Mutex<Parts<N::Out>>> = Arc::default();
         let kept = parts.clone();
         let sink = self.end("cache", move |place: &Place| Keep::new(place, kept.clone()));
@@ -48,6 +51,7 @@ where
             let parts = std::mem::take(&mut *parts.lock().unwrap_or_else(PoisonError::into_inner));
             Cached {
                 placement: placement.clone(),
+                is_by_key,
                 parts: Arc::new(parts),
             }
         })
@@ -58,6 +62,8 @@ where
 /// own instances. A clone is the same.
 pub struct Cached<T> {
     placement: Placement,
+    /// Whether pairs are on the instances that their keys belong to.
+    is_by_key: bool,
     parts: Arc<Parts<T>>,
 }
 
@@ -116,7 +122,8 @@ impl<T: Record> Variable<Cached<T>> {
     /// process that changes the partitions there, so it has to be done in all of them.
     ///
     /// The stream has as many instances as what the variable has now; what it is set to later has to have as many too, in the
-    /// same processes, or the run fails with [`Error::NotCachedHere`].
+    /// same processes, or the run fails with [`Error::NotCachedHere`]. Where it has pairs that are [by key](TSet::cache) now, it
+    /// has to have such in all runs, or they fail with [`Error::NotCachedByKey`].
     ///
     /// ```
     /// use dataflow::{Variable, generate, inline};
@@ -136,9 +143,13 @@ impl<T: Record> Variable<Cached<T>> {
     /// assert_eq!(inline(&numbers.tset().collect())?, [1, 1, 3, 1, 5, 3, 7, 1, 9, 5]);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn tset(&self) -> TSet<Self, Pass> {
-        let placement = self.get().placement.clone();
-        TSet::from_source(self.clone(), "variable".to_owned()).placed(placement)
+    pub fn tset(&self) -> TSet<CachedVariable<T>, Pass> {
+        let first = self.get();
+        let source = CachedVariable {
+            variable: self.clone(),
+            is_by_key: first.is_by_key,
+        };
+        TSet::from_source(source, "variable".to_owned()).placed(first.placement.clone())
     }
 }
 
@@ -146,6 +157,7 @@ impl<T> Clone for Cached<T> {
     fn clone(&self) -> Self {
         Self {
             placement: self.placement.clone(),
+            is_by_key: self.is_by_key,
             parts: self.parts.clone(),
         }
     }
@@ -268,17 +280,62 @@ impl<T: Record> Source for Cached<T> {
             place: place.clone(),
         })
     }
+
+    fn is_by_key(&self) -> bool {
+        self.is_by_key
+    }
 }
 
-impl<T: Record> Source for Variable<Cached<T>> {
+/// What a variable has cached in each run.
+pub struct CachedVariable<T> {
+    variable: Variable<Cached<T>>,
+    /// Whether what it has is by key, which plans go by.
+    is_by_key: bool,
+}
+
+impl<T: Record> CachedVariable<T> {
+    /// The partition of an instance that it has now.
+    fn part(&self, place: &Place) -> Result<Arc<Partition<T>>, Error> {
+        let now = self.variable.get();
+        if self.is_by_key && !now.is_by_key {
+            return Err(Error::NotCachedByKey {
+                task: place.wiring.name.clone(),
+            });
+        }
+        now.part(place)
+    }
+}
+
+impl<T> Clone for CachedVariable<T> {
+    fn clone(&self) -> Self {
+        Self {
+            variable: self.variable.clone(),
+            is_by_key: self.is_by_key,
+        }
+    }
+}
+
+impl<T> fmt::Debug for CachedVariable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.variable.fmt(f)
+    }
+}
+
+impl<T: Record> Source for CachedVariable<T> {
     type Input = Replay<T>;
     type Out = T;
 
     fn build(&self, place: &Place) -> Result<Replay<T>, Error> {
         Ok(Replay {
+            partition: Some(self.part(place)?),
             variable: Some(self.clone()),
-            ..self.get().build(place)?
+            at: At::default(),
+            place: place.clone(),
         })
+    }
+
+    fn is_by_key(&self) -> bool {
+        self.is_by_key
     }
 }
 
@@ -287,7 +344,7 @@ impl<T: Record> Source for Variable<Cached<T>> {
 pub struct Replay<T> {
     /// None between the runs of a variable, which is set there, and may hold the last clone of what it was.
     partition: Option<Arc<Partition<T>>>,
-    variable: Option<Variable<Cached<T>>>,
+    variable: Option<CachedVariable<T>>,
     /// The record that is next.
     at: At,
     place: Place,
@@ -298,7 +355,7 @@ impl<T: Record> Input for Replay<T> {
 
     fn poll<D: Sink<T>>(&mut self, down: &mut D) -> Result<Progress, Error> {
         if let (None, Some(variable)) = (&self.partition, &self.variable) {
-            self.partition = Some(variable.get().part(&self.place)?);
+            self.partition = Some(variable.part(&self.place)?);
         }
         let Some(Partition { pages, .. }) = self.partition.as_deref() else {
             return Ok(Progress::Done);

@@ -77,7 +77,7 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     pub fn checkpoint(self, folder: impl AsRef<Path>) -> TSet<Checkpointed<N::Out>, Pass> {
-        let placement = self.placement();
+        let (placement, is_by_key) = (self.placement(), self.is_by_key());
         let mut node = self.end("checkpoint", |place: &Place| {
             Ok(Routed::new(Outbox::to_each(place)?, Direct::new(place)))
         });
@@ -95,6 +95,7 @@ where
         node.kept = Some(Arc::new(store.clone()));
         let source = Checkpointed {
             store,
+            is_by_key,
             record: std::marker::PhantomData,
         };
         TSet::after(vec![node], source, format!("checkpoint{BETWEEN}read")).placed(placement)
@@ -104,6 +105,7 @@ where
 /// The source of a set that has a [checkpoint](TSet::checkpoint).
 pub struct Checkpointed<T> {
     store: Arc<Store>,
+    is_by_key: bool,
     record: std::marker::PhantomData<fn() -> T>,
 }
 
@@ -430,6 +432,10 @@ impl<T: Record> Source for Checkpointed<T> {
 
     fn extent(&self) -> Extent {
         Extent::AtEnd
+    }
+
+    fn is_by_key(&self) -> bool {
+        self.is_by_key
     }
 
     fn build(&self, place: &Place) -> Result<Restored<T>, Error> {

@@ -210,6 +210,16 @@ pub enum Error {
         cached: u32,
     },
 
+    /// A variable had pairs that were where their keys belong when a graph was written, and has others now.
+    #[error(
+        "task {task:?} reads a variable whose records were cached by key when the graph was written, and now are not: \
+         cache what comes from an exchange by key in every round, with its keys as they were"
+    )]
+    NotCachedByKey {
+        /// The operators of the task that reads it.
+        task: String,
+    },
+
     /// What a program sends to an operator is read by instances that the program is not beside.
     #[error(
         "what is sent to an operator is read by {instances} instances, but {ranks} ranks send: \

@@ -57,7 +57,7 @@ mod time;
 mod tset;
 
 pub use accumulator::Accumulator;
-pub use cache::{Cached, Partition, Replay};
+pub use cache::{Cached, CachedVariable, Partition, Replay};
 pub use checkpoint::{Checkpointed, Restored};
 pub use error::{Error, one_line};
 pub use exchange::Receiver;
@@ -79,7 +79,9 @@ pub use operator::{
     interval::IntervalJoined,
     join::{Anti, Full, HashJoin, Inner, Join, Joined, Left, MergeJoin, MergeJoined, Right, Semi},
     limit::{Take, Taken, TopN, Topped},
-    narrow::{Filter, FlatMap, Keyed, Keys, Map, Numbered, Out, Pass, Then},
+    narrow::{
+        Filter, FlatMap, FlatMapValues, Keyed, Keys, Map, MapValues, Numbered, Out, Pass, Then,
+    },
     partition::{KeyBy, MapPartition, Sample, UniqueId},
     reduce::{Accumulate, Once, Reduce, Reduced, Reducing},
     running::Running,

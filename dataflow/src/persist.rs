@@ -87,7 +87,7 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     pub fn persist(self, level: Level) -> TSet<Persisted<N::Out>, Pass> {
-        let placement = self.placement();
+        let (placement, is_by_key) = (self.placement(), self.is_by_key());
         let store = Arc::new(Store {
             state: Mutex::new(State {
                 level: Some(level),
@@ -99,7 +99,8 @@ where
             Ok(Routed::new(Outbox::to_each(place)?, Direct::new(place)))
         });
         node.kept = Some(store.clone());
-        TSet::after(vec![node], Persisted { store }, "persisted").placed(placement)
+        let persisted = Persisted { store, is_by_key };
+        TSet::after(vec![node], persisted, "persisted").placed(placement)
     }
 }
 
@@ -151,6 +152,7 @@ pub struct Stored {
 /// The source of a set that [persists](TSet::persist).
 pub struct Persisted<T> {
     store: Arc<Store<T>>,
+    is_by_key: bool,
 }
 
 impl<T> fmt::Debug for Persisted<T> {
@@ -337,6 +339,10 @@ impl<T: Record> Source for Persisted<T> {
 
     fn extent(&self) -> Extent {
         Extent::AtEnd
+    }
+
+    fn is_by_key(&self) -> bool {
+        self.is_by_key
     }
 
     fn build(&self, place: &Place) -> Result<Recall<T>, Error> {

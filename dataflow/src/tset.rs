@@ -13,7 +13,7 @@ use crate::{
     blame::Culprit,
     exchange::{ByKey, Outbox, Receiver, Routed, ToFirst},
     graph::{Extent, Job, Node, Placement},
-    operator::narrow::{Filter, FlatMap, Map, Out, Pass, Then},
+    operator::narrow::{Filter, FlatMap, FlatMapValues, Map, MapValues, Out, Pass, Then},
     schedule,
     sink::{Collect, ForEach, WriteFile},
     stage::{Input, Narrow, Output, Place, Stage},
@@ -37,6 +37,8 @@ pub struct TSet<S, N> {
     inputs: Vec<Arc<Node>>,
     /// How many instances do what has been written since the last exchange.
     placement: Placement,
+    /// Where the source gives pairs by key only if it is placed so: as those are placed that have them by key.
+    by_key_at: Option<Placement>,
     /// The operators since the last exchange.
     name: String,
 }
@@ -48,6 +50,7 @@ impl<S, N: Clone> Clone for TSet<S, N> {
             narrow: self.narrow.clone(),
             inputs: self.inputs.clone(),
             placement: self.placement.clone(),
+            by_key_at: self.by_key_at.clone(),
             name: self.name.clone(),
         }
     }
@@ -165,6 +168,7 @@ impl<S: Source> TSet<S, Pass> {
             narrow: Pass,
             inputs,
             placement: Placement::Everywhere,
+            by_key_at: None,
             name: name.into(),
         }
     }
@@ -180,6 +184,7 @@ impl<S: Source> TSet<S, Pass> {
             narrow: Pass,
             inputs: self.inputs,
             placement: self.placement,
+            by_key_at: None,
             name: self.name + suffix,
         }
     }
@@ -274,6 +279,7 @@ where
             narrow: Pass,
             inputs: self.inputs,
             placement: self.placement,
+            by_key_at: None,
             name: self.name + suffix,
         }
     }
@@ -288,6 +294,7 @@ where
             narrow,
             inputs,
             placement,
+            by_key_at,
             name: mut names,
         } = self;
         let culprit = Culprit::Operator {
@@ -301,6 +308,7 @@ where
             narrow: Then::new(narrow, operator, culprit),
             inputs,
             placement,
+            by_key_at,
             name: names,
         }
     }
@@ -359,6 +367,54 @@ where
         F: FnMut(<N::Out as Record>::View<'_>, &mut Out<'_, U>) + Clone + Send + Sync + 'static,
     {
         self.then(FlatMap::new(function), "flat_map")
+    }
+
+    /// Turns the value of each pair into another, as [`map`](Self::map) does with records. Its key stays, and so the pair stays
+    /// where the key belongs: what comes from an exchange by key needs no other for the same key.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let sums = collection(vec![(1u64, 2u64), (1, 3)]).reduce_by_key(|a, b| a + b);
+    /// assert_eq!(inline(&sums.map_values(|sum| sum as f64 / 2.0).collect())?, [(1, 2.5)]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn map_values<K, V, E, F>(self, function: F) -> TSet<S, Then<N, MapValues<F>, (K, V)>>
+    where
+        K: Record,
+        V: Record,
+        N: Narrow<S::Out, Out = (K, V)>,
+        E: Encode,
+        F: FnMut(V::View<'_>) -> E + Clone + Send + Sync + 'static,
+    {
+        self.then(MapValues(function), "map_values")
+    }
+
+    /// Turns the value of each pair into any number of others, as [`flat_map`](Self::flat_map) does with records. Its key stays
+    /// with each of them.
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let lines = collection(vec![(1u64, "to be".to_owned())]);
+    /// let words = lines.flat_map_values(|line, out| for word in line.split(' ') { out.push(word) });
+    /// assert_eq!(inline(&words.collect())?, [(1, "to".to_owned()), (1, "be".to_owned())]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn flat_map_values<K, V, U, F>(
+        self,
+        function: F,
+    ) -> TSet<S, Then<N, FlatMapValues<F, U>, (K, V)>>
+    where
+        K: Record,
+        V: Record,
+        N: Narrow<S::Out, Out = (K, V)>,
+        U: Record,
+        F: FnMut(V::View<'_>, &mut Out<'_, U>) + Clone + Send + Sync + 'static,
+    {
+        self.then(FlatMapValues::new(function), "flat_map_values")
     }
 
     /// Sends the pairs of equal keys to the same rank.
@@ -592,6 +648,15 @@ where
         TSet::after(vec![sender], source, format!("after {name}"))
     }
 
+    /// Whether it has pairs, each on the instance that its key belongs to.
+    pub(crate) fn is_by_key(&self) -> bool {
+        let is_placed_so = self
+            .by_key_at
+            .as_ref()
+            .is_none_or(|at| *at == self.placement);
+        self.source.is_by_key() && is_placed_so && self.narrow.keeps_keys()
+    }
+
     /// Ends the stage in an output by key.
     pub(crate) fn end_by_key<O, K, V>(
         self,
@@ -604,7 +669,7 @@ where
         N: Narrow<S::Out, Out = (K, V)>,
         O: Output<(K, V)> + 'static,
     {
-        let in_place = self.source.is_by_key() && self.narrow.keeps_keys();
+        let in_place = self.is_by_key();
         Node {
             in_place,
             ..self.end(name, output)
@@ -625,6 +690,7 @@ where
             narrow,
             inputs,
             placement,
+            by_key_at: _,
             name: names,
         } = self;
         Node {
@@ -666,6 +732,20 @@ impl<S, N> fmt::Debug for TSet<S, N> {
 pub struct Received<T> {
     is_by_key: bool,
     record: PhantomData<fn() -> T>,
+}
+
+impl<T: Record> TSet<Received<T>, Pass> {
+    /// The same, by key where it is placed so.
+    pub(crate) fn by_key_at(self, at: Option<Placement>) -> Self {
+        let Some(at) = at else {
+            return self;
+        };
+        Self {
+            source: Arc::new(Received::by_key()),
+            by_key_at: Some(at),
+            ..self
+        }
+    }
 }
 
 impl<T> TSet<Received<T>, Pass> {

@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use dataflow::{Job, Pass, Received, TSet, Windows, collection, spill};
+use dataflow::{
+    Error, Job, Level, Narrow, Pass, Received, Source, TSet, Variable, Windows, collection, inline,
+    simulate, spill,
+};
 
 use proptest::prelude::*;
 
@@ -276,4 +279,63 @@ fn what_is_by_key_already_stays_where_it_is() {
         .collect();
     assert!(!other.explain().contains("in place"));
     assert!(batches(&other)[1] > 0);
+}
+
+/// Sums by key on four instances, as they are after something keeps them by key.
+fn pairs_by_key() -> TSet<impl Source<Out = (u64, u64)>, impl Narrow<(u64, u64), Out = (u64, u64)>>
+{
+    collection((0..4_000u64).collect())
+        .map(|n| (n % 1_000, n))
+        .reduce_by_key(|a, b| a + b)
+        .map_values(|sum| sum / 2)
+        .flat_map_values(|half, out| out.push(half * 2))
+}
+
+#[test]
+fn what_is_kept_by_key_is_joined_where_it_is() {
+    let expected: Vec<_> = (0..1_000u64).map(|n| (n, 4 * n + 6_000)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let cached = simulate(&pairs_by_key().cache(), 1, 4, 1).unwrap();
+    let variable = Variable::new(cached.clone());
+    macro_rules! is_joined {
+        ($in_place:literal, $pairs:expr) => {{
+            let pairs = $pairs;
+            let joined = pairs.clone().join(cached.tset());
+            let job = joined
+                .map_values(|(one, other)| (one / 2) + (other / 2))
+                .collect();
+            let plan = job.explain();
+            let in_place = plan.matches("by join, in place\n").count();
+            assert_eq!(in_place, $in_place, "{plan}");
+            assert_eq!(sorted(simulate(&job, 1, 4, 1).unwrap()), expected, "{plan}");
+        }};
+    }
+    is_joined!(2, cached.tset());
+    is_joined!(2, variable.tset());
+    is_joined!(2, pairs_by_key());
+    is_joined!(2, pairs_by_key().direct());
+    is_joined!(2, pairs_by_key().persist(Level::Memory));
+    is_joined!(2, pairs_by_key().checkpoint(folder.path()));
+    is_joined!(2, pairs_by_key().exchange_by_key().filter(|_| true));
+    // Other instances, or what may have become of the key.
+    is_joined!(1, pairs_by_key().parallelism(3).direct());
+    is_joined!(1, pairs_by_key().direct().parallelism(3));
+    is_joined!(1, pairs_by_key().map(|pair| pair).direct());
+    is_joined!(1, pairs_by_key().rebalance());
+}
+
+#[test]
+fn a_variable_that_was_by_key_stays_so_or_ends_the_run() {
+    let by_key = inline(&pairs_by_key().cache()).unwrap();
+    let others = inline(&pairs_by_key().map(|pair| pair).cache()).unwrap();
+    let variable = Variable::new(others.clone());
+    let moved = variable.tset().group_by_key().count().first();
+    variable.set(by_key.clone());
+    assert_eq!(inline(&moved).unwrap(), Some(1_000));
+    let in_place = variable.tset().group_by_key().count().first();
+    assert_eq!(inline(&in_place).unwrap(), Some(1_000));
+    variable.set(others);
+    let error = inline(&in_place).unwrap_err();
+    assert!(matches!(error, Error::NotCachedByKey { .. }), "{error}");
+    assert!(error.to_string().contains("variable"), "{error}");
 }

@@ -88,7 +88,8 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     pub fn direct(self) -> TSet<Received<T>, Pass> {
-        self.route("direct", Direct::new)
+        let by_key_at = self.is_by_key().then(|| self.placement());
+        self.route("direct", Direct::new).by_key_at(by_key_at)
     }
 
     /// Sends every record to all instances. It travels to each rank once.

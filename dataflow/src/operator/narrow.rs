@@ -147,6 +147,34 @@ where
     }
 }
 
+/// Turns the value of each pair into another.
+#[derive(Debug, Clone, Copy)]
+pub struct MapValues<F>(pub(crate) F);
+
+impl<K, V, E, F> Narrow<(K, V)> for MapValues<F>
+where
+    K: Record,
+    V: Record,
+    E: Encode,
+    F: FnMut(V::View<'_>) -> E + Clone + Send + Sync + 'static,
+{
+    type Out = (K, E::Record);
+
+    #[inline]
+    fn push<D: Push<(K, E::Record)>>(
+        &mut self,
+        (key, value): (K::View<'_>, V::View<'_>),
+        down: &mut D,
+    ) {
+        (self.0)(value)
+            .with_view(|value| down.push((K::shorten(key), <E::Record as Record>::shorten(value))));
+    }
+
+    fn keeps_keys(&self) -> bool {
+        true
+    }
+}
+
 /// Keeps the records that a function says yes to.
 #[derive(Debug, Clone, Copy)]
 pub struct Filter<F>(pub(crate) F);
@@ -251,6 +279,64 @@ where
     #[inline]
     fn push<D: Push<U>>(&mut self, view: T::View<'_>, down: &mut D) {
         (self.function)(view, &mut Out { down });
+    }
+}
+
+/// Turns the value of each pair into any number of others.
+pub struct FlatMapValues<F, U>(FlatMap<F, U>);
+
+impl<F, U> FlatMapValues<F, U> {
+    pub(crate) fn new(function: F) -> Self {
+        Self(FlatMap::new(function))
+    }
+}
+
+impl<F: Clone, U> Clone for FlatMapValues<F, U> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<F, U> fmt::Debug for FlatMapValues<F, U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FlatMapValues")
+    }
+}
+
+/// Puts a key before what is pushed.
+struct WithKey<'a, K: Record, D> {
+    key: K::View<'a>,
+    down: &'a mut D,
+}
+
+impl<K: Record, U: Record, D: Push<(K, U)>> Push<U> for WithKey<'_, K, D> {
+    #[inline]
+    fn push(&mut self, value: U::View<'_>) {
+        let (key, value) = (K::shorten(self.key), U::shorten(value));
+        self.down.push((key, value));
+    }
+}
+
+impl<K, V, U, F> Narrow<(K, V)> for FlatMapValues<F, U>
+where
+    K: Record,
+    V: Record,
+    U: Record,
+    F: FnMut(V::View<'_>, &mut Out<'_, U>) + Clone + Send + Sync + 'static,
+{
+    type Out = (K, U);
+
+    #[inline]
+    fn push<D: Push<(K, U)>>(&mut self, (key, value): (K::View<'_>, V::View<'_>), down: &mut D) {
+        let mut down = WithKey::<K, D> {
+            key: K::shorten(key),
+            down,
+        };
+        Narrow::<V>::push(&mut self.0, value, &mut down);
+    }
+
+    fn keeps_keys(&self) -> bool {
+        true
     }
 }
 

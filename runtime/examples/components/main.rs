@@ -57,13 +57,13 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         out.push((one, other));
         out.push((other, one));
     });
-    let edges = env.run(&edges.distinct().cache())?;
+    // By their first vertex, as labels are by theirs: they stay there in every round.
+    let edges = env.run(&edges.distinct().exchange_by_key().cache())?;
     // Of each vertex its label, and whether that is new.
     let labels = edges
         .tset()
-        .map(|(vertex, _)| vertex)
-        .distinct()
-        .map(|vertex| (vertex, (vertex, true)));
+        .map(|(vertex, _)| (vertex, (vertex, true)))
+        .reduce_by_key(|label, _same| label);
     let labels = Variable::new(env.run(&labels.cache())?);
     let of_all = labels.tset().named("labels");
     let new = of_all.clone().filter(|(_, (_, is_new))| is_new);
@@ -74,9 +74,9 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         .reduce_by_key(|one, other| one.min(other));
     let next = of_all
         .left_join(offers)
-        .map(|(vertex, ((label, _), offer))| match offer {
-            Some(offer) if offer < label => (vertex, (offer, true)),
-            _ => (vertex, (label, false)),
+        .map_values(|((label, _), offer)| match offer {
+            Some(offer) if offer < label => (offer, true),
+            _ => (label, false),
         })
         .direct();
     let changed = next.clone().filter(|(_, (_, is_new))| is_new).count();

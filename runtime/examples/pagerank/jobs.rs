@@ -82,10 +82,10 @@ pub(crate) fn iterate(env: &mut Env, arguments: &Arguments) -> Result<Ranked, Er
 pub(crate) fn by_graphs(env: &mut Env, arguments: &Arguments) -> Result<Ranked, Error> {
     let (edges, vertices) = edges(env, arguments)?;
     let (number, damping) = (vertices as f64, arguments.damping);
-    // The targets of each vertex, which are none for some.
+    // The targets of each vertex, which are none for some, where the vertex belongs: they stay there in every round.
     let links = generate(vertices as u64, |vertex| (vertex as u32, ()))
         .cogroup(edges.tset())
-        .flat_map(|(vertex, (_, targets)), out| out.push((vertex, targets)));
+        .flat_map_values(|(_, targets), out| out.push(targets));
     let links = env.run(&links.cache())?;
     let ranks = links.tset().map(move |(vertex, _)| (vertex, 1.0 / number));
     let ranks = Variable::new(env.run(&ranks.cache())?);

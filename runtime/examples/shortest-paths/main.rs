@@ -77,7 +77,8 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         .exchange_by_key();
     let edges = env.run(&edges.cache())?;
     // Of each vertex that was reached its distance, and whether that is new.
-    let distances = env.run(&env.collection(vec![(from, (0u64, true))]).cache())?;
+    let start = env.collection(vec![(from, (0u64, true))]);
+    let distances = env.run(&start.exchange_by_key().cache())?;
     let distances = Variable::new(distances);
     let of_all = distances.tset().named("distances");
     let new = of_all.clone().filter(|(_, (_, is_new))| is_new);
@@ -88,12 +89,12 @@ fn find(env: &mut Env, arguments: &Arguments) -> Result<(), Error> {
         .reduce_by_key(|one, other| one.min(other));
     let next = offers
         .full_join(of_all)
-        .map(|(vertex, (offer, known))| {
+        .map_values(|(offer, known)| {
             let known = known.map(|(distance, _)| distance);
             match (offer, known) {
-                (Some(offer), Some(known)) if known <= offer => (vertex, (known, false)),
-                (Some(offer), _) => (vertex, (offer, true)),
-                (None, known) => (vertex, (known.unwrap_or(u64::MAX), false)),
+                (Some(offer), Some(known)) if known <= offer => (known, false),
+                (Some(offer), _) => (offer, true),
+                (None, known) => (known.unwrap_or(u64::MAX), false),
             }
         })
         .direct();
