@@ -23,21 +23,22 @@ fn a_peer_with_another_secret_is_refused_by_both_sides() {
         for fabric in &mut fabrics {
             fabric.join(&book).unwrap();
         }
-        fabrics[0].send_copy(1, 0, b"let me in").unwrap();
-        poll_until(&mut fabrics, |rank, event| match event {
-            Event::Ended { peer: 1, error } => {
-                rank == 0
-                    && matches!(
-                        &**error,
-                        Error::PeerLost {
-                            cause: Loss::Refused(_),
-                            ..
-                        }
-                    )
-            }
-            Event::Message { .. } => panic!("a stranger was heard"),
-            _ => false,
-        });
+        // Each proves itself to the other first once, and gets no proof back.
+        for (sender, peer) in [(0, 1), (1, 0)] {
+            fabrics[sender].send_copy(peer, 0, b"let me in").unwrap();
+            poll_until(&mut fabrics, |rank, event| match event {
+                Event::Ended { error, .. } => {
+                    let cause = match &**error {
+                        Error::PeerLost { cause, .. } => cause,
+                        error => panic!("{way:?}: {error}"),
+                    };
+                    assert!(matches!(cause, Loss::Refused(_)), "{way:?}: {cause}");
+                    rank == sender
+                }
+                Event::Message { .. } => panic!("{way:?}: a stranger was heard"),
+                _ => false,
+            });
+        }
     }
 }
 
