@@ -55,3 +55,52 @@ fn walk<T: Record + Debug>(buffer: &Buffer) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/support/seeds.rs"]
+mod seeds;
+
+#[cfg(test)]
+mod tests {
+    use super::{seeds::assert_seed, *};
+    use crate::{
+        Encode,
+        batch::{Builder, Memory, Shape},
+    };
+
+    /// The fuzzer starts from a batch of `records`, and reads it as one of these.
+    fn assert_batch<E: Encode>(name: &str, records: &[E]) {
+        let mut builder = Builder::new(Memory::own(1 << 10), Shape::UNKNOWN);
+        for record in records {
+            builder.push(record).unwrap();
+        }
+        let page = builder.into_page();
+        let bytes = page.bytes();
+        assert_seed("batch", name, bytes);
+        let buffer = ARENA.with(|arena| {
+            let mut loan = arena.loan(bytes.len()).unwrap().unwrap();
+            loan.copy_from_slice(bytes);
+            loan.freeze()
+        });
+        let read = Batch::<E::Record>::checked(0, buffer).unwrap();
+        assert_eq!(read.len(), records.len());
+        batch(bytes);
+    }
+
+    #[test]
+    fn the_seeds_are_batches_of_records() {
+        let text = || "several words".to_owned();
+        assert_batch("bytes", &[1u8, 2, 3]);
+        assert_batch("texts", &[text(), String::new()]);
+        assert_batch("pairs", &[(text(), 7u64), (String::new(), u64::MAX)]);
+        assert_batch("lists", &[vec![text(), text()], vec![]]);
+        assert_batch("options", &[Some(text()), None]);
+        let record = Struct {
+            name: text(),
+            numbers: vec![1, 2, 3],
+            nested: Some((4, vec![text()])),
+            valid: true,
+        };
+        assert_batch("structs", &[record]);
+    }
+}

@@ -35,7 +35,7 @@ mod checkpoint;
 mod demand;
 mod error;
 mod exchange;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod graph;
 mod inline;

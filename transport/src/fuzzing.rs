@@ -9,10 +9,14 @@ use std::{
 use nix::sys::eventfd::EventFd;
 
 use crate::{
-    Arena, Buffer, Config, Endpoint, Event, Fabric, Ledger, Outcome, RegionHandle, RemoteRegion,
-    Simulation,
+    ANSWER_BYTES, Acceptor, Arena, Buffer, Config, Connector, Endpoint, Event, FINISH_BYTES,
+    Fabric, HELLO_BYTES, Ledger, Outcome, RegionHandle, RemoteRegion, Secret, Simulation,
     arena::{Mapping, Region},
     link::{
+        rdma::{
+            endpoint::{self, ENDPOINT_BYTES},
+            packet,
+        },
         ring::{ENTRY_WORDS, Note, Producer},
         shm::{RING_BYTES, RingAt, Shm},
         tcp::Tcp,
@@ -28,6 +32,61 @@ const ENTRY_BYTES: usize = 2 + 8 * ENTRY_WORDS;
 const STEP_BYTES: usize = 2 + FRAME_BYTES;
 /// Bytes of memory that are exposed, and of what lies before and behind it.
 const EXPOSED_BYTES: usize = 4 << 10;
+
+/// Takes `bytes` for what a stranger says, who proves nothing; and for what it does to a conversation that it carries, of which the
+/// proof fails unless every message arrives as it was sent. None when the system gives no random bytes.
+pub fn handshake(bytes: &[u8]) -> Option<()> {
+    let secret = Secret::from([7; Secret::BYTES]);
+    let mut noise = bytes.iter().copied();
+
+    // A stranger's messages.
+    if let (Some(hello), Some(finish)) = (bytes.first_chunk::<HELLO_BYTES>(), bytes.last_chunk())
+        && let Ok(acceptor) = Acceptor::new(&secret, 1, hello).ok()?
+    {
+        assert!(acceptor.check(finish).is_err());
+    }
+    let connector = Connector::new(&secret, 0, 1).ok()?;
+    if let Some(answer) = bytes.first_chunk::<ANSWER_BYTES>() {
+        assert!(connector.finish(answer).is_err());
+    }
+
+    // A stranger between the two.
+    let hello = carry(connector.hello(), &mut noise);
+    let Ok(acceptor) = Acceptor::new(&secret, 1, &hello).ok()? else {
+        assert_ne!(&hello, connector.hello());
+        return Some(());
+    };
+    let answer = carry(acceptor.answer(), &mut noise);
+    let Ok(finish) = connector.finish(&answer) else {
+        assert!(&hello != connector.hello() || &answer != acceptor.answer());
+        return Some(());
+    };
+    assert_eq!((&hello, &answer), (connector.hello(), acceptor.answer()));
+    let carried: [u8; FINISH_BYTES] = carry(&finish, &mut noise);
+    assert_eq!(acceptor.check(&carried).is_ok(), carried == finish);
+    Some(())
+}
+
+/// Damages a message as `noise` says: each byte is added to one of the message's.
+fn carry<const N: usize>(message: &[u8; N], noise: &mut impl Iterator<Item = u8>) -> [u8; N] {
+    message.map(|byte| byte.wrapping_add(noise.next().unwrap_or(0)))
+}
+
+/// Takes `bytes` for a packet that a peer sends by RDMA. It is none, or means what it says and nothing else.
+pub fn packets(bytes: &[u8]) {
+    if let Some(rewritten) = packet::rewritten(bytes) {
+        assert_eq!(rewritten, bytes);
+    }
+}
+
+/// Takes `bytes` for the ends of links that peers say they have. Each is refused, or is that and nothing else.
+pub fn endpoints(bytes: &[u8]) {
+    for said in bytes.as_chunks::<ENDPOINT_BYTES>().0 {
+        if let Some(endpoint) = endpoint::Endpoint::from_bytes(said) {
+            assert_eq!(&endpoint.to_bytes(), said);
+        }
+    }
+}
 
 /// Takes `bytes` for what a peer sends over TCP once it has proved itself. They are messages or the end of the link.
 /// None when the system has no sockets left.
@@ -182,17 +241,47 @@ fn keep(kept: &mut Vec<Buffer>, message: Buffer) {
 }
 
 #[cfg(test)]
+#[path = "../../tests/support/seeds.rs"]
+pub(crate) mod seeds;
+
+#[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{
+        seeds::{SEEDS, assert_seed},
+        *,
+    };
+
+    #[test]
+    fn the_seeds_of_conversations_are_one_that_is_carried_faithfully_and_some_that_are_not() {
+        let mut noise = [0; HELLO_BYTES + ANSWER_BYTES + FINISH_BYTES];
+        assert_seed("handshake", "faithful", &noise);
+        for (name, at) in [
+            ("hello", 0),
+            ("answer", HELLO_BYTES),
+            ("finish", HELLO_BYTES + ANSWER_BYTES),
+        ] {
+            noise[at] = 1;
+            assert_seed("handshake", name, &noise);
+            noise[at] = 0;
+        }
+        // Of one who knows another secret, which shows in nothing but the proof.
+        let secret = Secret::from([8; Secret::BYTES]);
+        let mut hello = *Connector::new(&secret, 0, 1).unwrap().hello();
+        hello[16..].fill(0); // A challenge as good as any.
+        assert_seed("handshake", "stranger", &hello);
+        let ours = Secret::from([7; Secret::BYTES]);
+        assert!(Acceptor::new(&ours, 1, &hello).unwrap().is_ok());
+    }
 
     /// The seeds from which the fuzzers start.
     fn seeds(of: &str) -> Vec<Vec<u8>> {
-        let folder = format!("{}/../tests/fuzz/seeds/{of}", env!("CARGO_MANIFEST_DIR"));
-        let files = std::fs::read_dir(folder).unwrap();
+        let files = fs::read_dir(Path::new(SEEDS).join(of)).unwrap();
         files
-            .map(|file| std::fs::read(file.unwrap().path()).unwrap())
+            .map(|file| fs::read(file.unwrap().path()).unwrap())
             .collect()
     }
 
@@ -206,6 +295,15 @@ mod tests {
         }
         for bytes in seeds("questions") {
             questions(&bytes).unwrap();
+        }
+        for bytes in seeds("handshake") {
+            handshake(&bytes).unwrap();
+        }
+        for bytes in seeds("packets") {
+            packets(&bytes);
+        }
+        for bytes in seeds("endpoints") {
+            endpoints(&bytes);
         }
     }
 
@@ -227,6 +325,9 @@ mod tests {
             frames(&damaged("frames")).unwrap();
             descriptors(&damaged("descriptors")).unwrap();
             questions(&damaged("questions")).unwrap();
+            handshake(&damaged("handshake")).unwrap();
+            packets(&damaged("packets"));
+            endpoints(&damaged("endpoints"));
         }
     }
 }

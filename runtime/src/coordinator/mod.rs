@@ -30,6 +30,8 @@
 
 mod client;
 mod error;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 mod membership;
 mod protocol;
 mod server;

@@ -19,7 +19,7 @@ use crate::progress::{self, Amount};
 pub(super) const FRAME_BYTES_MAX: usize = 1 << 20;
 
 /// The most bytes of words for people that one frame carries; the rest is cut off.
-const TEXT_BYTES_MAX: usize = 16 << 10;
+pub(super) const TEXT_BYTES_MAX: usize = 16 << 10;
 
 /// What a worker tells the coordinator.
 #[derive(Debug, Clone, PartialEq)]

@@ -111,6 +111,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzzing::seeds::assert_seed;
 
     const END: Endpoint = Endpoint {
         wire: Wire::RoceV2,
@@ -128,6 +129,17 @@ mod tests {
     #[test]
     fn an_endpoint_is_read_as_it_was_written() {
         assert_eq!(Endpoint::from_bytes(&END.to_bytes()), Some(END));
+    }
+
+    #[test]
+    fn the_seeds_of_the_fuzzer_are_endpoints() {
+        for (name, wire) in [
+            ("infiniband", Wire::InfiniBand),
+            ("roce-1", Wire::RoceV1),
+            ("roce-2", Wire::RoceV2),
+        ] {
+            assert_seed("endpoints", name, &Endpoint { wire, ..END }.to_bytes());
+        }
     }
 
     #[test]

@@ -19,8 +19,8 @@
 
 mod adapter;
 mod direct;
-mod endpoint;
-mod packet;
+pub(crate) mod endpoint;
+pub(crate) mod packet;
 mod receive;
 mod send;
 mod watch;
