@@ -386,7 +386,7 @@ impl Peer {
         let mut lines = String::new();
         for &bytes in &effort.sizes {
             let messages = effort.repeats * if bytes <= 1 << 10 { 20_000 } else { 200 };
-            let with = |command: &mut Command, port: u16| {
+            let with = |command: &mut Command, _rank: usize, port: u16| {
                 let port = port.to_string();
                 command
                     .args(["-t", "tag_bw", "-f", "-v", "-p", &port])
@@ -403,21 +403,19 @@ impl Peer {
         Ok(lines)
     }
 
-    /// The same by the tools of perftest, over the first device there is.
+    /// The same by the tools of perftest, over the devices that are named for our ranks, or the first there is.
     fn run_perftest(&self, trial: &Trial, effort: &Effort) -> Result<String, String> {
         let stream = trial.measure == Measure::Stream;
         let tool = which(if stream { "ib_write_bw" } else { "ib_send_lat" })
             .ok_or_else(|| "it is not installed".to_owned())?;
         let mut lines = String::new();
         for &bytes in &effort.sizes {
-            let with = |command: &mut Command, port: u16| {
+            let with = |command: &mut Command, rank: usize, port: u16| {
                 let iterations = (effort.repeats * 100).to_string();
-                command.args(["-F", "-p", &port.to_string()]).args([
-                    "-s",
-                    &bytes.to_string(),
-                    "-n",
-                    &iterations,
-                ]);
+                command
+                    .args(["-F", "-p", &port.to_string(), "-s", &bytes.to_string()])
+                    .args(["-n", &iterations])
+                    .args(device_of(rank, |name| env::var(name).ok()));
             };
             let said = self.serve_and_ask(&tool, with)?;
             let ns =
@@ -427,21 +425,21 @@ impl Peer {
         Ok(lines)
     }
 
-    /// Starts a server, and then a client of it, whose output is returned.
+    /// Starts a server, which is rank 0, and then a client of it, whose output is returned.
     fn serve_and_ask(
         &self,
         tool: &Path,
-        with: impl Fn(&mut Command, u16),
+        with: impl Fn(&mut Command, usize, u16),
     ) -> Result<String, String> {
         let port = PORTS.start + (process::id() % u32::from(PORTS.end - PORTS.start)) as u16;
         let mut server = pinned(tool, 0);
-        with(&mut server, port);
+        with(&mut server, 0, port);
         let mut server = Running::start(server)?;
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let mut client = pinned(tool, 1);
             client.arg("127.0.0.1");
-            with(&mut client, port);
+            with(&mut client, 1, port);
             match output(client) {
                 Ok(said) => {
                     server.end(Instant::now() + END_TIME_MAX)?;
@@ -455,6 +453,21 @@ impl Peer {
             }
         }
     }
+}
+
+/// What tells a tool of perftest which device a rank of ours has, and by which port and address, as far as `variable` says so: by
+/// itself it chooses an address by the same rule.
+fn device_of(rank: usize, variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let devices = variable("UPDRAFT_RDMA_DEVICES").unwrap_or_default();
+    let devices: Vec<&str> = devices.split_terminator(',').collect();
+    let device = devices.iter().cycle().nth(rank);
+    let told = [
+        ("-d", device.map(|&name| name.to_owned())),
+        ("-i", variable("UPDRAFT_RDMA_PORT")),
+        ("-x", variable("UPDRAFT_RDMA_GID")),
+    ];
+    let words = told.map(|(flag, value)| value.map(|value| [flag.to_owned(), value]));
+    words.into_iter().flatten().flatten().collect()
 }
 
 /// A tool kept on the core that a rank of that number would be on.
@@ -648,6 +661,22 @@ mod tests {
         for (index, (family, ..)) in KNOWN.iter().enumerate() {
             assert_eq!(*family as usize, index);
         }
+    }
+
+    #[test]
+    fn perftest_gets_the_devices_that_our_ranks_take_in_turns() {
+        let told = |name: &str| {
+            let value = match name {
+                "UPDRAFT_RDMA_DEVICES" => "mlx5_0,mlx5_1",
+                "UPDRAFT_RDMA_GID" => "3",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        };
+        for (rank, device) in [(0, "mlx5_0"), (1, "mlx5_1"), (2, "mlx5_0")] {
+            assert_eq!(device_of(rank, told), ["-d", device, "-x", "3"]);
+        }
+        assert!(device_of(1, |_| None).is_empty());
     }
 
     #[test]
