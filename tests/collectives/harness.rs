@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    env,
     future::Future,
     pin::Pin,
     rc::Rc,
@@ -15,7 +16,9 @@ use std::{
 };
 
 use collectives::{Engine, Error, Group};
-use transport::{Address, Arena, Config, Fabric, Ledger, Secret, Simulation, Transport};
+use transport::{
+    Address, Arena, Config, Fabric, Ledger, RdmaConfig, Secret, Simulation, Transport,
+};
 
 pub(crate) const ARENA: u64 = 16 << 20;
 /// Rounds in which nothing happens before a simulation counts as stuck.
@@ -151,6 +154,15 @@ fn run_on<T: 'static>(
     results
 }
 
+/// The devices that ranks take turns on, where there are some.
+fn rdma() -> RdmaConfig {
+    let devices = env::var("UPDRAFT_RDMA_DEVICES").unwrap_or_default();
+    RdmaConfig {
+        devices: devices.split_terminator(',').map(str::to_owned).collect(),
+        ..RdmaConfig::default()
+    }
+}
+
 /// What every rank makes of `program` on a thread of its own.
 pub(crate) fn threads<T: Send + 'static>(
     transport: Transport,
@@ -180,6 +192,7 @@ pub(crate) fn threads_in<T: Send + 'static>(
             thread::spawn(move || {
                 let config = Config {
                     transport,
+                    rdma: rdma(),
                     spin: false,
                     ..Config::new(rank, size, &secret)
                 };

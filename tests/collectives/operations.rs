@@ -262,6 +262,21 @@ fn threads_over_tcp_get_the_same() {
     }
 }
 
+/// One more than travels in a packet, and some that are fetched, where an emulated device makes all slow.
+fn over_devices(group: Group) -> Program<()> {
+    Box::pin(async move { all_algorithms(&group, &[0, 3, 700, 5_000]).await })
+}
+
+#[test]
+#[ignore = "needs RDMA: tests/rdma/run"]
+fn threads_over_rdma_get_the_same() {
+    for size in [2, 3] {
+        for result in threads(Transport::Rdma, size, over_devices) {
+            result.unwrap();
+        }
+    }
+}
+
 /// Hardly more than the boards of a group of eight, and a few segments.
 const SMALL_ARENA: u64 = 1 << 20;
 
