@@ -276,64 +276,91 @@ fn a_rank_that_waits_sleeps_and_is_woken() {
     );
 }
 
-/// Cuts the virtual cable when made, and mends it when dropped.
-struct Cut;
+/// What is wrong with the network until this is dropped.
+struct Cut(fn());
 
 impl Cut {
-    fn new() -> Self {
+    /// Cuts the virtual cable: what is sent gets lost.
+    fn cable() -> Self {
         for interface in ["roce0", "roce1"] {
-            tc(&[
-                "qdisc", "replace", "dev", interface, "root", "netem", "loss", "100%",
-            ]);
+            run(
+                "tc",
+                &format!("qdisc replace dev {interface} root netem loss 100%"),
+            );
         }
-        Self
+        Self(|| {
+            for interface in ["roce0", "roce1"] {
+                run("tc", &format!("qdisc del dev {interface} root"));
+            }
+        })
+    }
+
+    /// Has the port of the first device go down, which its driver tells by an event.
+    fn port() -> Self {
+        run("ip", "link set roce0 down");
+        Self(|| {
+            run("ip", "link set roce0 up");
+            // The route goes with the interface. `tests/rdma/vm-guest` has made it.
+            run("ip", "route replace 192.0.2.2 dev roce0 table 101");
+        })
     }
 }
 
 impl Drop for Cut {
     fn drop(&mut self) {
-        for interface in ["roce0", "roce1"] {
-            tc(&["qdisc", "del", "dev", interface, "root"]);
-        }
+        (self.0)();
     }
 }
 
-fn tc(arguments: &[&str]) {
-    let status = Command::new("tc").args(arguments).status().unwrap();
-    assert!(status.success(), "tc {arguments:?}");
+fn run(program: &str, arguments: &str) {
+    let status = Command::new(program).args(arguments.split(' ')).status();
+    assert!(status.unwrap().success(), "{program} {arguments}");
 }
 
 #[test]
 #[ignore = "needs RDMA: tests/rdma/run"]
 fn a_peer_behind_a_cut_cable_is_lost_whether_one_sends_or_waits() {
     for sends in [true, false] {
-        let mut fabrics = strangers(Transport::Rdma);
-        connect(&mut fabrics);
-        let _cut = Cut::new();
-        let start = Instant::now();
-        if sends {
-            fabrics[0].send_copy(1, 0, b"is anyone there?").unwrap();
-        }
-        poll_until(&mut fabrics, |rank, event| match event {
-            Event::Ended { error, .. } if rank == 0 => {
-                let Error::PeerLost {
-                    peer: 1,
-                    cause: Loss::Connection(cause),
-                } = *error
-                else {
-                    panic!("{error:?}");
-                };
-                assert!(cause.contains("did not answer"), "{cause}");
-                true
-            }
-            _ => false,
-        });
-        assert!(
-            start.elapsed() < LOST_WITHIN + SLACK,
-            "{:?}",
-            start.elapsed()
-        );
+        let cause = cause_of_loss(Cut::cable, sends);
+        assert!(cause.contains("did not answer"), "{cause}");
     }
+}
+
+#[test]
+#[ignore = "needs RDMA: tests/rdma/run"]
+fn a_peer_is_lost_when_the_port_of_our_device_goes_down_and_that_is_told() {
+    let cause = cause_of_loss(Cut::port, true);
+    let down = "the port of our device rxe0 is down";
+    assert!(cause.ends_with(down), "{cause}");
+}
+
+/// Why rank 0 loses its peer behind what is `cut`, which it does in time.
+fn cause_of_loss(cut: fn() -> Cut, sends: bool) -> String {
+    let mut fabrics = strangers(Transport::Rdma);
+    connect(&mut fabrics);
+    let _cut = cut();
+    let start = Instant::now();
+    if sends {
+        fabrics[0].send_copy(1, 0, b"is anyone there?").unwrap();
+    }
+    let mut cause = String::new();
+    poll_until(&mut fabrics, |rank, event| match event {
+        Event::Ended { error, .. } if rank == 0 => {
+            let Error::PeerLost {
+                peer: 1,
+                cause: Loss::Connection(told),
+            } = *error
+            else {
+                panic!("{error:?}");
+            };
+            cause = told;
+            true
+        }
+        _ => false,
+    });
+    let took = start.elapsed();
+    assert!(took < LOST_WITHIN + SLACK, "{took:?}");
+    cause
 }
 
 /// Run with a tiny limit of locked memory, and without the right to pass it.

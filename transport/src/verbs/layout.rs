@@ -173,8 +173,6 @@ mod header {
             IBV_EVENT_QP_REQ_ERR,
             IBV_EVENT_QP_ACCESS_ERR,
             IBV_EVENT_DEVICE_FATAL,
-            IBV_EVENT_PORT_ACTIVE,
-            IBV_EVENT_PORT_ERR,
             IBV_EVENT_SRQ_ERR,
         );
         let mut compiler = Command::new("cc")

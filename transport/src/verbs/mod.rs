@@ -135,8 +135,6 @@ impl Drop for Devices {
 pub(crate) enum AsyncEvent {
     /// A queue pair failed.
     QueuePair(u32),
-    /// A port went down, or came back.
-    Port { number: c_int, active: bool },
     /// The device, or a queue that all links share, failed.
     Device,
     /// Something that does not concern us.
@@ -216,11 +214,6 @@ impl Context {
                 // destroying one takes back those of its events that were not read.
                 AsyncEvent::QueuePair(unsafe { (*qp).qp_num })
             }
-            sys::IBV_EVENT_PORT_ACTIVE | sys::IBV_EVENT_PORT_ERR => AsyncEvent::Port {
-                // SAFETY: for these events the element is a number, and any bits are one.
-                number: unsafe { event.element.port_num },
-                active: event.event_type == sys::IBV_EVENT_PORT_ACTIVE,
-            },
             sys::IBV_EVENT_DEVICE_FATAL | sys::IBV_EVENT_CQ_ERR | sys::IBV_EVENT_SRQ_ERR => {
                 AsyncEvent::Device
             }

@@ -79,8 +79,6 @@ pub(crate) const IBV_EVENT_QP_FATAL: c_int = 1;
 pub(crate) const IBV_EVENT_QP_REQ_ERR: c_int = 2;
 pub(crate) const IBV_EVENT_QP_ACCESS_ERR: c_int = 3;
 pub(crate) const IBV_EVENT_DEVICE_FATAL: c_int = 8;
-pub(crate) const IBV_EVENT_PORT_ACTIVE: c_int = 9;
-pub(crate) const IBV_EVENT_PORT_ERR: c_int = 10;
 pub(crate) const IBV_EVENT_SRQ_ERR: c_int = 14;
 
 /// Opaque: it is only handed back to the library.

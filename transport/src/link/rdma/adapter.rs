@@ -112,8 +112,8 @@ pub(super) struct Inbox {
 
 impl Inbox {
     /// Notes why the queue pair failed, unless that is known.
-    pub(super) fn fail(&self, loss: Loss) {
-        self.failed.borrow_mut().get_or_insert(loss);
+    pub(super) fn fail(&self, loss: impl FnOnce() -> Loss) {
+        self.failed.borrow_mut().get_or_insert_with(loss);
         self.news.set(true);
     }
 }
@@ -143,7 +143,6 @@ pub(crate) struct Adapter {
     /// The one that the last completion was for, which is most often that of the next.
     last: RefCell<Option<(u32, Rc<Inbox>)>>,
     completions: RefCell<[ibv_wc; COMPLETIONS]>,
-    port_down: Cell<bool>,
     // In the order in which they have to end.
     srq: Rc<Srq>,
     cq: Rc<Cq>,
@@ -200,7 +199,6 @@ impl Adapter {
             inboxes: RefCell::default(),
             last: RefCell::default(),
             completions: RefCell::new([ibv_wc::default(); COMPLETIONS]),
-            port_down: Cell::new(false),
             srq,
             cq,
             channel,
@@ -460,7 +458,7 @@ impl Adapter {
         match (completion.status, received) {
             (sys::IBV_WC_SUCCESS, true) if completion.opcode != sys::IBV_WC_RECV => {
                 // A write with an immediate takes a slot, and leaves it as it was.
-                inbox.fail(Loss::Protocol("it sent what is not a packet"));
+                inbox.fail(|| Loss::Protocol("it sent what is not a packet"));
                 self.free(slot);
             }
             (sys::IBV_WC_SUCCESS, true) => inbox
@@ -469,7 +467,7 @@ impl Adapter {
                 .push_back((slot, completion.byte_len)),
             (sys::IBV_WC_SUCCESS, false) => inbox.completed.set(Some(completion.wr_id)),
             (status, received) => {
-                inbox.fail(self.loss(status));
+                inbox.fail(|| self.loss(status));
                 if received {
                     self.free(slot);
                 }
@@ -492,20 +490,18 @@ impl Adapter {
             sys::IBV_WC_WR_FLUSH_ERR => "the queue pair had failed".to_owned(),
             other => self.context.status_text(other),
         };
-        let down = if self.port_down.get() {
-            format!("; the port of our device {} is down", self.name)
-        } else {
-            String::new()
+        // Its driver tells, too, but we may hear of the failure first.
+        let port = self.context.port(self.port.number);
+        let down = match port.is_ok_and(|port| port.state != sys::IBV_PORT_ACTIVE) {
+            true => format!("; the port of our device {} is down", self.name),
+            false => String::new(),
         };
         Loss::Connection(format!("RDMA: {what}{down}"))
     }
 
     fn fail_all(&self, what: &str) {
         for inbox in self.inboxes.borrow().values() {
-            inbox.fail(Loss::Connection(format!(
-                "RDMA device {}: {what}",
-                self.name
-            )));
+            inbox.fail(|| Loss::Connection(format!("RDMA device {}: {what}", self.name)));
         }
     }
 
@@ -523,17 +519,16 @@ impl Adapter {
             match event {
                 AsyncEvent::QueuePair(number) => {
                     if let Some(inbox) = self.inboxes.borrow().get(&number) {
-                        inbox.fail(Loss::Connection(
-                            "RDMA: the device reports that the queue pair failed".to_owned(),
-                        ));
+                        inbox.fail(|| {
+                            Loss::Connection(
+                                "RDMA: the device reports that the queue pair failed".to_owned(),
+                            )
+                        });
                     }
                 }
-                // What is on its way is sent again, and fails in time if the port stays down.
-                AsyncEvent::Port { number, active } if number == c_int::from(self.port.number) => {
-                    self.port_down.set(!active);
-                }
                 AsyncEvent::Device => self.fail_all("it failed or was removed"),
-                AsyncEvent::Port { .. } | AsyncEvent::Other => {}
+                // Of a port that is down, too: what is on its way is sent again, and fails in time if it stays so.
+                AsyncEvent::Other => {}
             }
         }
     }

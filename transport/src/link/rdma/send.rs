@@ -339,7 +339,8 @@ impl Rdma {
     /// Notes a verb that failed: the link ends when it next looks.
     fn fail_unless(&self, done: Result<(), VerbError>) {
         if let Err(error) = done {
-            self.inbox.fail(Loss::Connection(format!("RDMA: {error}")));
+            self.inbox
+                .fail(|| Loss::Connection(format!("RDMA: {error}")));
         }
     }
 }
