@@ -48,7 +48,7 @@ fn workers(number: u32, executors: u32) -> Vec<Worker> {
         host: format!("host{worker}"),
         cores: 4,
         memory_bytes: 1 << 30,
-        attributes: Vec::new(),
+        ..Worker::default()
     };
     (0..number).map(worker).collect()
 }

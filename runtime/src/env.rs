@@ -728,6 +728,7 @@ fn schedulable(entries: &[Entry]) -> Vec<Worker> {
             cores: (entry.cores / there.count() as u32).max(1),
             memory_bytes: entry.memory_bytes,
             attributes: entry.attributes.clone(),
+            ..Worker::default()
         }
     };
     entries.iter().map(worker).collect()

@@ -118,7 +118,7 @@ pub fn check(tasks: &[Task], workers: &[Worker], placed: &[Vec<Rank>]) -> Result
                 return Err(refused(instance, Constraint::Placed(reason)));
             };
             seats
-                .fits_one(number, worker)
+                .fits_one(number, instance as u32, worker)
                 .map_err(|constraint| refused(instance, constraint))?;
             seats.take(number, instance as u32, rank, worker);
         }

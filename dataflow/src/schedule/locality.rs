@@ -9,8 +9,9 @@ use crate::Error;
 
 /// Puts instances where the [splits](super::Split) are that they read.
 ///
-/// Each task that has splits is placed, one after the other, so that reading them takes the least time in all: a
-/// split takes its bytes divided by the bandwidth from the nearest host that has it. No worker gets more than its
+/// Each task that has splits is placed, one after the other, so that bytes take the least time in all to come from other
+/// hosts: those of a split divided by the bandwidth from the nearest host that has it, as far as that was
+/// [measured](Worker::bytes_per_second). What is on the own host takes none. No worker gets more than its
 /// even share of a task, unless others cannot take theirs. The rest is spread evenly.
 ///
 /// That is the optimum for each task by itself, if the instances that are to be with its own are as many for each.
@@ -19,63 +20,60 @@ use crate::Error;
 /// first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Locality {
-    /// Bytes a second that come from the own host.
-    pub local_bytes_per_second: u64,
     /// Bytes a second that come from another host, unless measured.
-    pub remote_bytes_per_second: u64,
-    /// Bytes a second that were measured, by the host that has the split and that of the worker.
-    pub measured: BTreeMap<(String, String), u64>,
+    pub bytes_per_second: u64,
 }
 
 impl Default for Locality {
-    /// What a disk and what a network of 10 Gbit/s carry.
+    /// What a network of 10 Gbit/s carries.
     fn default() -> Self {
         Self {
-            local_bytes_per_second: 4 << 30,
-            remote_bytes_per_second: 1 << 30,
-            measured: BTreeMap::new(),
+            bytes_per_second: 1 << 30,
         }
     }
 }
 
 impl Locality {
-    /// Nanoseconds that the splits of one instance take to be read on a host. Those that are equally far from all do
-    /// not count.
-    pub fn nanoseconds(&self, task: &Task, instance: u32, host: &str) -> u128 {
+    /// Nanoseconds that the splits of one instance take to come to a worker. Those that are equally far from all do not
+    /// count.
+    pub fn nanoseconds(&self, task: &Task, instance: u32, worker: &Worker) -> u128 {
         let splits = task
             .splits
             .iter()
-            .filter(|split| split.instance == instance);
+            .filter(|split| split.instance == instance && !split.hosts.contains(&worker.host));
         splits
             .filter_map(|split| {
-                let rates = split
-                    .hosts
-                    .iter()
-                    .map(|from| self.bytes_per_second(from, host));
-                let rate = rates.max()?.max(1);
-                Some(u128::from(split.bytes) * 1_000_000_000 / u128::from(rate))
+                let rate = |host| worker.bytes_per_second.get(host).copied();
+                let rates = split.hosts.iter().map(rate);
+                let rates = rates.map(|rate| rate.unwrap_or(self.bytes_per_second));
+                Some(u128::from(split.bytes) * 1_000_000_000 / u128::from(rates.max()?.max(1)))
             })
             .sum()
     }
 
-    fn bytes_per_second(&self, from: &str, to: &str) -> u64 {
-        let measured = self.measured.get(&(from.to_owned(), to.to_owned()));
-        measured.copied().unwrap_or(if from == to {
-            self.local_bytes_per_second
-        } else {
-            self.remote_bytes_per_second
-        })
-    }
-
     /// The time of each bundle on each worker.
-    fn costs(&self, bundles: &[Bundle], tasks: &[Task], workers: &[Worker]) -> Vec<Vec<i128>> {
-        let cost = |bundle: &Bundle, worker: &Worker| {
+    fn costs(
+        &self,
+        bundles: &[Bundle],
+        seats: &Seats<'_>,
+        tasks: &[Task],
+        workers: &[Worker],
+    ) -> Vec<Vec<i128>> {
+        let cost = |bundle: &Bundle, number: usize, worker: &Worker| {
+            if seats.can_read(bundle, number).is_err() {
+                return UNREADABLE;
+            }
             let members = bundle.members.iter();
-            let times = members
-                .map(|&(task, instance)| self.nanoseconds(&tasks[task], instance, &worker.host));
+            let times =
+                members.map(|&(task, instance)| self.nanoseconds(&tasks[task], instance, worker));
             times.sum::<u128>() as i128
         };
-        let costs = |bundle| workers.iter().map(|worker| cost(bundle, worker)).collect();
+        let costs = |bundle| {
+            let workers = workers.iter().enumerate();
+            workers
+                .map(|(number, worker)| cost(bundle, number, worker))
+                .collect()
+        };
         bundles.iter().map(costs).collect()
     }
 }
@@ -97,9 +95,8 @@ impl Scheduler for Locality {
             .into_values()
             .partition(|bundles| bundles.iter().any(reads));
         for bundles in reading {
-            let costs = self.costs(&bundles, tasks, workers);
-            let room = rooms(&seats, &bundles, workers.len());
-            match room.and_then(|room| assign(&costs, &room)) {
+            let costs = self.costs(&bundles, &seats, tasks, workers);
+            match assign_evenly(&seats, &bundles, &costs) {
                 Some(assigned) => {
                     for (bundle, worker) in bundles.iter().zip(assigned) {
                         seats.place(bundle, worker, None);
@@ -115,9 +112,12 @@ impl Scheduler for Locality {
     }
 }
 
-/// How many of the bundles of a task each worker may get, if they are alike and there is room for all: the least that
-/// is enough.
-fn rooms(seats: &Seats<'_>, bundles: &[Bundle], workers: usize) -> Option<Vec<u32>> {
+/// The cost of what cannot be read at all: more than all else together.
+const UNREADABLE: i128 = 1 << 110;
+
+/// The worker of each bundle of a task, if they are alike and there is a place for all: the optimum among those in which no
+/// worker gets more than a share, for the least share of which there is any.
+fn assign_evenly(seats: &Seats<'_>, bundles: &[Bundle], costs: &[Vec<i128>]) -> Option<Vec<usize>> {
     let shape = |bundle: &Bundle| {
         let mut members: Vec<_> = bundle.members.iter().map(|(task, _)| *task).collect();
         members.sort_unstable();
@@ -127,15 +127,28 @@ fn rooms(seats: &Seats<'_>, bundles: &[Bundle], workers: usize) -> Option<Vec<u3
     if bundles.iter().any(|bundle| shape(bundle) != shape(first)) {
         return None;
     }
-    let most: Vec<u32> = (0..workers)
+    let most: Vec<u32> = (0..costs.first()?.len())
         .map(|worker| seats.times(first, worker, bundles.len() as u32))
         .collect();
-    let with_room = most.iter().filter(|&&most| most > 0).count().max(1);
-    (bundles.len().div_ceil(with_room)..=bundles.len()).find_map(|share| {
+    let assign_by = |share: usize| {
         let room: Vec<u32> = most.iter().map(|&most| most.min(share as u32)).collect();
         let total: u64 = room.iter().copied().map(u64::from).sum();
-        (total >= bundles.len() as u64).then_some(room)
-    })
+        let assigned = (total >= bundles.len() as u64).then(|| assign(costs, &room))??;
+        let mut workers = costs.iter().zip(&assigned);
+        let can_read = workers.all(|(costs, &worker)| costs[worker] < UNREADABLE);
+        can_read.then_some(assigned)
+    };
+    // What a share has room for, a larger one has.
+    let (mut least, mut enough) = (1, bundles.len());
+    let mut assigned = assign_by(enough)?;
+    while least < enough {
+        let share = least.midpoint(enough);
+        match assign_by(share) {
+            Some(better) => (enough, assigned) = (share, better),
+            None => least = share + 1,
+        }
+    }
+    Some(assigned)
 }
 
 /// The worker of each bundle such that the sum of the costs is the least, with so much room on each worker.
@@ -209,7 +222,8 @@ fn choose(seats: &mut Seats<'_>, bundles: &[Bundle], costs: &[Vec<i128>]) -> Res
     for bundle in order {
         let workers = 0..costs[bundle].len();
         let fitting = workers.filter(|&worker| seats.fits(&bundles[bundle], worker).is_ok());
-        let Some(worker) = fitting.min_by_key(|&worker| costs[bundle][worker]) else {
+        let cost = |&worker: &usize| (costs[bundle][worker], seats.instances_on(worker));
+        let Some(worker) = fitting.min_by_key(cost) else {
             return Err(seats.refusal(&bundles[bundle]));
         };
         seats.place(&bundles[bundle], worker, None);

@@ -30,7 +30,7 @@ mod locality;
 mod round_robin;
 mod seats;
 
-use std::{fmt, ops::Range};
+use std::{collections::BTreeMap, fmt, ops::Range};
 
 use transport::Rank;
 
@@ -179,6 +179,8 @@ pub struct Split {
     pub hosts: Vec<String>,
     /// Its size.
     pub bytes: u64,
+    /// Whether no other host can read it: then the instance has to be on one of these.
+    pub is_bound: bool,
 }
 
 /// A worker, as schedulers see it.
@@ -194,6 +196,8 @@ pub struct Worker {
     pub memory_bytes: u64,
     /// What sets it apart, such as `gpu` or `rack=3`.
     pub attributes: Vec<String>,
+    /// Bytes a second that reach it from other hosts, by their names, as far as that was measured.
+    pub bytes_per_second: BTreeMap<String, u64>,
 }
 
 /// What a task demands of where its instances are.
@@ -202,6 +206,8 @@ pub struct Worker {
 pub enum Constraint {
     /// An attribute that a worker has to have.
     Attribute(String),
+    /// The hosts that alone have what an instance reads: it has to be on one of them.
+    Hosts(Vec<String>),
     /// Thousandths of a core that have to be free.
     Millicores(u64),
     /// Bytes that have to be free.
@@ -220,6 +226,9 @@ impl fmt::Display for Constraint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Attribute(attribute) => write!(f, "it needs the attribute \"{attribute}\""),
+            Self::Hosts(hosts) => {
+                write!(f, "only {} can read what it reads", hosts.join(" and "))
+            }
             Self::Millicores(millicores) => write!(f, "it needs {millicores} millicores"),
             Self::MemoryBytes(bytes) => write!(f, "it needs {bytes} bytes of memory"),
             Self::PerWorkerMax(1) => f.write_str("a worker may have only one instance of it"),

@@ -29,6 +29,8 @@ pub struct Seats<'a> {
     placed: Vec<Vec<Option<Rank>>>,
     /// The tasks that each is to be apart from, whichever of the two says so.
     apart: Vec<Vec<usize>>,
+    /// The hosts that alone have what an instance reads, of those that are bound to some.
+    bound: HashMap<(usize, u32), Vec<&'a [String]>>,
 }
 
 /// What there is only so much of.
@@ -56,7 +58,17 @@ impl<'a> Seats<'a> {
             });
             apart.map(|(other, _)| other).collect()
         };
+        let mut bound: HashMap<_, Vec<&[String]>> = HashMap::new();
+        for (number, task) in tasks.iter().enumerate() {
+            for split in task.splits.iter().filter(|split| split.is_bound) {
+                let hosts = bound.entry((number, split.instance)).or_default();
+                if !hosts.contains(&&split.hosts[..]) {
+                    hosts.push(&split.hosts);
+                }
+            }
+        }
         Self {
+            bound,
             free: workers.iter().map(free).collect(),
             counts: vec![vec![0; tasks.len()]; workers.len()],
             on_rank: vec![HashMap::new(); ranks],
@@ -110,6 +122,33 @@ impl<'a> Seats<'a> {
     ///
     /// The task, the instance, and the constraint.
     pub fn fits(&self, bundle: &Bundle, worker: usize) -> Result<(), (usize, u32, Constraint)> {
+        self.can_read(bundle, worker)?;
+        self.has_room(bundle, worker)
+    }
+
+    /// Whether the host of a worker has all that a bundle reads and that no other host can read.
+    pub(super) fn can_read(
+        &self,
+        bundle: &Bundle,
+        worker: usize,
+    ) -> Result<(), (usize, u32, Constraint)> {
+        for &(task, instance) in &bundle.members {
+            self.can_read_one(task, instance, worker)
+                .map_err(|constraint| (task, instance, constraint))?;
+        }
+        Ok(())
+    }
+
+    fn can_read_one(&self, task: usize, instance: u32, worker: usize) -> Result<(), Constraint> {
+        let mut bound = self.bound.get(&(task, instance)).into_iter().flatten();
+        match bound.find(|hosts| !hosts.contains(&self.workers[worker].host)) {
+            Some(hosts) => Err(Constraint::Hosts(hosts.to_vec())),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a worker can have a bundle like this one, whatever it reads.
+    fn has_room(&self, bundle: &Bundle, worker: usize) -> Result<(), (usize, u32, Constraint)> {
         let mut room = Room::default();
         for (position, &(task, instance)) in bundle.members.iter().enumerate() {
             let before = &bundle.members[..position];
@@ -132,7 +171,13 @@ impl<'a> Seats<'a> {
     }
 
     /// The same for one instance of a task.
-    pub(super) fn fits_one(&self, task: usize, worker: usize) -> Result<(), Constraint> {
+    pub(super) fn fits_one(
+        &self,
+        task: usize,
+        instance: u32,
+        worker: usize,
+    ) -> Result<(), Constraint> {
+        self.can_read_one(task, instance, worker)?;
         self.fits_with(task, worker, Room::default(), 0)
     }
 
@@ -169,17 +214,22 @@ impl<'a> Seats<'a> {
         Ok(())
     }
 
-    /// How often a worker could have a bundle like this one, up to `most` times.
+    /// How often a worker could have a bundle like this one, up to `most` times, whatever those would read.
     pub fn times(&self, bundle: &Bundle, worker: usize, most: u32) -> u32 {
         let mut seats = self.clone();
         let fits = |_: &u32| {
-            let fits = seats.fits(bundle, worker).is_ok();
+            let fits = seats.has_room(bundle, worker).is_ok();
             if fits {
                 seats.place(bundle, worker, None);
             }
             fits
         };
         (0..most).take_while(fits).count() as u32
+    }
+
+    /// Instances on a worker.
+    pub(super) fn instances_on(&self, worker: usize) -> u32 {
+        self.counts[worker].iter().sum()
     }
 
     /// Puts a bundle on a worker: each of its instances on the rank there that has the fewest of its task, except
@@ -213,7 +263,7 @@ impl<'a> Seats<'a> {
     /// Why no worker can have a bundle: the constraint that rules out those that all others leave.
     pub fn refusal(&self, bundle: &Bundle) -> Error {
         let order = |constraint: &Constraint| match constraint {
-            Constraint::Attribute(_) => 0,
+            Constraint::Attribute(_) | Constraint::Hosts(_) => 0,
             Constraint::ApartFrom(_) => 1,
             Constraint::PerWorkerMax(_) => 2,
             Constraint::Millicores(_) => 3,

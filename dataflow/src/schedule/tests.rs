@@ -22,6 +22,7 @@ fn workers() -> impl Strategy<Value = Vec<Worker>> {
                 cores,
                 memory_bytes,
                 attributes: attributes.into_iter().map(str::to_owned).collect(),
+                ..Worker::default()
             });
             first += executors;
         }
@@ -31,7 +32,7 @@ fn workers() -> impl Strategy<Value = Vec<Worker>> {
 
 /// Tasks with any demands that do not contradict themselves.
 fn tasks() -> impl Strategy<Value = Vec<Task>> {
-    let split = (0u32..8, vec(0u32..3, 0..3), 0u64..1000);
+    let split = (0u32..8, vec(0u32..3, 0..3), 0u64..1000, any::<bool>());
     let task = (
         1u32..8,
         0u32..1500,
@@ -50,11 +51,13 @@ fn tasks() -> impl Strategy<Value = Vec<Task>> {
                     number,
                     (instances, millicores, bytes, attributes, most, with, apart, splits),
                 )| {
-                    let split = |(instance, hosts, bytes): (u32, Vec<u32>, u64)| Split {
-                        instance: instance % instances,
-                        hosts: hosts.iter().map(|host| format!("host{host}")).collect(),
-                        bytes,
-                    };
+                    let split =
+                        |(instance, hosts, bytes, is_bound): (u32, Vec<u32>, u64, bool)| Split {
+                            instance: instance % instances,
+                            hosts: hosts.iter().map(|host| format!("host{host}")).collect(),
+                            bytes,
+                            is_bound,
+                        };
                     Task {
                         name: number.to_string(),
                         instances,
@@ -115,12 +118,16 @@ fn least(
         return Some(0);
     }
     let mut best: Option<u128> = None;
-    for worker in 0..workers.len() {
-        if room[worker] > 0 {
-            room[worker] -= 1;
-            let here = locality.nanoseconds(task, instance, &workers[worker].host);
+    for (number, worker) in workers.iter().enumerate() {
+        let mut splits = task.splits.iter();
+        let cannot_read = splits.any(|split| {
+            split.instance == instance && split.is_bound && !split.hosts.contains(&worker.host)
+        });
+        if room[number] > 0 && !cannot_read {
+            room[number] -= 1;
+            let here = locality.nanoseconds(task, instance, worker);
             let rest = least(locality, task, workers, room, instance + 1);
-            room[worker] += 1;
+            room[number] += 1;
             if let Some(rest) = rest {
                 best = Some(best.map_or(here + rest, |best| best.min(here + rest)));
             }
@@ -149,8 +156,10 @@ proptest! {
     }
 
     #[test]
-    fn what_cannot_be_placed_has_no_place(task in tasks().prop_map(|mut tasks| tasks.remove(0)), workers in workers()) {
-        // Of one task no instance differs from another, so that no scheduler may miss a placement.
+    fn what_cannot_be_placed_has_no_place(mut task in tasks().prop_map(|mut tasks| tasks.remove(0)), workers in workers()) {
+        // Of one task no instance differs from another, unless it is bound to a host, so that no scheduler may miss a
+        // placement.
+        task.splits.iter_mut().for_each(|split| split.is_bound = false);
         let tasks = [task];
         let seats = Seats::new(&tasks, &workers, 0);
         let possible = is_possible(&seats, &seats.bundles(), workers.len(), &mut 20_000);
@@ -180,33 +189,34 @@ proptest! {
     #[test]
     fn locality_is_optimal(
         instances in 1u32..6,
-        splits in vec((0u32..6, vec(0u32..4, 0..3), 0u64..1_000_000_000), 0..8),
-        hosts in vec(0u32..4, 1..4),
-        measured in vec((0u32..4, 0u32..4, 1u64..10_000_000_000), 0..6),
+        splits in vec((0u32..6, vec(0u32..4, 0..3), 0u64..1_000_000_000, prop::bool::weighted(0.2)), 0..8),
+        hosts in vec((0u32..4, vec((0u32..4, 1u64..10_000_000_000), 0..4)), 1..4),
     ) {
         let name = |host: &u32| format!("host{host}");
-        let splits = splits.iter().map(|(instance, hosts, bytes)| Split {
+        let splits = splits.iter().map(|(instance, hosts, bytes, is_bound)| Split {
             instance: instance % instances,
             hosts: hosts.iter().map(name).collect(),
             bytes: *bytes,
+            is_bound: *is_bound,
         });
         let task = Task::new("reads", instances).splits(splits.collect());
-        let workers: Vec<_> = (0..).zip(&hosts).map(|(rank, host)| Worker {
+        let workers: Vec<_> = (0..).zip(&hosts).map(|(rank, (host, measured))| Worker {
             ranks: rank..rank + 1,
             host: name(host),
+            bytes_per_second: measured.iter().map(|(from, rate)| (name(from), *rate)).collect(),
             ..Worker::default()
         }).collect();
-        let locality = Locality {
-            measured: measured.iter().map(|(from, to, rate)| ((name(from), name(to)), *rate)).collect(),
-            ..Locality::default()
-        };
-        let placed = locality.schedule(std::slice::from_ref(&task), &workers).unwrap();
-        let times = (0..).zip(&placed[0]).map(|(instance, &rank)| {
-            locality.nanoseconds(&task, instance, &workers[rank as usize].host)
+        let locality = Locality::default();
+        let placed = locality.schedule(std::slice::from_ref(&task), &workers).ok();
+        let times = placed.map(|placed| {
+            let times = (0..).zip(&placed[0]);
+            times.map(|(instance, &rank)| locality.nanoseconds(&task, instance, &workers[rank as usize])).sum()
         });
         let share = instances.div_ceil(workers.len() as u32);
-        let best = least(&locality, &task, &workers, &mut vec![share; workers.len()], 0);
-        prop_assert_eq!(Some(times.sum::<u128>()), best);
+        let best = (share..=instances).find_map(|share| {
+            least(&locality, &task, &workers, &mut vec![share; workers.len()], 0)
+        });
+        prop_assert_eq!(times, best);
     }
 }
 
@@ -220,6 +230,7 @@ fn two_workers() -> Vec<Worker> {
             .iter()
             .map(|&attribute| attribute.to_owned())
             .collect(),
+        ..Worker::default()
     };
     vec![worker(0, &[]), worker(1, &["gpu", "rack=3"])]
 }
@@ -230,6 +241,7 @@ fn instances_go_where_their_bytes_are() {
         instance,
         hosts: vec![host.to_owned()],
         bytes: 1 << 20,
+        is_bound: false,
     };
     let crossed = vec![
         split(0, "host1"),
@@ -240,6 +252,48 @@ fn instances_go_where_their_bytes_are() {
     let placed =
         Locality::default().schedule(&[Task::new("read", 4).splits(crossed)], &two_workers());
     assert_eq!(placed.unwrap(), [[1, 0, 1, 0]]);
+}
+
+#[test]
+fn a_split_that_no_other_host_has_binds_its_instance_whoever_schedules() {
+    let split = |instance, host: &str| Split {
+        instance,
+        hosts: vec![host.to_owned()],
+        bytes: 1 << 20,
+        is_bound: true,
+    };
+    // Three of four are on the second host, whatever its even share is.
+    let mine = |host| vec![split(0, host), split(1, "host1"), split(2, "host1")];
+    let schedulers: [&dyn Scheduler; 3] = [&RoundRobin, &FirstFit::default(), &Locality::default()];
+    for scheduler in schedulers {
+        let tasks = [Task::new("read", 4).splits(mine("host1"))];
+        let placed = scheduler.schedule(&tasks, &two_workers()).unwrap();
+        assert_eq!(placed[0][..3], [1, 1, 1], "{scheduler:?}");
+        let tasks = [Task::new("read", 4).splits(mine("elsewhere"))];
+        let refused = scheduler.schedule(&tasks, &two_workers()).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "no worker can have instance 0 of task \"read\": only elsewhere can read what it reads"
+        );
+    }
+}
+
+#[test]
+fn bytes_on_hosts_without_workers_are_read_where_the_bandwidth_from_there_is_best() {
+    let mut workers = two_workers();
+    let rates = |x, y| [("x".to_owned(), x), ("y".to_owned(), y)].into();
+    workers[0].bytes_per_second = rates(1 << 20, 1 << 34);
+    workers[1].bytes_per_second = rates(1 << 34, 1 << 20);
+    let split = |(instance, host): (u32, &str)| Split {
+        instance,
+        hosts: vec![host.to_owned()],
+        bytes: 1 << 20,
+        is_bound: false,
+    };
+    let tasks = [Task::new("read", 2).splits([(0, "x"), (1, "y")].map(split).to_vec())];
+    let placed = |workers: &[Worker]| Locality::default().schedule(&tasks, workers).unwrap();
+    assert_eq!(placed(&workers), [[1, 0]]);
+    assert_eq!(placed(&two_workers()), [[0, 1]], "nothing is known");
 }
 
 #[test]
