@@ -12,13 +12,14 @@ use std::{
 };
 
 use dataflow::{
-    Error, GraphBuilder, Job, Progress, collection, generate, inline, lines,
-    schedule::{FirstFit, Scheduler, Task, Worker},
-    simulate_on,
+    Error, GraphBuilder, Input, Job, Place, Progress, Sink, Source, collection, generate, inline,
+    lines, lines_at,
+    schedule::{FirstFit, Scheduler, Split, Task, Worker},
+    simulate_on, source,
 };
 use proptest::prelude::*;
-use support::{Launch, command};
-use updraft::Config;
+use support::{Folder, Launch, command};
+use updraft::{Config, Env};
 
 /// Puts instances anywhere, by what the seed makes of their numbers.
 #[derive(Debug)]
@@ -348,7 +349,22 @@ fn member() {
     let Ok(role) = std::env::var("UPDRAFT_TEST_ROLE") else {
         return;
     };
-    let outcome = updraft::run(Config::default(), |env| {
+    // Each worker poses as a host of its own, which sees files of its own.
+    let host = std::env::var("UPDRAFT_WORKER").map(|worker| format!("host{worker}"));
+    let host = host.ok().filter(|_| role == "reads" || role == "near");
+    if let (Some(host), Some(folder)) = (&host, std::env::var_os("UPDRAFT_TEST_FOLDER")) {
+        std::env::set_current_dir(std::path::Path::new(&folder).join(host)).unwrap();
+    }
+    let config = Config {
+        host: host.clone(),
+        ..Config::default()
+    };
+    let outcome = updraft::run(config, |env| {
+        match (&*role, host) {
+            ("reads", Some(host)) => return reads(env, host),
+            ("near", Some(host)) => return near(env, host),
+            _ => {}
+        }
         if role == "differs" {
             if env.worker() == 1 {
                 env.set_scheduler(Anywhere(3));
@@ -398,17 +414,155 @@ fn member() {
     }
 }
 
+/// Reads the lines of files that each host has, where they are.
+fn reads(env: &mut Env, host: String) -> Result<(), updraft::Error> {
+    let files = env.files_by_host("data/*.txt")?;
+    let read = lines_at(files).map(move |line| (line.to_owned(), host.clone()));
+    let mut read = env.run(&read.collect())?;
+    read.sort();
+    assert_eq!(read.len(), 3 * 4 + 2 * 4 + 4);
+    assert!(read.iter().all(|(line, host)| line.starts_with(host)));
+    let missing = env.files_by_host("nowhere/*").unwrap_err();
+    println!("{}", dataflow::one_line(&missing));
+    Ok(())
+}
+
+/// Blocks that each host has some of, in an order that is not that of the hosts.
+struct Blocks(Vec<String>);
+
+impl Source for Blocks {
+    type Input = Block;
+    type Out = String;
+
+    fn build(&self, place: &Place) -> Result<Block, Error> {
+        Ok(Block(self.0[place.instance as usize].clone()))
+    }
+
+    fn splits(&self, instances: u32) -> Vec<Split> {
+        let split = |instance: u32| Split {
+            instance,
+            hosts: vec![self.0[instance as usize].clone()],
+            bytes: 1 << 20,
+            is_bound: false,
+        };
+        (0..instances).map(split).collect()
+    }
+}
+
+/// One of them, which gives the name of the host that has it.
+struct Block(String);
+
+impl Input for Block {
+    type Out = String;
+
+    fn poll<D: Sink<String>>(&mut self, down: &mut D) -> Result<Progress, Error> {
+        down.push(&self.0);
+        Ok(Progress::Done)
+    }
+}
+
+/// Tells how many blocks were read on the host that has them, and what was measured.
+fn near(env: &mut Env, host: String) -> Result<(), updraft::Error> {
+    let hosts = [2, 2, 0, 0, 1, 1].map(|host| format!("host{host}"));
+    let blocks = source(Blocks(hosts.into()))
+        .boxed()
+        .map(move |has| (has.to_owned(), host.clone()));
+    let read = env.run(&blocks.collect())?;
+    let near = read.iter().filter(|(has, reads)| has == reads).count();
+    println!("{near} of {} near", read.len());
+    let measured: Vec<_> = env
+        .schedulable_workers()
+        .iter()
+        .map(|worker| &worker.bytes_per_second)
+        .collect();
+    let is_whole = |(number, rates): (usize, &&std::collections::BTreeMap<String, u64>)| {
+        let others = (0..3)
+            .filter(|other| *other != number)
+            .map(|other| format!("host{other}"));
+        others.eq(rates.keys().cloned()) && rates.values().all(|&rate| rate > 1 << 20)
+    };
+    assert!(measured.iter().enumerate().all(is_whole), "{measured:?}");
+    println!("measured {measured:?}");
+    Ok(())
+}
+
 /// `updraft run` of this test program, by two workers.
 fn members(role: &str, arguments: &[&str]) -> Command {
     let mut command = command();
     command
-        .args(["run", "-n", "2", "--executors", "2"])
+        .args(["run", "--executors", "2"])
+        .args(if arguments.contains(&"-n") {
+            &[][..]
+        } else {
+            &["-n", "2"]
+        })
         .args(arguments)
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "member", "--nocapture", "-q"])
         .env("UPDRAFT_TEST_ROLE", role)
         .stdin(Stdio::null());
     command
+}
+
+/// The same by three workers, each on a host of its own.
+fn hosts(role: &str, scheduler: &str) -> Command {
+    members(role, &["-n", "3", "--scheduler", scheduler, "--explain"])
+}
+
+#[test]
+fn files_are_read_on_the_hosts_that_have_them_whoever_schedules() {
+    let placed = [("round-robin", "0 1 0 3 2 5"), ("locality", "0 1 0 2 3 4")];
+    for (scheduler, ranks) in placed {
+        let folder = Folder::new();
+        for (host, files) in [3, 2, 1].into_iter().enumerate() {
+            let data = folder.0.join(format!("host{host}")).join("data");
+            std::fs::create_dir_all(&data).unwrap();
+            for file in 0..files {
+                let lines: String = (0..4)
+                    .map(|line| format!("host{host} {file} {line}\n"))
+                    .collect();
+                std::fs::write(data.join(format!("{file}.txt")), lines).unwrap();
+            }
+        }
+        let mut command = hosts("reads", scheduler);
+        command.env("UPDRAFT_TEST_FOLDER", &folder.0);
+        let launch = Launch::of(command);
+        assert_eq!(launch.code(), Some(0), "{} {}", launch.out, launch.err);
+        // Half of the bytes are on the first, whose two ranks have three of the six instances.
+        let bytes = 6 * 4 * "host0 0 0\n".len();
+        launch.assert_err(&format!(
+            "reads {bytes} bytes on the hosts that have them\n"
+        ));
+        launch.assert_err(&format!("(6 instances, on ranks {ranks})"));
+        for worker in 0..3 {
+            launch.assert_out(&format!("[w{worker}] no file matches \"nowhere/*\""));
+        }
+    }
+}
+
+#[test]
+fn locality_has_instances_where_their_splits_are_and_round_robin_does_not() {
+    let near = Launch::of(hosts("near", "locality"));
+    assert_eq!(near.code(), Some(0), "{} {}", near.out, near.err);
+    near.assert_err("reads 6291456 bytes on the hosts that have them\n");
+    let far = Launch::of(hosts("near", "round-robin"));
+    assert_eq!(far.code(), Some(0), "{} {}", far.out, far.err);
+    far.assert_err("reads 0 bytes on the hosts that have them, 2097152 of host0 on host1, ");
+    for worker in 0..3 {
+        near.assert_out(&format!("[w{worker}] 6 of 6 near"));
+        far.assert_out(&format!("[w{worker}] 0 of 6 near"));
+    }
+    // All have learnt the same.
+    let lines: Vec<_> = near
+        .out
+        .lines()
+        .filter_map(|line| line.split_once("measured "))
+        .collect();
+    assert_eq!(lines.len(), 3);
+    assert!(
+        lines.iter().all(|(_, measured)| *measured == lines[0].1),
+        "{lines:?}"
+    );
 }
 
 #[test]

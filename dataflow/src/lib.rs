@@ -101,8 +101,9 @@ pub use record::{Encode, Encoder, Fields, Key, Ordered, OutOfLine, Record, Slice
 pub use rkyv;
 pub use run::{Run, Site, Totals, run_after, run_of, tell_failure};
 pub use source::{
-    Channel, Closed, Collection, Follower, Generate, Generator, Lines, Records, Sender, Tail,
-    channel, collection, generate, generate_unbounded, lines, lines_of, records_of, tail,
+    Channel, Closed, Collection, Follower, Found, Generate, Generator, HostFile, Lines, Records,
+    Sender, Tail, channel, collection, find_files, generate, generate_unbounded, lines, lines_at,
+    lines_of, records_at, records_of, tail,
 };
 pub use stage::{Counters, Failure, Input, Narrow, Output, Place, Progress, Push, Sink};
 pub use stop::Stop;

@@ -12,9 +12,9 @@ use crate::{
     Encode, Error, Key, Record,
     blame::Culprit,
     exchange::{ByKey, Outbox, Receiver, Routed, ToFirst},
-    graph::{Extent, Job, Node, Placement},
+    graph::{Extent, Job, Node, Placement, Splits},
     operator::narrow::{Filter, FlatMap, FlatMapValues, Map, MapValues, Out, Pass, Then},
-    schedule,
+    schedule::{self, Split},
     sink::{Collect, ForEach, WriteFile},
     stage::{Input, Narrow, Output, Place, Stage},
 };
@@ -149,11 +149,75 @@ pub trait Source: Send + Sync + 'static {
     fn is_by_key(&self) -> bool {
         false
     }
+
+    /// What each of so many instances reads, and which hosts have it, so that schedulers put instances where that is: each
+    /// [`Input`] has to be made for the part that was said of its instance. It says nothing if it does not say otherwise: what
+    /// is equally far from all.
+    ///
+    /// All workers ask, and have to be told the same.
+    ///
+    /// ```
+    /// use dataflow::{Error, Input, Place, Progress, Sink, Source, source};
+    /// use dataflow::schedule::{Locality, Split, Worker};
+    ///
+    /// /// Blocks of a store that has each on one of its hosts.
+    /// struct Blocks {
+    ///     hosts: Vec<String>,
+    /// }
+    ///
+    /// impl Source for Blocks {
+    ///     type Input = Block;
+    ///     type Out = u64;
+    ///
+    ///     fn build(&self, place: &Place) -> Result<Block, Error> {
+    ///         Ok(Block(place.instance.into()))
+    ///     }
+    ///
+    ///     fn splits(&self, instances: u32) -> Vec<Split> {
+    ///         let blocks = (0..instances).zip(&self.hosts);
+    ///         let split = |(instance, host): (u32, &String)| Split {
+    ///             instance,
+    ///             hosts: vec![host.clone()],
+    ///             bytes: 64 << 20,
+    ///             is_bound: false,
+    ///         };
+    ///         blocks.map(split).collect()
+    ///     }
+    /// }
+    ///
+    /// struct Block(u64);
+    /// # impl Input for Block {
+    /// #     type Out = u64;
+    /// #     fn poll<D: Sink<u64>>(&mut self, down: &mut D) -> Result<Progress, Error> {
+    /// #         down.push(self.0);
+    /// #         Ok(Progress::Done)
+    /// #     }
+    /// # }
+    ///
+    /// let worker = |rank: u32, host: &str| Worker { ranks: rank..rank + 1, host: host.to_owned(), ..Worker::default() };
+    /// let blocks = source(Blocks { hosts: ["b", "a"].map(String::from).into() });
+    /// let graph = blocks.parallelism(2).collect().task_graph();
+    /// let placed = graph.placed(&Locality::default(), &[worker(0, "a"), worker(1, "b")])?;
+    /// assert!(placed.explain().contains("(2 instances, on ranks 1 0)"));
+    /// assert!(placed.explain().contains("reads 134217728 bytes on the hosts that have them"));
+    /// # Ok::<(), Error>(())
+    /// ```
+    fn splits(&self, _instances: u32) -> Vec<Split> {
+        Vec::new()
+    }
+}
+
+impl<S: Source> Splits for S {
+    fn splits(&self, instances: u32) -> Vec<Split> {
+        Source::splits(self, instances)
+    }
 }
 
 impl<S: Source> TSet<S, Pass> {
     pub(crate) fn from_source(source: S, name: String) -> Self {
-        Self::after(Vec::new(), source, name)
+        let mut set = Self::after(Vec::new(), source, name);
+        set.placement = Placement::reading(&set.source, None);
+        set
     }
 
     /// The stream of what `source` makes of the outputs of other tasks, which are its ports in this order.
@@ -223,7 +287,7 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     pub fn parallelism(mut self, instances: u32) -> Self {
-        self.placement = Placement::Instances(instances.max(1));
+        self.placement = Placement::reading(&self.source, Some(instances.max(1)));
         self
     }
 
@@ -247,7 +311,8 @@ where
     }
 
     /// Has the instances of `task` do what is written since the last exchange, where the job's
-    /// [scheduler](crate::schedule) puts them. The name must be that of no other task of the job.
+    /// [scheduler](crate::schedule) puts them. The name must be that of no other task of the job. What a source says of its
+    /// [splits](Source::splits) goes with it, unless the task says otherwise.
     ///
     /// ```
     /// use dataflow::{collection, inline, schedule::Task};
@@ -260,7 +325,10 @@ where
     /// assert_eq!(inline(&squares)?.len(), 10);
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn as_task(mut self, task: schedule::Task) -> Self {
+    pub fn as_task(mut self, mut task: schedule::Task) -> Self {
+        if task.splits.is_empty() {
+            task.splits = Source::splits(&*self.source, task.instances);
+        }
         self.placement = Placement::Task(Arc::new(task));
         self
     }

@@ -27,6 +27,7 @@ use crate::{
     counters::Counts,
     executor::{self, Command, Done, Means, Report, Seat, Work},
     helpers::Pool,
+    hosts,
     progress::{Amount, Progress, Rounds},
     repeat::Repeat,
     signals,
@@ -443,6 +444,9 @@ impl Env {
         repeat: Option<Arc<Repeat>>,
     ) -> Result<(), Error> {
         let number = self.runs;
+        if graph.has_splits() {
+            self.measure_bandwidths()?;
+        }
         let graph = self.place(graph)?;
         if self.decided.explain && self.worker == 0 {
             eprint!("run {number}:\n{}", graph.explain());
@@ -481,9 +485,32 @@ impl Env {
         self.decided.scheduler = Arc::new(scheduler);
     }
 
-    /// What schedulers know of the workers, in the order of their numbers.
+    /// What schedulers know of the workers, in the order of their numbers. How quickly bytes come to them from other hosts is
+    /// measured before the first run of a graph in which it is known where what it reads is.
     pub fn schedulable_workers(&self) -> &[Worker] {
         &self.schedulable
+    }
+
+    /// Has schedulers know how quickly bytes come from one host to another, unless they do already.
+    fn measure_bandwidths(&mut self) -> Result<(), Error> {
+        let firsts = hosts::first_ranks(&self.schedulable);
+        let is_known = |worker: &Worker| !worker.bytes_per_second.is_empty();
+        if firsts.len() < 2 || self.schedulable.iter().any(is_known) {
+            return Ok(());
+        }
+        let ranks: Vec<usize> = firsts.values().copied().collect();
+        let measured = self.bsp(move |world| hosts::bandwidths(world, &ranks))?;
+        let Some(measured) = measured.into_iter().next() else {
+            return Ok(());
+        };
+        let rates = |rates: Vec<u64>| firsts.keys().cloned().zip(rates);
+        let to: BTreeMap<_, _> = firsts.keys().zip(measured).collect();
+        for worker in &mut self.schedulable {
+            let from_all = to.get(&worker.host).cloned().unwrap_or_default();
+            let from_others = rates(from_all).filter(|(from, _)| *from != worker.host);
+            worker.bytes_per_second = from_others.collect();
+        }
+        Ok(())
     }
 
     /// Has the scheduler decide where the instances of tasks are.

@@ -81,6 +81,7 @@ mod env;
 mod error;
 mod executor;
 mod helpers;
+mod hosts;
 mod iterate;
 mod links;
 mod memory;

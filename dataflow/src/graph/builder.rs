@@ -142,7 +142,7 @@ impl GraphBuilder {
                 return Err(bad(&node.name, reason));
             }
         }
-        check_tasks(&job.graph.placements().1)?;
+        check_tasks(&job.graph.placements(1).1)?;
         job.graph.check_ends()?;
         Ok(job)
     }

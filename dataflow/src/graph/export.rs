@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Graph, Instances, Placement, Schedule, Vertex};
+use super::{Graph, Instances, Located, Placement, Schedule, Vertex};
 use crate::tset::BETWEEN;
 
 /// A graph as it is drawn: tasks, and the edges between them.
@@ -103,6 +103,11 @@ fn instances_text(placement: &Placement, schedule: Option<&Schedule>) -> String 
     match placement {
         Placement::Everywhere => "one instance on each rank".to_owned(),
         Placement::OnePerProcess => "one instance in each process".to_owned(),
+        Placement::Located(Located { instances, .. }) => {
+            let number = placed.map(|placed| placed.number()).or(*instances);
+            let number = number.map_or("as many".to_owned(), |number| number.to_string());
+            format!("{number} instances{ranks}")
+        }
         Placement::Instances(1) => format!("one instance{}", ranks.replace("ranks", "rank")),
         Placement::Instances(number) => format!("{number} instances{ranks}"),
         Placement::Task(task) => format!("{}: {} instances{ranks}", task.name, task.instances),
@@ -123,6 +128,17 @@ pub(super) fn explain(graph: &Graph, schedule: Option<&Schedule>) -> String {
         let instances = instances_text(&vertex.node.placement, schedule);
         // Writing to a string cannot fail.
         let _ = writeln!(text, "task {number}: {fused} ({instances})");
+        if let Some(read) = schedule.and_then(|schedule| schedule.read(&vertex.node.placement)) {
+            let _ = write!(
+                text,
+                "    reads {} bytes on the hosts that have them",
+                read.here
+            );
+            for ((from, to), bytes) in &read.from_others {
+                let _ = write!(text, ", {bytes} of {from} on {to}");
+            }
+            text.push('\n');
+        }
         for edge in drawing.edges.iter().filter(|edge| edge.from == *number) {
             let _ = writeln!(text, "    -> task {}, by {}", edge.to, edge.label());
         }
@@ -209,6 +225,7 @@ pub(super) fn json(graph: &Graph, schedule: Option<&Schedule>) -> String {
             Placement::Everywhere => ("each rank", None),
             Placement::OnePerProcess => ("each process", None),
             Placement::Instances(number) => ("scheduled", Some(*number)),
+            Placement::Located(Located { instances, .. }) => ("scheduled", *instances),
             Placement::Task(task) => ("scheduled", Some(task.instances)),
         };
         let number = number.map_or("null".to_owned(), |number| number.to_string());

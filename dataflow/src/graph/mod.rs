@@ -27,8 +27,9 @@ mod export;
 
 use std::{
     any::Any,
-    collections::{HashMap, HashSet, hash_map},
+    collections::{BTreeMap, HashMap, HashSet, hash_map},
     fmt,
+    hash::{Hash, Hasher},
     ops::Range,
     sync::Arc,
 };
@@ -39,7 +40,7 @@ pub use self::builder::{GraphBuilder, Outputs, Port, TaskBuilder, TaskOutput, Ta
 use crate::{
     Accumulator, Error, Stop,
     demand::Kept,
-    schedule::{self, Scheduler, Worker, check_tasks, even},
+    schedule::{self, Scheduler, Split, Worker, check_tasks, even},
     stage::{Place, Task},
 };
 
@@ -111,22 +112,80 @@ pub(crate) enum Placement {
     OnePerProcess,
     /// So many, wherever the scheduler has them.
     Instances(u32),
+    /// Those of a source that is on some hosts, wherever the scheduler has them.
+    Located(Located),
     /// Those of a task with a name, wherever the scheduler has them.
     Task(Arc<schedule::Task>),
 }
 
 impl Placement {
-    /// What a scheduler is told of it; nothing if there is nothing to decide. Without a name of its own it goes by
-    /// that of the first task that is placed like this.
-    fn task(&self, name: &str) -> Option<schedule::Task> {
+    /// Of so many instances that read a source, or one on each rank.
+    pub(crate) fn reading<S: Splits + 'static>(source: &Arc<S>, instances: Option<u32>) -> Self {
+        if source.splits(1).is_empty() {
+            return instances.map_or(Self::Everywhere, Self::Instances);
+        }
+        let source = source.clone();
+        Self::Located(Located { instances, source })
+    }
+
+    /// What a scheduler is told of it in a job of so many ranks; nothing if there is nothing to decide. Without a name of its own
+    /// it goes by that of the first task that is placed like this, which has this number.
+    fn task(&self, number: usize, name: &str, size: u32) -> Option<schedule::Task> {
         match self {
             Self::Everywhere | Self::OnePerProcess => None,
-            Self::Instances(number) => {
-                let name = format!("{name} ({number} instances)");
-                Some(schedule::Task::new(name, *number))
+            Self::Instances(instances) => {
+                let name = format!("{name} ({instances} instances)");
+                Some(schedule::Task::new(name, *instances))
+            }
+            Self::Located(Located { instances, source }) => {
+                let instances = instances.unwrap_or(size);
+                let task = schedule::Task::new(format!("{name} (task {number})"), instances);
+                Some(task.splits(source.splits(instances)))
             }
             Self::Task(task) => Some((**task).clone()),
         }
+    }
+}
+
+/// What is read by instances, and on which hosts it is: see [`Source::splits`](crate::Source::splits).
+pub(crate) trait Splits: Send + Sync {
+    fn splits(&self, instances: u32) -> Vec<Split>;
+}
+
+/// The instances that read a source which is on some hosts.
+#[derive(Clone)]
+pub(crate) struct Located {
+    /// How many; as many as there are ranks if it was not said.
+    instances: Option<u32>,
+    source: Arc<dyn Splits>,
+}
+
+impl Located {
+    /// The source, by which it can be told from others, and how many instances read it.
+    fn identity(&self) -> (*const (), Option<u32>) {
+        (Arc::as_ptr(&self.source).cast(), self.instances)
+    }
+}
+
+impl PartialEq for Located {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Located {}
+
+impl Hash for Located {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
+}
+
+impl fmt::Debug for Located {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Located")
+            .field("instances", &self.instances)
+            .finish_non_exhaustive()
     }
 }
 
@@ -137,6 +196,33 @@ pub(crate) struct Schedule {
     executors: u32,
     /// Those that are not spread evenly.
     listed: HashMap<Placement, Instances>,
+    /// What those read of which it is known where it is.
+    read: HashMap<Placement, Read>,
+}
+
+/// Bytes that instances read where they are, and from other hosts: by those that have them and the one that reads them.
+#[derive(Debug, Default)]
+pub(crate) struct Read {
+    pub(crate) here: u64,
+    pub(crate) from_others: BTreeMap<(String, String), u64>,
+}
+
+impl Read {
+    fn of(splits: &[Split], ranks: &[Rank], workers: &[Worker]) -> Self {
+        let mut read = Self::default();
+        for split in splits {
+            let rank = ranks[split.instance as usize];
+            let worker = workers.iter().find(|worker| worker.ranks.contains(&rank));
+            match worker.map(|worker| &worker.host) {
+                Some(host) if !split.hosts.is_empty() && !split.hosts.contains(host) => {
+                    let between = (split.hosts.join(" or "), host.clone());
+                    *read.from_others.entry(between).or_default() += split.bytes;
+                }
+                _ => read.here += split.bytes,
+            }
+        }
+        read
+    }
 }
 
 impl Schedule {
@@ -146,6 +232,7 @@ impl Schedule {
             size,
             executors,
             listed: HashMap::new(),
+            read: HashMap::new(),
         }
     }
 
@@ -159,11 +246,15 @@ impl Schedule {
         let size = workers.last().map_or(0, |worker| worker.ranks.end);
         let executors = workers.first().map_or(1, |worker| worker.ranks.end);
         let mut schedule = Self::even(size, executors);
-        let (placements, tasks) = graph.placements();
+        let (placements, tasks) = graph.placements(size);
         check_tasks(&tasks)?;
         let placed = scheduler.schedule(&tasks, workers)?;
         schedule::check(&tasks, workers, &placed)?;
-        for (placement, ranks) in placements.into_iter().zip(placed) {
+        for ((placement, task), ranks) in placements.into_iter().zip(&tasks).zip(placed) {
+            if !task.splits.is_empty() {
+                let read = Read::of(&task.splits, &ranks, workers);
+                schedule.read.insert(placement.clone(), read);
+            }
             let even = schedule.instances(&placement);
             if (0..)
                 .zip(&ranks)
@@ -180,6 +271,11 @@ impl Schedule {
         self.size
     }
 
+    /// What instances read, if it is known where that is.
+    pub(crate) fn read(&self, placement: &Placement) -> Option<&Read> {
+        self.read.get(placement)
+    }
+
     pub(crate) fn instances(&self, placement: &Placement) -> Instances {
         let (size, executors) = (self.size, self.executors);
         match placement {
@@ -189,6 +285,10 @@ impl Schedule {
                 size,
             },
             _ if self.listed.contains_key(placement) => self.listed[placement].clone(),
+            Placement::Located(Located { instances, .. }) => Instances::Even {
+                number: instances.unwrap_or(size),
+                size,
+            },
             Placement::Instances(number) => Instances::Even {
                 number: *number,
                 size,
@@ -503,11 +603,11 @@ impl Graph {
     }
 
     /// How tasks are placed, each way once, and what a scheduler is told of it.
-    fn placements(&self) -> (Vec<Placement>, Vec<schedule::Task>) {
+    fn placements(&self, size: u32) -> (Vec<Placement>, Vec<schedule::Task>) {
         let (mut placements, mut tasks) = (Vec::new(), Vec::new());
         let mut seen = HashSet::new();
-        for Vertex { node, .. } in &self.vertices {
-            if let Some(task) = node.placement.task(&node.name)
+        for (number, Vertex { node, .. }) in self.vertices.iter().enumerate() {
+            if let Some(task) = node.placement.task(number, &node.name, size)
                 && seen.insert(&node.placement)
             {
                 placements.push(node.placement.clone());
@@ -571,6 +671,10 @@ fn task_text(number: usize, vertex: &Vertex, placed: Option<&Instances>) -> Stri
         Placement::Everywhere => {}
         Placement::OnePerProcess => text.push_str(" (one a process)"),
         Placement::Instances(number) => text.push_str(&format!(" ({number}{where_to})")),
+        Placement::Located(Located { instances, .. }) => {
+            let number = instances.map_or("as many as ranks".to_owned(), |n| n.to_string());
+            text.push_str(&format!(" ({number}{where_to})"));
+        }
         Placement::Task(task) => {
             text.push_str(&format!(" ({}: {}{where_to})", task.name, task.instances));
         }
@@ -853,6 +957,12 @@ impl TaskGraph {
             schedule: Some(Arc::new(schedule)),
             ..self
         })
+    }
+
+    /// Whether it is known of anything that it reads on which hosts that is.
+    pub fn has_splits(&self) -> bool {
+        let (_, tasks) = self.graph.placements(1);
+        tasks.iter().any(|task| !task.splits.is_empty())
     }
 
     /// The tasks, what is fused in each, the exchanges between them, and where instances are once that is decided, in

@@ -15,6 +15,7 @@ use crate::{
         watermarks::Watermarks,
     },
     run::{Alignment, Step},
+    schedule::Split,
     stage::{Fused, Input, Narrow, Place, Progress, Push, Sink},
     time::{EventTime, Watermark},
     tset::{BETWEEN, Source, TSet},
@@ -97,6 +98,10 @@ impl<S: Source, N: Narrow<S::Out>> Source for InStep<S, N> {
 
     fn aligns(&self) -> bool {
         true
+    }
+
+    fn splits(&self, instances: u32) -> Vec<Split> {
+        Source::splits(&*self.source, instances)
     }
 }
 

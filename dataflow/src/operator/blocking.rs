@@ -25,6 +25,7 @@ use crate::{
         narrow::Pass,
     },
     record::Unfit,
+    schedule::Split,
     stage::{Fused, Input, Narrow, Place, Progress, Push, Sink},
     time::Watermark,
     tset::{BETWEEN, Source, TSet},
@@ -200,6 +201,10 @@ where
 
     fn aligns(&self) -> bool {
         self.source.aligns()
+    }
+
+    fn splits(&self, instances: u32) -> Vec<Split> {
+        Source::splits(&*self.source, instances)
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
     Error, Record,
     graph::Extent,
     operator::narrow::Pass,
+    schedule::Split,
     stage::{Fused, Input, Narrow, Place, Progress, Push, Sink},
     time::Watermark,
     tset::{Source, TSet},
@@ -64,6 +65,8 @@ pub(crate) trait AnySource<T: Record>: Send + Sync {
     fn gives_time(&self) -> bool;
 
     fn aligns(&self) -> bool;
+
+    fn splits(&self, instances: u32) -> Vec<Split>;
 }
 
 struct Chain<S, N> {
@@ -89,6 +92,10 @@ impl<S: Source, N: Narrow<S::Out>> AnySource<N::Out> for Chain<S, N> {
     fn aligns(&self) -> bool {
         self.source.aligns()
     }
+
+    fn splits(&self, instances: u32) -> Vec<Split> {
+        Source::splits(&*self.source, instances)
+    }
 }
 
 impl<T: Record> Source for Boxed<T> {
@@ -109,6 +116,10 @@ impl<T: Record> Source for Boxed<T> {
 
     fn aligns(&self) -> bool {
         self.0.aligns()
+    }
+
+    fn splits(&self, instances: u32) -> Vec<Split> {
+        self.0.splits(instances)
     }
 }
 

@@ -5,20 +5,16 @@
 //! looks at the byte before its start, and skips to the first line that starts in its part. So no line
 //! is lost or read twice, wherever the cuts fall.
 
-use std::{
-    fs::File,
-    io::ErrorKind,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs::File, io::ErrorKind, os::unix::fs::FileExt, path::PathBuf};
 
 use memchr::{memchr, memchr_iter, memrchr};
 use transport::Reservation;
 
+use super::files::{Files, HostFile, Part, failed, paths};
 use crate::{
     Error,
     operator::narrow::Pass,
+    schedule::Split,
     stage::{Input, Place, Progress, Sink},
     tset::{Source, TSet},
 };
@@ -41,30 +37,13 @@ pub(super) const READ_BYTES: usize = 256 << 10;
 /// # Ok::<(), dataflow::Error>(())
 /// ```
 pub fn lines(pattern: &str) -> Result<TSet<Lines, Pass>, Error> {
-    let mut files = Vec::new();
-    for path in matches(pattern)? {
-        let path = path.map_err(|error| Error::Input {
-            path: error.path().to_owned(),
-            source: std::io::Error::from(error.error().kind()),
-        })?;
-        if !path.is_dir() {
-            files.push(path);
-        }
-    }
+    let files = paths(pattern)?;
     if files.is_empty() {
         return Err(Error::NoInput {
             pattern: pattern.to_owned(),
         });
     }
     lines_of(files)
-}
-
-/// What a pattern matches.
-pub(super) fn matches(pattern: &str) -> Result<glob::Paths, Error> {
-    glob::glob(pattern).map_err(|error| Error::BadPattern {
-        pattern: pattern.to_owned(),
-        reason: error.msg,
-    })
 }
 
 /// The lines of `files`, in their order.
@@ -86,60 +65,35 @@ pub(super) fn matches(pattern: &str) -> Result<glob::Paths, Error> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn lines_of(files: Vec<PathBuf>) -> Result<TSet<Lines, Pass>, Error> {
-    let mut sized = Vec::with_capacity(files.len());
-    for path in files {
-        let bytes = File::open(&path)
-            .and_then(|file| file.metadata())
-            .map_err(failed(&path))?
-            .len();
-        sized.push((path, bytes));
-    }
-    let bytes: u64 = sized.iter().map(|(_, bytes)| bytes).sum();
-    let name = format!("lines of {} files, {bytes} bytes", sized.len());
-    Ok(TSet::from_source(
-        Lines {
-            files: sized.into(),
-            bytes,
-        },
-        name,
-    ))
+    Ok(lines_at(HostFile::everywhere(files)?))
 }
 
-pub(super) fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Input { path, source }
+/// The lines of files of which it is known which hosts have them: each file is read on one of these, by as many instances
+/// as its host's part of all bytes is. Files come in the order of the hosts that read them.
+///
+/// There have to be as many instances as hosts, at least.
+///
+/// ```
+/// use dataflow::{HostFile, lines_at, schedule::{RoundRobin, Worker}};
+///
+/// let file = |path: &str, bytes, host: &str| HostFile { path: path.into(), bytes, hosts: vec![host.to_owned()] };
+/// let lines = lines_at(vec![file("logs/1", 4000, "a"), file("logs/2", 12_000, "b")]);
+/// let worker = |rank: u32, host: &str| Worker { ranks: rank..rank + 1, host: host.to_owned(), ..Worker::default() };
+/// let workers = [worker(0, "b"), worker(1, "a")];
+/// let placed = lines.parallelism(4).collect().task_graph().placed(&RoundRobin, &workers)?;
+/// assert!(placed.explain().contains("(4 instances, on ranks 1 0 0 0)"));
+/// # Ok::<(), dataflow::Error>(())
+/// ```
+pub fn lines_at(files: Vec<HostFile>) -> TSet<Lines, Pass> {
+    let files = Files::new(files, 1);
+    let name = format!("lines of {} files, {} bytes", files.number(), files.bytes());
+    TSet::from_source(Lines { files }, name)
 }
 
 /// The source of [`lines`].
 #[derive(Debug)]
 pub struct Lines {
-    files: Arc<[(PathBuf, u64)]>,
-    bytes: u64,
-}
-
-impl Lines {
-    /// The parts of files that one of so many instances reads, the last first.
-    fn parts(&self, instance: u32, instances: u32) -> Vec<Part> {
-        let (bytes, instances) = (u128::from(self.bytes), u128::from(instances));
-        let cut = |instance: u32| (bytes * u128::from(instance) / instances) as u64;
-        let (start, end) = (cut(instance), cut(instance + 1));
-        let mut parts = Vec::new();
-        let mut at = 0;
-        for (path, bytes) in &*self.files {
-            let from = start.clamp(at, at + bytes) - at;
-            let to = end.clamp(at, at + bytes) - at;
-            if from < to {
-                parts.push(Part {
-                    path: path.clone(),
-                    start: from,
-                    end: to,
-                });
-            }
-            at += bytes;
-        }
-        parts.reverse();
-        parts
-    }
+    files: Files,
 }
 
 impl Source for Lines {
@@ -147,7 +101,7 @@ impl Source for Lines {
     type Out = String;
 
     fn build(&self, place: &Place) -> Result<LineReader, Error> {
-        let parts = self.parts(place.instance, place.instances);
+        let parts = self.files.parts(place.instance, place.instances);
         place
             .counters
             .expect(parts.iter().map(|part| part.end - part.start).sum());
@@ -160,14 +114,10 @@ impl Source for Lines {
             place: place.clone(),
         })
     }
-}
 
-/// A stretch of a file.
-#[derive(Debug)]
-struct Part {
-    path: PathBuf,
-    start: u64,
-    end: u64,
+    fn splits(&self, instances: u32) -> Vec<Split> {
+        self.files.splits(instances)
+    }
 }
 
 /// Reads one instance's parts.

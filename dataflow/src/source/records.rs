@@ -2,18 +2,15 @@
 //!
 //! All files together are one row of records, of which each instance reads an equal part.
 
-use std::{
-    fs::File,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs::File, os::unix::fs::FileExt, path::PathBuf};
 
 use transport::Reservation;
 
+use super::files::{Files, HostFile, Part, failed};
 use crate::{
     Error,
     operator::narrow::Pass,
+    schedule::Split,
     stage::{Input, Place, Progress, Sink},
     tset::{Source, TSet},
 };
@@ -38,69 +35,41 @@ const READ_BYTES: usize = 256 << 10;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn records_of<const N: usize>(files: Vec<PathBuf>) -> Result<TSet<Records<N>, Pass>, Error> {
-    let mut sized = Vec::with_capacity(files.len());
-    for path in files {
-        let metadata = File::open(&path).and_then(|file| file.metadata());
-        let bytes = metadata.map_err(failed(&path))?.len();
-        if !bytes.is_multiple_of(N.max(1) as u64) {
-            return Err(Error::NotRecords {
-                path,
-                bytes,
-                record_bytes: N,
-            });
-        }
-        sized.push((path, bytes));
-    }
-    let bytes: u64 = sized.iter().map(|(_, bytes)| bytes).sum();
-    let name = format!(
-        "records of {N} bytes in {} files, {bytes} bytes",
-        sized.len()
-    );
-    Ok(TSet::from_source(
-        Records {
-            files: sized.into(),
-            records: bytes / N.max(1) as u64,
-        },
-        name,
-    ))
+    records_at(HostFile::everywhere(files)?)
 }
 
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Input { path, source }
+/// The same of files of which it is known which hosts have them: see [`lines_at`](crate::lines_at).
+///
+/// # Errors
+///
+/// [`Error::NotRecords`].
+///
+/// ```
+/// use dataflow::{Error, HostFile, records_at};
+///
+/// let file = |bytes| HostFile { path: "parts/1".into(), bytes, hosts: vec!["a".to_owned()] };
+/// assert!(records_at::<8>(vec![file(64)]).is_ok());
+/// assert!(matches!(records_at::<8>(vec![file(60)]), Err(Error::NotRecords { bytes: 60, .. })));
+/// ```
+pub fn records_at<const N: usize>(files: Vec<HostFile>) -> Result<TSet<Records<N>, Pass>, Error> {
+    let unit = N.max(1) as u64;
+    if let Some(file) = files.iter().find(|file| !file.bytes.is_multiple_of(unit)) {
+        return Err(Error::NotRecords {
+            path: file.path.clone(),
+            bytes: file.bytes,
+            record_bytes: N,
+        });
+    }
+    let files = Files::new(files, unit);
+    let (number, bytes) = (files.number(), files.bytes());
+    let name = format!("records of {N} bytes in {number} files, {bytes} bytes");
+    Ok(TSet::from_source(Records { files }, name))
 }
 
 /// The source of [`records_of`].
 #[derive(Debug)]
 pub struct Records<const N: usize> {
-    files: Arc<[(PathBuf, u64)]>,
-    records: u64,
-}
-
-impl<const N: usize> Records<N> {
-    /// The parts of files that one of so many instances reads, the last first.
-    fn parts(&self, instance: u32, instances: u32) -> Vec<Part> {
-        let (records, instances) = (u128::from(self.records), u128::from(instances));
-        let cut = |instance: u32| (records * u128::from(instance) / instances) as u64 * N as u64;
-        let (start, end) = (cut(instance), cut(instance + 1));
-        let mut parts = Vec::new();
-        let mut at = 0;
-        for (path, bytes) in &*self.files {
-            let from = start.clamp(at, at + bytes) - at;
-            let to = end.clamp(at, at + bytes) - at;
-            if from < to {
-                parts.push(Part {
-                    path: path.clone(),
-                    at: from,
-                    end: to,
-                    file: None,
-                });
-            }
-            at += bytes;
-        }
-        parts.reverse();
-        parts
-    }
+    files: Files,
 }
 
 impl<const N: usize> Source for Records<N> {
@@ -108,13 +77,14 @@ impl<const N: usize> Source for Records<N> {
     type Out = [u8; N];
 
     fn build(&self, place: &Place) -> Result<RecordReader<N>, Error> {
-        let parts = self.parts(place.instance, place.instances);
-        let bytes = parts.iter().map(|part| part.end - part.at).sum();
+        let parts = self.files.parts(place.instance, place.instances);
+        let bytes = parts.iter().map(|part| part.end - part.start).sum();
         place.counters.expect(bytes);
         let most = (READ_BYTES / N.max(1)).max(1) * N;
         let buffer = most.min(usize::try_from(bytes).unwrap_or(most));
         Ok(RecordReader {
             parts,
+            open: None,
             _reservation: place.ledger.reserve("reading records", buffer as u64)?,
             buffer: vec![0; buffer],
             taken: 0,
@@ -124,22 +94,18 @@ impl<const N: usize> Source for Records<N> {
             place: place.clone(),
         })
     }
-}
 
-/// A stretch of a file that is still to be read.
-#[derive(Debug)]
-struct Part {
-    path: PathBuf,
-    at: u64,
-    end: u64,
-    /// Once it is open.
-    file: Option<File>,
+    fn splits(&self, instances: u32) -> Vec<Split> {
+        self.files.splits(instances)
+    }
 }
 
 /// Reads one instance's records.
 #[derive(Debug)]
 pub struct RecordReader<const N: usize> {
+    /// What is still to be read, the first last, and its file once that is open.
     parts: Vec<Part>,
+    open: Option<File>,
     buffer: Vec<u8>,
     _reservation: Reservation,
     /// What was read and not yet pushed is at `taken..filled` of the buffer.
@@ -157,22 +123,23 @@ impl<const N: usize> RecordReader<N> {
         let Some(part) = self.parts.last_mut() else {
             return Ok(false);
         };
-        let left = usize::try_from(part.end - part.at).unwrap_or(usize::MAX);
+        let left = usize::try_from(part.end - part.start).unwrap_or(usize::MAX);
         let bytes = left.min(self.buffer.len());
-        let file = match &part.file {
+        let file = match &self.open {
             Some(file) => file,
-            None => part
-                .file
+            None => self
+                .open
                 .insert(File::open(&part.path).map_err(failed(&part.path))?),
         };
         // A file that became shorter is an error: its end is not the end of the records.
-        file.read_exact_at(&mut self.buffer[..bytes], part.at)
+        file.read_exact_at(&mut self.buffer[..bytes], part.start)
             .map_err(failed(&part.path))?;
         self.path.clone_from(&part.path);
-        self.offset = part.at;
-        part.at += bytes as u64;
-        if part.at == part.end {
+        self.offset = part.start;
+        part.start += bytes as u64;
+        if part.start == part.end {
             self.parts.pop();
+            self.open = None;
         }
         (self.taken, self.filled) = (0, bytes);
         Ok(true)

@@ -16,7 +16,10 @@ use std::{
 use memchr::{memchr, memrchr};
 use transport::Reservation;
 
-use super::lines::{READ_BYTES, failed, line_at, matches};
+use super::{
+    files::{failed, matches},
+    lines::{READ_BYTES, line_at},
+};
 use crate::{
     Error, Key,
     graph::Extent,
