@@ -10,7 +10,10 @@
 //! and outputs. Where instances of tasks run is for a scheduler to decide: see [`schedule`].
 //!
 //! Records cross an exchange in batches that are written once, in the memory that travels, and read
-//! where they lie: see [`Record`].
+//! where they lie: see [`Record`]. What ranks say to one another beside records (that a run is cancelled or stands still, that a
+//! reader wants no more) needs no loan, so that backpressure does not hold it back, and takes effect before any record that waits:
+//! within a turn, in which a task gets through one batch at most. A function for which that is long belongs to
+//! [helpers](TSet::map_blocking).
 //!
 //! ```
 //! use dataflow::{collection, inline};

@@ -174,7 +174,7 @@ pub(crate) struct Driven {
     pub(crate) run: Run,
     received: bool,
     /// Batches that came from other ranks, by the edge.
-    crossed: BTreeMap<u16, u64>,
+    pub(crate) crossed: BTreeMap<u16, u64>,
 }
 
 /// Of the tag of a message, what says that it is a batch, or the last one.

@@ -363,6 +363,58 @@ fn every_rank_over_a_network_learns_that_a_run_stands_still_or_is_cancelled() {
 }
 
 #[test]
+fn what_pauses_or_ends_a_run_is_heard_before_the_records_that_came_before_it() {
+    for seed in 0..often(20, 10_000) {
+        let calls = Arc::new(AtomicU64::new(0));
+        let counted = calls.clone();
+        let late = generate(u64::MAX, |n| n).exchange_by_hash().map(move |n| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            n
+        });
+        let job = late.count().first();
+        let (network, mut ranks) = three(seed, &job);
+        // The first takes nothing in until the others have filled all room on their way to it.
+        let fill = |ranks: &mut Vec<Driven>| {
+            let (mut last, mut same) = (u64::MAX, 0);
+            while same < 300 {
+                network.advance();
+                for rank in [1, 2] {
+                    ranks[rank].turn().unwrap();
+                }
+                let now = calls.load(Ordering::Relaxed);
+                same = if now == last { same + 1 } else { 0 };
+                last = now;
+            }
+            last
+        };
+        let before = fill(&mut ranks);
+        ranks[1].run.pause(true);
+        fill(&mut ranks);
+        ranks[0].turn().unwrap();
+        let waiting: u64 = ranks[0].crossed.values().sum();
+        assert!(
+            waiting > 1,
+            "seed {seed}: only {waiting} batches came before"
+        );
+        assert_eq!(calls.load(Ordering::Relaxed), before, "seed {seed}");
+
+        ranks[1].run.pause(false);
+        fill(&mut ranks);
+        ranks[2].run.cancel("worker 2", "of seed");
+        for _ in 0..300 {
+            network.advance();
+        }
+        let before = calls.load(Ordering::Relaxed);
+        let error = ranks[0].turn().unwrap_err();
+        assert!(
+            matches!(error, Error::Cancelled { .. }),
+            "seed {seed}: {error}"
+        );
+        assert_eq!(calls.load(Ordering::Relaxed), before, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_loop_and_a_run_that_stands_still_can_be_cancelled() {
     let error = updraft::run(executors(2), |env| {
         let controller = env.controller();

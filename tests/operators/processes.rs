@@ -98,6 +98,7 @@ fn the_worker() {
     };
     let result = updraft::run(config, |env| match role.as_str() {
         "pause" => pause(env, &folder),
+        "pause under load" => pause_under_load(env, &folder),
         "persist" => persist(env),
         "checkpoint" => checkpoint(env, &folder),
         "operators" => operators(env),
@@ -307,6 +308,77 @@ fn all_workers_stand_still_when_one_wants_so() {
     for way in [&SHM[..], &TCP, &TWOS] {
         let folder = Folder::new();
         all_say("pause", way, &folder, "Some(3000000) of 3000000");
+    }
+}
+
+/// All have more to do than they can, and seconds of work wait in every channel: worker 1 has all stand still, which worker 0
+/// sees at once, and then ends the run.
+fn pause_under_load(env: &mut Env, folder: &Path) -> Result<(), Error> {
+    let calls = Arc::new(AtomicU64::new(0));
+    let (controller, worker, seen) = (env.controller(), env.worker(), calls.clone());
+    let files = ["paused", "still"].map(|name| folder.join(name));
+    let watcher = thread::spawn(move || {
+        let [paused, still] = files;
+        let go_on = |more: u64| {
+            let until = seen.load(Ordering::Relaxed) + more;
+            while seen.load(Ordering::Relaxed) < until {
+                thread::sleep(Duration::from_millis(1));
+            }
+        };
+        if worker == 1 {
+            go_on(50_000);
+            controller.pause();
+            fs::write(paused, "").unwrap();
+            wait_for(&still);
+            controller.resume();
+            go_on(UNDER_WAY);
+            controller.cancel("worker 1 has enough");
+        } else if worker == 0 {
+            wait_for(&paused);
+            thread::sleep(Duration::from_secs(1));
+            let calls = seen.load(Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(300));
+            assert_eq!(
+                seen.load(Ordering::Relaxed),
+                calls,
+                "it has heard nothing yet"
+            );
+            fs::write(still, "").unwrap();
+        }
+        Instant::now()
+    });
+    let slow = generate(u64::MAX, |n| n).exchange_by_hash().map(move |n| {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_micros(20) {}
+        calls.fetch_add(1, Ordering::Relaxed);
+        n
+    });
+    let result = env.run(&slow.count().first());
+    let told = watcher.join().unwrap();
+    assert!(
+        worker != 1 || told.elapsed() < Duration::from_secs(1),
+        "{told:?}"
+    );
+    result.map(drop)
+}
+
+#[test]
+fn a_pause_and_an_end_are_heard_while_every_channel_is_full() {
+    for way in [&SHM[..], &TCP] {
+        let folder = Folder::new();
+        let launch = launch("pause under load", way, &folder);
+        assert_eq!(
+            launch.code(),
+            Some(11),
+            "{way:?}: {} {}",
+            launch.out,
+            launch.err
+        );
+        let ended = "11 worker 1 cancelled the run: worker 1 has enough";
+        let expected: Vec<_> = (0..3)
+            .map(|worker| format!("[w{worker}] {SAYS}{ended}"))
+            .collect();
+        assert_eq!(said(&launch), expected, "{way:?}: {}", launch.err);
     }
 }
 

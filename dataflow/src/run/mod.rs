@@ -1,4 +1,19 @@
 //! One rank's part in one run of a graph.
+//!
+//! # Records and what is said beside them
+//!
+//! What ranks say to one another beside records is heard soon, whatever records wait:
+//!
+//! * It is some bytes that travel in their descriptor. So it needs no loan, and the backpressure, which is loans alone, cannot hold it
+//!   back.
+//! * Before each turn of its tasks a rank takes in all that has come. Records wait in their tasks then, and what concerns the run
+//!   (a cancellation, a failure, a pause) takes effect before a function of the program is called for any of them. What is before it
+//!   on its way is no more than the windows of the channels.
+//! * What a reader says (that it wants no more) goes against the records, and overtakes nothing.
+//! * Ends and watermarks go behind the records that they follow, on the same channel: that is what they mean.
+//!
+//! So a rank heeds what concerns the run after one turn at the latest, in which each task gets through one batch: where a function
+//! takes so long that this matters, [helpers](crate::operator::blocking) call it.
 
 mod again;
 mod align;
