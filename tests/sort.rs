@@ -488,10 +488,7 @@ fn a_ledger_too_small_to_sort_in_is_named_and_gives_everything_back() {
         panic!("16 KiB are too little")
     };
     assert!(
-        matches!(
-            error,
-            Error::Transport(transport::Error::LedgerLimit { .. })
-        ),
+        matches!(error, Error::NoMemory { instance: 0, .. }),
         "{error}"
     );
 }

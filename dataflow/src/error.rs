@@ -179,7 +179,10 @@ pub enum Error {
     },
 
     /// The channels of a graph cannot each have a share of the arena without waiting for one another.
-    #[error("an arena of {bytes} bytes is too small for {channels} channels, which need {needed}")]
+    #[error(
+        "an arena of {bytes} bytes is too small for {channels} channels, which need {needed}: have workers use more memory \
+         (--memory), or tasks fewer instances"
+    )]
     ArenaTooSmall {
         /// The arena.
         bytes: u64,
@@ -187,6 +190,20 @@ pub enum Error {
         channels: u64,
         /// The least arena.
         needed: u64,
+    },
+
+    /// A task needs more memory than its worker may use: which, in what instance, and its operator with how much.
+    #[error(
+        "instance {instance} of task \"{task}\" needs more memory than its worker may use (--memory, or UPDRAFT_MEMORY, \
+         gives it more)"
+    )]
+    NoMemory {
+        /// The task, by its operators.
+        task: String,
+        /// The instance of the task.
+        instance: u32,
+        /// [`LedgerLimit`](transport::Error::LedgerLimit).
+        source: transport::Error,
     },
 
     /// Clones of a sorted stream are read by different numbers of instances.

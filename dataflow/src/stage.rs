@@ -272,6 +272,19 @@ impl Place {
         }
     }
 
+    /// An error of this instance, which is named if the ledger had no room.
+    #[cold]
+    pub(crate) fn named(&self, error: Error) -> Error {
+        match error {
+            Error::Transport(source @ transport::Error::LedgerLimit { .. }) => Error::NoMemory {
+                task: self.wiring.name.clone(),
+                instance: self.instance,
+                source,
+            },
+            other => other,
+        }
+    }
+
     /// Whether a rank is in this process.
     pub fn is_here(&self, rank: Rank) -> bool {
         rank / self.executors == self.rank / self.executors

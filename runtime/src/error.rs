@@ -96,7 +96,7 @@ impl Error {
                 Flow::Output { .. } | Flow::OutputExists { .. } | Flow::Spill { .. } => 9,
                 Flow::Remote { .. } => 6,
                 Flow::Cancelled { .. } => 11,
-                Flow::ArenaTooSmall { .. } => 10,
+                Flow::ArenaTooSmall { .. } | Flow::NoMemory { .. } => 10,
                 Flow::BadTask { .. } | Flow::Unplaceable { .. } => 7,
                 Flow::Transport(error) => link_code(error),
                 Flow::Collectives(error) => group_code(error),

@@ -231,6 +231,17 @@ impl Driven {
     }
 }
 
+/// Who asked for memory that there was not, by the error that says so.
+pub(crate) fn holder(error: &Error) -> &'static str {
+    match error {
+        Error::NoMemory {
+            source: transport::Error::LedgerLimit { holder, .. },
+            ..
+        } => holder,
+        _ => "",
+    }
+}
+
 /// Adds up what goes to disk.
 #[derive(Debug, Default)]
 pub(crate) struct Spilled(Cell<u64>);

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, fmt::Debug};
 
 use dataflow::{
-    Channel, Error, Key, Pass, Record, TSet, Windows, channel, collection, generate,
-    generate_unbounded, inline,
+    Channel, Key, Pass, Record, TSet, Windows, channel, collection, generate, generate_unbounded,
+    inline,
 };
 use proptest::prelude::*;
 
 use crate::{
-    cluster::{Cluster, cluster, instances, sorted},
+    cluster::{Cluster, cluster, holder, instances, sorted},
     support::long::often,
 };
 
@@ -417,7 +417,6 @@ fn a_table_that_memory_has_no_room_for_ends_the_stream_by_name() {
     ];
     for (name, result) in refused {
         let error = result.unwrap_err();
-        let limit = matches!(&error, Error::Transport(transport::Error::LedgerLimit { holder, .. }) if *holder == name);
-        assert!(limit, "{name}: {error}");
+        assert_eq!(holder(&error), name, "{error}");
     }
 }

@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use updraft::Config;
 
 use crate::{
-    cluster::{Cluster, cluster, instances, sorted},
+    cluster::{Cluster, cluster, holder, instances, sorted},
     support::long::often,
 };
 
@@ -487,15 +487,6 @@ fn sessions_for_which_there_is_no_memory_say_so() {
         arena_bytes: 1 << 20,
         memory_bytes: 16 << 20,
     };
-    let is_limit = |error: &Error| {
-        matches!(
-            error,
-            Error::Transport(transport::Error::LedgerLimit {
-                holder: "aggregate by window and key",
-                ..
-            })
-        )
-    };
     for windows in [Windows::session(1 << 40), Windows::count(1 << 40)] {
         let numbers = || generate_unbounded(|n| (n, n as i64)).window_by_key(windows, |time| time);
         // Who combines goes on with less memory, and leaves it to the windows to say so.
@@ -503,7 +494,7 @@ fn sessions_for_which_there_is_no_memory_say_so() {
         let one_by_one = numbers().one_by_one().aggregate(|of| of.count()).collect();
         for job in [together, one_by_one] {
             let error = cluster.run(&job).unwrap_err();
-            assert!(is_limit(&error), "{windows:?}: {error}");
+            assert_eq!(holder(&error), "aggregate by window and key", "{windows:?}: {error}");
         }
     }
 }

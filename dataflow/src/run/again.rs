@@ -60,7 +60,8 @@ impl Run {
             if instance.is_gone {
                 instance.place.run = self.number;
                 let node = &self.graph.vertices[instance.vertex].node;
-                instance.task = (node.build)(&instance.place)?;
+                let task = (node.build)(&instance.place);
+                instance.task = task.map_err(|error| instance.place.named(error))?;
             }
             (instance.open).clone_from(&instance.place.wiring.senders);
             (instance.told, instance.done) = (false, false);

@@ -58,8 +58,9 @@ impl Run {
                     wiring: wiring.clone(),
                     ..place.clone()
                 };
+                let task = (node.build)(&place).map_err(|error| place.named(error))?;
                 tasks.push(Instance {
-                    task: (node.build)(&place)?,
+                    task,
                     vertex,
                     slot: slot as Slot,
                     place,

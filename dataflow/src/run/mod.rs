@@ -137,6 +137,13 @@ struct Instance {
     done: bool,
 }
 
+impl Instance {
+    fn receive(&mut self, port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
+        let received = self.task.receive(port, from, batch);
+        received.map_err(|error| self.place.named(error))
+    }
+}
+
 /// What is on this rank of an edge.
 #[derive(Default)]
 struct Ends {
@@ -162,7 +169,7 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// What the tasks' sources and sinks say, [`transport::Error::LedgerLimit`], [`Error::GraphTooLarge`],
+    /// What the tasks' sources and sinks say, [`Error::NoMemory`], [`Error::GraphTooLarge`],
     /// [`Error::ArenaTooSmall`], or [`Error::Unbounded`].
     pub fn new(graph: &TaskGraph, number: u32, site: &Site) -> Result<Self, Error> {
         let size = site.fabric.borrow().size();
@@ -393,11 +400,11 @@ impl Run {
         for &(index, port) in readers {
             if slot == EVERY_SLOT || slot == tasks[index].slot {
                 let (index, port) = std::mem::replace(&mut next, (index, port));
-                tasks[index].task.receive(port, from, batch.clone())?;
+                tasks[index].receive(port, from, batch.clone())?;
             }
         }
         let (index, port) = next;
-        tasks[index].task.receive(port, from, batch)
+        tasks[index].receive(port, from, batch)
     }
 
     fn take_end(&mut self, edge: usize, slot: Slot, from: Rank) {
@@ -514,7 +521,8 @@ impl Run {
         self.flush_at = now + FLUSH_INTERVAL;
         let mut progress = progress;
         for instance in self.tasks.iter_mut().filter(|instance| !instance.done) {
-            if instance.task.flush()? {
+            let flushed = instance.task.flush();
+            if flushed.map_err(|error| instance.place.named(error))? {
                 progress = Progress::Made;
             }
         }
@@ -562,7 +570,8 @@ impl Run {
         for (index, instance) in self.tasks.iter_mut().enumerate() {
             if !instance.done {
                 self.called = Some(index);
-                let made = instance.task.poll()?;
+                let made = instance.task.poll();
+                let made = made.map_err(|error| instance.place.named(error))?;
                 instance.done = made == Progress::Done;
                 if made != Progress::None {
                     progress = Progress::Made;
@@ -614,7 +623,8 @@ impl Run {
             self.sum_accumulators();
             for (index, instance) in self.tasks.iter_mut().enumerate() {
                 self.called = Some(index);
-                instance.task.commit()?;
+                let committed = instance.task.commit();
+                committed.map_err(|error| instance.place.named(error))?;
             }
             self.called = None;
         }
