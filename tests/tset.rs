@@ -21,6 +21,80 @@ fn sorted<T: Ord>(mut records: Vec<T>) -> Vec<T> {
     records
 }
 
+dataflow::record! {
+    /// What was seen of some texts.
+    #[derive(Debug, Clone, PartialEq)]
+    struct Seen {
+        longest: String,
+        lengths: Vec<u64>,
+    }
+}
+
+/// The longer of two texts, or that which comes first in the alphabet, and how many texts have which length.
+fn merged(a: Seen, b: Seen) -> Seen {
+    let order = |text: &String| (std::cmp::Reverse(text.len()), text.clone());
+    let longest = [a.longest, b.longest]
+        .into_iter()
+        .min_by_key(order)
+        .unwrap();
+    let mut lengths = vec![0; a.lengths.len().max(b.lengths.len())];
+    for (length, count) in a
+        .lengths
+        .iter()
+        .enumerate()
+        .chain(b.lengths.iter().enumerate())
+    {
+        lengths[length] += count;
+    }
+    Seen { longest, lengths }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn what_is_gathered_on_the_side_is_what_a_loop_gathers(
+        texts in prop::collection::vec("[a-d]{0,9}", 0..60),
+        seed in 0u64..1000,
+        // Above 16 ranks, what ranks say goes by the first of them.
+        size in prop_oneof![1u32..6, Just(18)],
+    ) {
+        let none = Seen { longest: String::new(), lengths: Vec::new() };
+        let seen_of = |text: &str| {
+            let mut lengths = vec![0; text.len() + 1];
+            lengths[text.len()] = 1;
+            Seen { longest: text.to_owned(), lengths }
+        };
+        let seen = Accumulator::by(none.clone(), merged);
+        let (least, most) = (Accumulator::by(f64::INFINITY, f64::min), Accumulator::by(i64::MIN, i64::max));
+        let sum = Accumulator::by(0.0, |a, b| a + b);
+        let adds = (seen.clone(), least.clone(), most.clone(), sum.clone());
+        let job = collection(texts.clone()).exchange_by_hash().for_each(move |text| {
+            adds.0.add(seen_of(text));
+            adds.1.add(text.len() as f64 / 2.0);
+            adds.2.add(-(text.len() as i64));
+            adds.3.add(text.len() as f64 / 4.0);
+        });
+        let job = job.with_total(&seen).with_total(&least).with_total(&most).with_total(&sum);
+        let lengths = || texts.iter().map(String::len);
+        let expected = (
+            texts.iter().map(|text| seen_of(text)).reduce(merged).unwrap_or(none),
+            lengths().map(|len| len as f64 / 2.0).fold(f64::INFINITY, f64::min),
+            lengths().map(|len| -(len as i64)).max().unwrap_or(i64::MIN),
+            lengths().map(|len| len as f64 / 4.0).sum::<f64>(),
+        );
+        let flat = |(((((), seen), least), most), sum)| (seen, least, most, sum);
+        prop_assert_eq!(&flat(simulate(&job, seed, size, 1).unwrap()), &expected);
+        // In the next run anew.
+        prop_assert_eq!(&flat(simulate(&job, seed, size, 1).unwrap()), &expected);
+        if seed.is_multiple_of(4) {
+            let config = Config { executors: Some(2), progress: false, ..Config::default() };
+            let found = updraft::run(config, |env| env.run(&job)).unwrap();
+            prop_assert_eq!(flat(found), expected);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

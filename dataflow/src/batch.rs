@@ -86,6 +86,9 @@ impl Shape {
     /// What nothing is known of.
     pub(crate) const UNKNOWN: Self = Self { out_of_line: 512 };
 
+    /// All of it is in elements.
+    pub(crate) const FLAT: Self = Self { out_of_line: 0 };
+
     /// One record that is large, which fixed parts never are.
     pub(crate) const LARGE: Self = Self { out_of_line: 960 };
 
@@ -426,6 +429,25 @@ impl<T> fmt::Debug for Page<T> {
         f.debug_struct("Page")
             .field("len", &self.len)
             .finish_non_exhaustive()
+    }
+}
+
+/// Bytes that a record of its own is first tried in, and the most for one.
+const RECORD_BYTES: usize = 256;
+pub(crate) const RECORD_BYTES_MAX: usize = 1 << 30;
+
+/// One record in a page of its own.
+pub(crate) fn page_of<E: Encode>(value: &E) -> Result<Page<E::Record>, Unfit> {
+    let mut bytes = RECORD_BYTES;
+    let mut shape = Shape::UNKNOWN;
+    loop {
+        let mut builder = Builder::new(Memory::own(bytes), shape);
+        match builder.push(value) {
+            Ok(()) => return Ok(builder.into_page()),
+            Err(Unfit::Full) if bytes < RECORD_BYTES_MAX => bytes *= 2,
+            Err(unfit) => return Err(unfit),
+        }
+        shape = Shape::LARGE;
     }
 }
 

@@ -51,14 +51,20 @@ impl Reports {
         self.run != 1
     }
 
-    /// Says that this rank is done.
-    pub(crate) fn tell(&mut self, bytes: impl IntoIterator<Item = u64>) {
+    /// Says that this rank is done, and what `report` writes.
+    ///
+    /// # Errors
+    ///
+    /// What it says.
+    pub(crate) fn tell(
+        &mut self,
+        report: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         self.mine.clear();
-        for number in bytes {
-            self.mine.extend(number.to_le_bytes());
-        }
+        report(&mut self.mine)?;
         self.of[self.rank as usize].0 = self.run;
         self.next = 0;
+        Ok(())
     }
 
     /// Whether this is the rank that tells what all say.
@@ -110,7 +116,10 @@ impl Reports {
         if !runs.all(|runs| runs.wrapping_sub(next) as i32 >= 0) {
             return Ok(());
         }
-        let reports: Vec<u8> = self.last().flatten().copied().collect();
+        let mut reports = Vec::new();
+        for report in self.last() {
+            put_part(&mut reports, report);
+        }
         let Some(mut loan) = fabric.loan(reports.len())? else {
             return Ok(());
         };
@@ -137,19 +146,21 @@ impl Reports {
         true
     }
 
-    /// Takes in what the hub says of all: reports of the same length.
+    /// Takes in what the hub says of all.
     fn take_together(&mut self, together: &Buffer) -> bool {
-        let each = together.len() / self.of.len();
+        let mut at = 0;
         for (rank, (runs, last)) in self.of.iter_mut().enumerate() {
+            let Some(bytes) = part_at(together, at) else {
+                return false;
+            };
+            at = bytes.end;
             if rank != self.rank as usize {
                 *runs = runs.wrapping_add(1);
             }
-            *last = Some(Report {
-                message: together.clone(),
-                bytes: rank * each..(rank + 1) * each,
-            });
+            let message = together.clone();
+            *last = Some(Report { message, bytes });
         }
-        each * self.of.len() == together.len()
+        at == together.len()
     }
 
     /// Whether a rank is done with this run, as it has said.
@@ -184,6 +195,20 @@ impl Reports {
         let all = self.of.iter().zip(mine);
         all.filter_map(|((_, other), mine)| mine.or(other.as_ref().map(Report::as_slice)))
     }
+}
+
+/// Appends a part of a report, behind its length.
+pub(crate) fn put_part(report: &mut Vec<u8>, part: &[u8]) {
+    report.extend((part.len() as u64).to_le_bytes());
+    report.extend_from_slice(part);
+}
+
+/// Where the part is whose length is at this place.
+pub(crate) fn part_at(report: &[u8], at: usize) -> Option<Range<usize>> {
+    let (len, rest) = report.get(at..)?.split_first_chunk()?;
+    let len = usize::try_from(u64::from_le_bytes(*len)).ok()?;
+    let start = at + size_of::<u64>();
+    (len <= rest.len()).then(|| start..start + len)
 }
 
 /// The rank that tells what all say, where all tell one.

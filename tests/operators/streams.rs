@@ -494,7 +494,11 @@ fn sessions_for_which_there_is_no_memory_say_so() {
         let one_by_one = numbers().one_by_one().aggregate(|of| of.count()).collect();
         for job in [together, one_by_one] {
             let error = cluster.run(&job).unwrap_err();
-            assert_eq!(holder(&error), "aggregate by window and key", "{windows:?}: {error}");
+            assert_eq!(
+                holder(&error),
+                "aggregate by window and key",
+                "{windows:?}: {error}"
+            );
         }
     }
 }

@@ -38,7 +38,8 @@ use transport::Rank;
 
 pub use self::builder::{GraphBuilder, Outputs, Port, TaskBuilder, TaskOutput, TaskOutputs};
 use crate::{
-    Accumulator, Error, Stop,
+    Accumulator, Error, Record, Stop,
+    accumulator::Gathered,
     demand::Kept,
     schedule::{self, Scheduler, Split, Worker, check_tasks, even},
     stage::{Place, Task},
@@ -707,8 +708,8 @@ impl Listed {
 /// What a graph has to do with the world outside of it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Outside {
-    /// The counts whose sums over all ranks are asked for.
-    pub(crate) accumulators: Vec<Accumulator>,
+    /// What is asked for of what functions gather on all ranks.
+    pub(crate) accumulators: Vec<Arc<dyn Gathered>>,
     /// What ends its unbounded sources.
     pub(crate) stops: Vec<Stop>,
 }
@@ -801,9 +802,12 @@ impl<R: 'static> Job<R> {
     /// assert_eq!(inline(&job)?, (((), 2), 1));
     /// # Ok::<(), dataflow::Error>(())
     /// ```
-    pub fn with_total(self, accumulator: &Accumulator) -> Job<(R, u64)> {
+    pub fn with_total<T>(self, accumulator: &Accumulator<T>) -> Job<(R, T)>
+    where
+        T: Record + Clone + Sync,
+    {
         let mut outside = self.graph.outside.clone();
-        outside.accumulators.push(accumulator.clone());
+        outside.accumulators.push(accumulator.gathered());
         let (result, accumulator) = (self.result, accumulator.clone());
         let both = move || (result(), accumulator.total());
         Job::of(self.sinks, outside, Arc::new(both))

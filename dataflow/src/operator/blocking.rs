@@ -18,13 +18,12 @@ use transport::{Buffer, Rank, Reservation};
 
 use crate::{
     Encode, Error, Record,
-    batch::{Builder, Memory, Page, Shape},
+    batch::{Page, RECORD_BYTES_MAX, page_of},
     graph::Extent,
     operator::{
         boxed::{AnyInput, AnySource, Boxed, Erased},
         narrow::Pass,
     },
-    record::Unfit,
     schedule::Split,
     stage::{Fused, Input, Narrow, Place, Progress, Push, Sink},
     time::Watermark,
@@ -33,10 +32,6 @@ use crate::{
 
 /// What a function of the program may fail with.
 type Cause = Box<dyn error::Error + Send + Sync>;
-
-/// Bytes that a record is first tried in, and the most for one.
-const RECORD_BYTES: usize = 256;
-const RECORD_BYTES_MAX: usize = 1 << 30;
 
 /// Who does what would keep a rank too long.
 pub trait Helpers: fmt::Debug {
@@ -132,21 +127,6 @@ where
                 record: PhantomData,
             })
         })
-    }
-}
-
-/// One record in a page of its own.
-fn page_of<E: Encode>(value: &E) -> Result<Page<E::Record>, Unfit> {
-    let mut bytes = RECORD_BYTES;
-    let mut shape = Shape::UNKNOWN;
-    loop {
-        let mut builder = Builder::new(Memory::own(bytes), shape);
-        match builder.push(value) {
-            Ok(()) => return Ok(builder.into_page()),
-            Err(Unfit::Full) if bytes < RECORD_BYTES_MAX => bytes *= 2,
-            Err(unfit) => return Err(unfit),
-        }
-        shape = Shape::LARGE;
     }
 }
 

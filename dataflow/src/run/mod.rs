@@ -38,7 +38,7 @@ use self::{
     make::{check_size, plans},
     standstill::{Standstill, cancelled},
     tell::tell_senders,
-    totals::{Counting, number},
+    totals::Counting,
 };
 pub use self::{
     number::{run_after, run_of},
@@ -51,7 +51,7 @@ use crate::{
     demand::{Demand, Looking},
     graph::{EdgeId, Extent, Graph, Schedule, TaskGraph},
     operator::blocking::Helpers,
-    reports::Reports,
+    reports::{Reports, part_at, put_part},
     spill,
     stage::{Counters, EVERY_SLOT, Handoff, Place, Progress, Slot, Task},
     time::{Clock, Watermark},
@@ -603,10 +603,17 @@ impl Run {
     fn conclude(&mut self) -> Result<Progress, Error> {
         if !self.concluded {
             self.concluded = true;
-            let added = self.graph.outside.accumulators.iter();
-            let added = added.map(|accumulator| accumulator.take_added());
             let totals = self.counting.totals.borrow().to_numbers();
-            self.reports.tell(totals.into_iter().chain(added));
+            let accumulators = &self.graph.outside.accumulators;
+            self.reports.tell(|report| {
+                report.extend(totals.into_iter().flat_map(u64::to_le_bytes));
+                for accumulator in accumulators {
+                    let mut added = Vec::new();
+                    accumulator.take_added(&mut added)?;
+                    put_part(report, &added);
+                }
+                Ok(())
+            })?;
         }
         let told = {
             let mut fabric = self.fabric.borrow_mut();
@@ -620,7 +627,7 @@ impl Run {
             return Ok(Progress::None);
         }
         if !std::mem::replace(&mut self.committed, true) {
-            self.sum_accumulators();
+            self.sum_accumulators()?;
             for (index, instance) in self.tasks.iter_mut().enumerate() {
                 self.called = Some(index);
                 let committed = instance.task.commit();
@@ -631,16 +638,27 @@ impl Run {
         Ok(Progress::Done)
     }
 
-    /// Sums up what all ranks have added, once in each process.
-    fn sum_accumulators(&self) {
+    /// Merges what all ranks have added, once in each process.
+    fn sum_accumulators(&self) -> Result<(), Error> {
         if !self.schedule.is_first_of_process(self.rank) {
-            return;
+            return Ok(());
         }
-        for (index, accumulator) in self.graph.outside.accumulators.iter().enumerate() {
-            let parts = self.reports.last();
-            let added = parts.filter_map(|part| number(part, Totals::NUMBERS + index));
-            accumulator.set_total(added.sum());
+        let mut parts: Vec<(Rank, &[u8], usize)> = (0..)
+            .zip(self.reports.last())
+            .map(|(rank, report)| (rank, report, Totals::BYTES))
+            .collect();
+        let tag = tag::of_run(self.number, tag::TOTALS);
+        for accumulator in &self.graph.outside.accumulators {
+            let mut added = Vec::new();
+            for (peer, report, at) in &mut parts {
+                let unexpected = Error::Unexpected { peer: *peer, tag };
+                let bytes = part_at(report, *at).ok_or(unexpected)?;
+                *at = bytes.end;
+                added.push((*peer, &report[bytes]));
+            }
+            accumulator.set_total(&mut added.into_iter())?;
         }
+        Ok(())
     }
 
     /// What each rank did in all runs of the graph so far, once the last of them [is over](Self::is_over).

@@ -18,8 +18,9 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// How many numbers they are.
-    pub(super) const NUMBERS: usize = 4;
+    /// How many numbers they are, and what bytes these take.
+    const NUMBERS: usize = 4;
+    pub(super) const BYTES: usize = 8 * Self::NUMBERS;
 
     pub(super) fn to_numbers(self) -> [u64; Self::NUMBERS] {
         [self.records, self.bytes, self.received, self.spilled]
@@ -45,7 +46,7 @@ impl AddAssign for Totals {
 }
 
 /// The number at a place among those in `bytes`.
-pub(super) fn number(bytes: &[u8], place: usize) -> Option<u64> {
+fn number(bytes: &[u8], place: usize) -> Option<u64> {
     let bytes = bytes.get(8 * place..8 * place + 8)?.try_into().ok()?;
     Some(u64::from_le_bytes(bytes))
 }
