@@ -231,6 +231,44 @@ fn the_summary_tells_over_which_links_messages_went() {
 }
 
 #[test]
+fn the_summary_tells_what_each_task_did_if_it_is_asked_to() {
+    let folder = Folder::new();
+    let words = distinct_words(&folder, 5_000);
+    let launch = |metrics: &[&str]| {
+        let way = [&["-n", "2", "--executors", "2"], metrics].concat();
+        let mut job = job("wordcount", (&way, &[]));
+        job.arg(&words).arg("--top").arg("1");
+        Launch::of(job)
+    };
+    let told = launch(&["--metrics"]);
+    assert_eq!(told.code(), Some(0), "{}", told.err);
+    let lines: Vec<_> = told
+        .err
+        .lines()
+        .filter(|line| line.contains(" s in "))
+        .collect();
+    let line_of = |name: &str| {
+        lines
+            .iter()
+            .find(|line| line.contains(name))
+            .unwrap_or_else(|| panic!("{lines:?}"))
+    };
+    let first = line_of(" s in lines of 1 files, ");
+    assert!(
+        first.contains(" > flat_map > ") && first.contains("wordcount.rs:"),
+        "{first}"
+    );
+    assert!(
+        first.contains(": read 5,000 records, ") && first.contains("; 4 instances, "),
+        "{first}"
+    );
+    let second = line_of(" s in after ");
+    assert!(second.contains(" received 5,000 records, "), "{second}");
+    let silent = launch(&[]);
+    assert!(!silent.err.contains("s in lines of"), "{}", silent.err);
+}
+
+#[test]
 fn without_a_path_the_words_of_the_project_are_counted() {
     let found = succeed(alone("wordcount", &["--top", "1"]));
     let (count, words) = found[1].trim_start().split_once("  words, ").unwrap();

@@ -23,7 +23,7 @@ struct Spilled(RefCell<u64>);
 impl Counters for Spilled {
     fn read(&self, _records: u64, _bytes: u64) {}
 
-    fn received(&self, _records: u64) {}
+    fn received(&self, _records: u64, _bytes: u64) {}
 
     fn expect(&self, _bytes: u64) {}
 

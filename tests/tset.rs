@@ -306,6 +306,72 @@ fn jobs_that_run_together_do_what_both_need_once() {
 }
 
 #[test]
+fn what_each_task_did_is_told_by_its_name_and_line_and_adds_up() {
+    let config = Config {
+        executors: Some(2),
+        metrics: true,
+        progress: false,
+        ..Config::default()
+    };
+    let line = line!() + 3;
+    let job = generate(1000, |n| n)
+        .parallelism(3)
+        .map(|n| n * 2)
+        .named("doubled")
+        .exchange_by_hash()
+        .map(|n| {
+            let start = std::time::Instant::now();
+            while start.elapsed() < std::time::Duration::from_micros(50) {}
+            n
+        })
+        .count()
+        .first();
+    let (tasks, totals) = updraft::run(config, |env| {
+        // Runs of a graph are taken together.
+        for _ in 0..2 {
+            assert_eq!(env.run(&job)?, Some(1000));
+        }
+        Ok((env.by_task().to_vec(), env.totals().to_vec()))
+    })
+    .unwrap();
+    let names: Vec<_> = tasks.iter().map(|of| &*of.task).collect();
+    assert_eq!(
+        names[0],
+        format!("generate 1000 > doubled > exchange_by_hash (tests/tset.rs:{line})")
+    );
+    assert_eq!(
+        names[1],
+        format!(
+            "after exchange_by_hash > map > count (tests/tset.rs:{})",
+            line + 3
+        )
+    );
+    let sum = |task: usize| {
+        let mut sum = dataflow::Totals::default();
+        tasks[task].instances.iter().for_each(|one| sum += *one);
+        sum
+    };
+    let (first, second) = (sum(0), sum(1));
+    assert_eq!((tasks[0].instances.len(), tasks[1].instances.len()), (3, 2));
+    assert_eq!(
+        (first.records, first.sent, second.received),
+        (2000, 2000, 2000)
+    );
+    assert_eq!(first.sent_bytes, second.received_bytes);
+    assert!(first.sent_bytes >= 8 * 2000);
+    // It is at work for 100 ms in both runs, whoever else is.
+    assert!(
+        second.busy.as_millis() >= 100 && first.busy < second.busy,
+        "{first:?} {second:?}"
+    );
+    let mut all = dataflow::Totals::default();
+    totals.iter().for_each(|rank| all += *rank);
+    let mut of_tasks = dataflow::Totals::default();
+    (0..tasks.len()).for_each(|task| of_tasks += sum(task));
+    assert_eq!(all, of_tasks);
+}
+
+#[test]
 fn what_is_added_on_the_side_is_summed_over_all_ranks_in_each_run() {
     let (odd, all) = (Accumulator::new(), Accumulator::new());
     let (of_odd, of_all) = (odd.clone(), all.clone());

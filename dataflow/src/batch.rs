@@ -67,6 +67,13 @@ impl Memory {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Loan(loan) => loan.len(),
+            Self::Own(own) => own.len(),
+        }
+    }
+
     fn truncate(&mut self, len: usize) {
         match self {
             Self::Loan(loan) => loan.set_len(len),

@@ -180,7 +180,7 @@ pub(crate) struct Nobody;
 impl Counters for Nobody {
     fn read(&self, _records: u64, _bytes: u64) {}
 
-    fn received(&self, _records: u64) {}
+    fn received(&self, _records: u64, _bytes: u64) {}
 
     fn expect(&self, _bytes: u64) {}
 }

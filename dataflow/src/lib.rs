@@ -102,7 +102,7 @@ pub use operator::{
 pub use persist::{Level, Persisted, Recall, Stored};
 pub use record::{Encode, Encoder, Fields, Key, Ordered, OutOfLine, Record, Slice, Unfit};
 pub use rkyv;
-pub use run::{Run, Site, Totals, run_after, run_of, tell_failure};
+pub use run::{Run, Site, TaskTotals, Totals, run_after, run_of, tell_failure};
 pub use source::{
     Channel, Closed, Collection, Follower, Found, Generate, Generator, HostFile, Lines, Records,
     Sender, Tail, channel, collection, find_files, generate, generate_unbounded, lines, lines_at,

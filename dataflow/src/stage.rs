@@ -11,6 +11,7 @@ use std::{
     fmt,
     rc::{Rc, Weak},
     sync::Arc,
+    time::Duration,
 };
 
 use transport::{Buffer, Fabric, Ledger, Rank, Waker};
@@ -344,8 +345,20 @@ pub trait Counters: std::fmt::Debug {
     /// So many records and bytes came from sources.
     fn read(&self, records: u64, bytes: u64);
 
-    /// So many records came from other tasks.
-    fn received(&self, records: u64);
+    /// So many records came from other tasks, in batches of so many bytes.
+    fn received(&self, records: u64, bytes: u64);
+
+    /// So many records went to other tasks, in batches of so many bytes.
+    fn sent(&self, _records: u64, _bytes: u64) {}
+
+    /// There was no room to send in.
+    fn waited(&self) {}
+
+    /// The time since any fixed moment, if it is to be measured how long tasks are at work. Then all ranks have to want that, and
+    /// each learns what the instances of all have done: see [`Run::by_task`](crate::Run::by_task).
+    fn now(&self) -> Option<Duration> {
+        None
+    }
 
     /// So many bytes are there to be read by sources.
     fn expect(&self, bytes: u64);

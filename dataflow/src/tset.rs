@@ -39,8 +39,9 @@ pub struct TSet<S, N> {
     placement: Placement,
     /// Where the source gives pairs by key only if it is placed so: as those are placed that have them by key.
     by_key_at: Option<Placement>,
-    /// The operators since the last exchange.
+    /// The operators since the last exchange, and where those are written that work on single records.
     name: String,
+    written_at: Vec<&'static Location<'static>>,
 }
 
 impl<S, N: Clone> Clone for TSet<S, N> {
@@ -52,6 +53,7 @@ impl<S, N: Clone> Clone for TSet<S, N> {
             placement: self.placement.clone(),
             by_key_at: self.by_key_at.clone(),
             name: self.name.clone(),
+            written_at: self.written_at.clone(),
         }
     }
 }
@@ -234,6 +236,7 @@ impl<S: Source> TSet<S, Pass> {
             placement: Placement::Everywhere,
             by_key_at: None,
             name: name.into(),
+            written_at: Vec::new(),
         }
     }
 
@@ -250,6 +253,7 @@ impl<S: Source> TSet<S, Pass> {
             placement: self.placement,
             by_key_at: None,
             name: self.name + suffix,
+            written_at: self.written_at,
         }
     }
 
@@ -349,6 +353,7 @@ where
             placement: self.placement,
             by_key_at: None,
             name: self.name + suffix,
+            written_at: self.written_at,
         }
     }
 
@@ -364,11 +369,13 @@ where
             placement,
             by_key_at,
             name: mut names,
+            mut written_at,
         } = self;
         let culprit = Culprit::Operator {
             place: 1 + names.matches(BETWEEN).count(),
             written_at: Location::caller(),
         };
+        written_at.push(Location::caller());
         names.push_str(BETWEEN);
         names.push_str(name);
         TSet {
@@ -378,6 +385,7 @@ where
             placement,
             by_key_at,
             name: names,
+            written_at,
         }
     }
 
@@ -524,6 +532,7 @@ where
         let collected = result.clone();
         let sink = Node {
             name: "collected".to_owned(),
+            written_at: Vec::new(),
             inputs: vec![Arc::new(records)],
             placement: Placement::OnePerProcess,
             outlet: None,
@@ -760,9 +769,11 @@ where
             placement,
             by_key_at: _,
             name: names,
+            written_at,
         } = self;
         Node {
             name: format!("{names}{BETWEEN}{name}"),
+            written_at,
             inputs,
             placement,
             outlet: None,

@@ -126,6 +126,10 @@ struct RunArguments {
     #[arg(long)]
     explain: bool,
 
+    /// Measure how long each task is at work, and tell it with what came and went at the end
+    #[arg(long)]
+    metrics: bool,
+
     /// The program to run, and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "JOB")]
     job: Vec<OsString>,
@@ -145,6 +149,7 @@ impl From<RunArguments> for local::Options {
             scheduler: arguments.scheduler,
             attributes: arguments.attributes,
             explain: arguments.explain,
+            metrics: arguments.metrics,
             quiet: false,
             job: arguments.job,
         }

@@ -96,6 +96,8 @@ pub struct Options {
     pub attributes: Vec<Attributes>,
     /// Whether worker 0 says what each run does and where.
     pub explain: bool,
+    /// Whether workers measure what tasks do.
+    pub metrics: bool,
     /// Whether what the job did is left untold.
     pub quiet: bool,
     /// The program, and its arguments.
@@ -150,6 +152,7 @@ impl Options {
             ),
             ("UPDRAFT_TLS", self.tls.then(|| "1".to_owned())),
             ("UPDRAFT_EXPLAIN", self.explain.then(|| "1".to_owned())),
+            ("UPDRAFT_METRICS", self.metrics.then(|| "1".to_owned())),
             (
                 "UPDRAFT_SCHEDULER",
                 self.scheduler.map(|scheduler| scheduler.name().to_owned()),
@@ -193,6 +196,7 @@ impl Default for Options {
             scheduler: None,
             attributes: Vec::new(),
             explain: false,
+            metrics: false,
             quiet: false,
             job: Vec::new(),
         }

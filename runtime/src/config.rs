@@ -74,6 +74,10 @@ pub struct Config {
     /// Whether worker 0 says on the standard error stream what each run does and where, before it begins.
     /// `UPDRAFT_EXPLAIN=1` in the environment does the same.
     pub explain: bool,
+    /// Whether it is measured how long each task is at work, which costs some tens of nanoseconds for each batch: the summary then has
+    /// a line for each task, and [`Env::by_task`](crate::Env::by_task) has them too. `UPDRAFT_METRICS=1` in the environment does the
+    /// same. All workers have to agree.
+    pub metrics: bool,
     /// Whether each executor stays on its core.
     pub pin: bool,
     /// Whether to show progress and a summary on the standard error stream.
@@ -99,6 +103,7 @@ impl Default for Config {
             attributes: Vec::new(),
             host: None,
             explain: false,
+            metrics: false,
             pin: true,
             progress: true,
             stop: None,
@@ -122,6 +127,7 @@ pub(crate) struct Decided {
     pub(crate) attributes: Vec<String>,
     pub(crate) host: String,
     pub(crate) explain: bool,
+    pub(crate) metrics: bool,
     pub(crate) cores: u32,
     pub(crate) arena_bytes: u64,
     pub(crate) pin: bool,
@@ -209,6 +215,7 @@ impl Config {
         };
         let host = variable("UPDRAFT_HOST")?.or_else(|| self.host.clone());
         let explain = switch("UPDRAFT_EXPLAIN")?.unwrap_or(self.explain);
+        let metrics = switch("UPDRAFT_METRICS")?.unwrap_or(self.metrics);
         let memory_bytes = number("UPDRAFT_MEMORY")?.or(self.memory_bytes);
         if let Some(bytes) = memory_bytes {
             memory::check(bytes, workers)?;
@@ -235,6 +242,7 @@ impl Config {
             attributes,
             host: host.unwrap_or_else(host_name),
             explain,
+            metrics,
             cores,
             arena_bytes,
             pin: self.pin,

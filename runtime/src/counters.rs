@@ -1,8 +1,11 @@
 //! What executors have done, for those who watch.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use crossbeam::utils::CachePadded;
@@ -11,8 +14,12 @@ use dataflow::Counters;
 use crate::progress::Amount;
 
 /// The counters of one executor, which it alone writes and others may read at any time.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Counts(Arc<CachePadded<Numbers>>);
+#[derive(Debug, Clone)]
+pub(crate) struct Counts {
+    numbers: Arc<CachePadded<Numbers>>,
+    /// What times are measured from, if they are.
+    since: Option<Instant>,
+}
 
 #[derive(Debug, Default)]
 struct Numbers {
@@ -22,13 +29,21 @@ struct Numbers {
 }
 
 impl Counts {
+    /// Of nothing; with the times that tasks are at work, if they are to be measured.
+    pub(crate) fn new(is_timed: bool) -> Self {
+        Self {
+            numbers: Arc::default(),
+            since: is_timed.then(Instant::now),
+        }
+    }
+
     /// What was done up to this moment.
     pub(crate) fn amount(&self) -> Amount {
         let Numbers {
             records,
             bytes,
             bytes_total,
-        } = &**self.0;
+        } = &**self.numbers;
         let [records, bytes, bytes_total] =
             [records, bytes, bytes_total].map(|number| number.load(Ordering::Relaxed));
         Amount {
@@ -47,13 +62,17 @@ fn add(number: &AtomicU64, more: u64) {
 
 impl Counters for Counts {
     fn read(&self, records: u64, bytes: u64) {
-        add(&self.0.records, records);
-        add(&self.0.bytes, bytes);
+        add(&self.numbers.records, records);
+        add(&self.numbers.bytes, bytes);
     }
 
-    fn received(&self, _records: u64) {}
+    fn received(&self, _records: u64, _bytes: u64) {}
 
     fn expect(&self, bytes: u64) {
-        add(&self.0.bytes_total, bytes);
+        add(&self.numbers.bytes_total, bytes);
+    }
+
+    fn now(&self) -> Option<Duration> {
+        self.since.map(|since| since.elapsed())
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use collectives::{Engine, Group};
 use dataflow::{
-    Collection, Job, Lines, Pass, Record, TSet, Tail, TaskGraph, Totals,
+    Collection, Job, Lines, Pass, Record, TSet, Tail, TaskGraph, TaskTotals, Totals,
     schedule::{Scheduler, Worker},
 };
 use transport::{Address, Fabric, Interface, Ledger, Rank, Secret, Waker};
@@ -184,7 +184,7 @@ impl Env {
         let executors = self.decided.executors;
         let rank = self.worker * executors + index;
         let (commands, obeyed) = mpsc::channel();
-        let counts = Counts::default();
+        let counts = Counts::new(self.decided.metrics);
         let seat = Seat {
             links: transport::Config {
                 rank,
@@ -333,6 +333,26 @@ impl Env {
     /// ```
     pub fn totals(&self) -> &[Totals] {
         self.summary.by_rank()
+    }
+
+    /// What the instances of each task did in all runs so far, on all ranks: nothing unless that
+    /// [is measured](Config::metrics). Runs of the same graph are taken together.
+    ///
+    /// ```
+    /// use updraft::prelude::*;
+    ///
+    /// let config = Config { executors: Some(2), metrics: true, ..Config::default() };
+    /// let tasks = updraft::run(config, |env| {
+    ///     env.run(&env.collection(vec![1u64, 2, 3]).map(|n| n + 1).named("next").round_robin().for_each(|_| ()))?;
+    ///     Ok(env.by_task().to_vec())
+    /// })?;
+    /// assert!(tasks[0].task.starts_with("collection of 3 > next > round_robin ("), "{}", tasks[0].task);
+    /// let received: u64 = tasks[1].instances.iter().map(|instance| instance.received).sum();
+    /// assert_eq!((tasks[1].instances.len(), received), (2, 3));
+    /// # Ok::<(), updraft::Error>(())
+    /// ```
+    pub fn by_task(&self) -> &[TaskTotals] {
+        self.summary.by_task()
     }
 
     /// What cancels and pauses runs of this job, from any thread of any worker.
@@ -633,6 +653,7 @@ impl Env {
                     ended += 1;
                     done.runs = of_one.runs;
                     done.totals = of_one.totals;
+                    done.by_task = of_one.by_task;
                     done.links += of_one.links;
                 }
                 Ok(Report::Ended {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use collectives::Engine;
-use dataflow::{Operators, Progress, Run, Site, TaskGraph, Totals, run_after, spill};
+use dataflow::{Operators, Progress, Run, Site, TaskGraph, TaskTotals, Totals, run_after, spill};
 use transport::{Address, Arena, Buffer, Event, Fabric, Ledger, Rank, Waker};
 
 use crate::{
@@ -109,6 +109,8 @@ pub(crate) struct Done {
     pub(crate) runs: u32,
     /// By each rank in these runs.
     pub(crate) totals: Vec<Totals>,
+    /// By the instances of each task in these runs, if that is measured.
+    pub(crate) by_task: Vec<TaskTotals>,
     /// On the links of this executor so far.
     pub(crate) links: Links,
 }
@@ -485,13 +487,14 @@ impl Executor {
         let (Some(Repeated { runs, .. }), Some(run)) = (self.job.take(), self.run.take()) else {
             return;
         };
-        let totals = run.totals();
+        let (totals, by_task) = (run.totals(), run.by_task());
         // Before the program learns of it: then nothing of the run is in use any more.
         drop(run);
         let links = self.links();
         let done = Done {
             runs,
             totals,
+            by_task,
             links,
         };
         tell(&self.reports, Report::Ended { result: Ok(done) });

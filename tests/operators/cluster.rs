@@ -249,7 +249,7 @@ pub(crate) struct Spilled(Cell<u64>);
 impl Counters for Spilled {
     fn read(&self, _records: u64, _bytes: u64) {}
 
-    fn received(&self, _records: u64) {}
+    fn received(&self, _records: u64, _bytes: u64) {}
 
     fn expect(&self, _bytes: u64) {}
 

@@ -195,6 +195,7 @@ impl<T: Record> Outbox<T> {
             None => {
                 self.overdraft.grow(bytes as u64)?;
                 self.without_loan += 1;
+                self.place.counters.waited();
                 Memory::own(bytes)
             }
         };
@@ -219,7 +220,9 @@ impl<T: Record> Outbox<T> {
             return Ok(false);
         }
         lane.shape = builder.shape();
+        let records = builder.len() as u64;
         let memory = builder.seal();
+        self.place.counters.sent(records, memory.len() as u64);
         if own || !lane.waiting.is_empty() {
             lane.waiting.push_back(memory);
             return Ok(true);
@@ -237,7 +240,9 @@ impl<T: Record> Outbox<T> {
         }
         lane.ended = true;
         lane.shape = lane.builder.shape();
+        let records = lane.builder.len() as u64;
         if let Some(batch) = lane.builder.small(Buffer::INLINE_BYTES) {
+            self.place.counters.sent(records, batch.len() as u64);
             let mut fabric = self.place.fabric.borrow_mut();
             for &(rank, slot) in &*lane.to {
                 let last = tag::new(self.place.run, slot, tag::LAST, self.place.wiring.edge);
@@ -248,6 +253,7 @@ impl<T: Record> Outbox<T> {
         }
         let nothing = Builder::new(Memory::own(0), lane.shape);
         let batch = std::mem::replace(&mut lane.builder, nothing).seal();
+        self.place.counters.sent(records, batch.len() as u64);
         send(&self.place, &lane.to, batch, tag::LAST)
     }
 
@@ -646,11 +652,13 @@ impl<T: Record> Receiver<T> {
 
 /// Opens a batch: what another process made is checked.
 pub(crate) fn open<T: Record>(place: &Place, from: Rank, batch: Buffer) -> Result<Batch<T>, Error> {
-    if place.is_here(from) {
-        Ok(Batch::trusted(batch))
-    } else {
-        Batch::checked(from, batch)
-    }
+    let batch = match place.is_here(from) {
+        true => Batch::trusted(batch),
+        false => Batch::checked(from, batch)?,
+    };
+    let (records, bytes) = (batch.len() as u64, batch.bytes() as u64);
+    place.counters.received(records, bytes);
+    Ok(batch)
 }
 
 impl<T: Record> Input for Receiver<T> {
@@ -658,7 +666,6 @@ impl<T: Record> Input for Receiver<T> {
 
     fn receive(&mut self, _port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
         let batch = open(&self.place, from, batch)?;
-        self.place.counters.received(batch.len() as u64);
         self.arrived.push_back((from, batch));
         self.times.came += 1;
         Ok(())

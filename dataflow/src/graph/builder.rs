@@ -411,6 +411,7 @@ impl<'g, S: 'static> TaskBuilder<'g, S> {
         let input_names = inputs.iter().map(|input| input.name.clone()).collect();
         let node = Arc::new(Node {
             name,
+            written_at: Vec::new(),
             inputs: nodes,
             input_names,
             placement,
@@ -561,6 +562,7 @@ impl<T: Record> TaskOutput<T> {
         let task = self.node.name.clone();
         let outlet = Node {
             name,
+            written_at: Vec::new(),
             placement: self.node.placement.clone(),
             inputs: vec![self.node],
             input_names: Vec::new(),

@@ -31,6 +31,7 @@ use std::{
     fmt,
     hash::{Hash, Hasher},
     ops::Range,
+    panic::Location,
     sync::Arc,
 };
 
@@ -52,6 +53,8 @@ pub(crate) type EdgeId = u16;
 pub(crate) struct Node {
     /// The operators in it, as people read them.
     pub(crate) name: String,
+    /// Where in the program those of them are written that work on single records.
+    pub(crate) written_at: Vec<&'static Location<'static>>,
     /// The tasks it receives from.
     pub(crate) inputs: Vec<Arc<Node>>,
     /// The names of these inputs, if the program gave them some.
@@ -1004,6 +1007,7 @@ mod tests {
     fn node(name: &str, inputs: &[&Arc<Node>]) -> Arc<Node> {
         Arc::new(Node {
             name: name.to_owned(),
+            written_at: Vec::new(),
             inputs: inputs.iter().map(|&input| input.clone()).collect(),
             placement: Placement::Everywhere,
             outlet: None,

@@ -32,7 +32,6 @@ impl Run {
                 self.number,
                 &self.site,
                 self.at_a_time,
-                &self.counting,
             )?
         };
         let mut ends: Vec<_> = graph.vertices.iter().map(|_| Ends::default()).collect();
@@ -52,10 +51,14 @@ impl Run {
                 for (_, outlet) in &wiring.outlets {
                     ends[usize::from(outlet.edge)].writers.push(tasks.len());
                 }
+                let counted = self.counted.entry((vertex, instance));
+                let counting = counted.or_insert_with(|| Counting::new(&self.site.counters).into());
+                let counting = counting.clone();
                 let place = Place {
                     instance,
                     instances: instances.number(),
                     wiring: wiring.clone(),
+                    counters: counting.clone(),
                     ..place.clone()
                 };
                 let task = (node.build)(&place).map_err(|error| place.named(error))?;
@@ -64,6 +67,7 @@ impl Run {
                     vertex,
                     slot: slot as Slot,
                     place,
+                    counting,
                     is_gone: false,
                     open: wiring.senders.clone(),
                     told: false,
@@ -121,7 +125,6 @@ fn place(
     run: u32,
     site: &Site,
     at_a_time: u64,
-    counters: &Rc<Counting>,
 ) -> Result<Place, Error> {
     let (rank, size, capacity) = {
         let fabric = site.fabric.borrow();
@@ -156,7 +159,7 @@ fn place(
         size,
         executors: site.executors,
         ledger: site.ledger.clone(),
-        counters: counters.clone(),
+        counters: site.counters.clone(),
         window_bytes: share.min(WINDOW_BYTES_MAX) as usize,
         batch_bytes_max: share as usize,
         run,

@@ -24,7 +24,7 @@ pub(crate) mod tag;
 mod tell;
 mod totals;
 
-use std::{cell::RefCell, fmt, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, fmt, rc::Rc, sync::Arc, time::Duration};
 
 use collectives::AllGather;
 use transport::{Buffer, Fabric, Ledger, Rank, Waker};
@@ -38,12 +38,12 @@ use self::{
     make::{check_size, plans},
     standstill::{Standstill, cancelled},
     tell::tell_senders,
-    totals::Counting,
+    totals::{Counting, written_at},
 };
 pub use self::{
     number::{run_after, run_of},
     tell::tell_failure,
-    totals::Totals,
+    totals::{TaskTotals, Totals},
 };
 use crate::{
     Error, Stop,
@@ -92,7 +92,10 @@ pub struct Run {
     /// Who reads each edge here, and who writes it.
     ends: Vec<Ends>,
     site: Site,
-    counting: Rc<Counting>,
+    /// What each instance here has done in all runs of the graph, by its task and its number.
+    counted: BTreeMap<(usize, u32), Rc<Counting>>,
+    /// Whether it is measured how long tasks are at work.
+    is_timed: bool,
     clock: Rc<Clock>,
     /// Whether what waits is flushed, and when that is to be done next if others are busy.
     is_live: bool,
@@ -128,6 +131,7 @@ struct Instance {
     vertex: usize,
     slot: Slot,
     place: Place,
+    counting: Rc<Counting>,
     /// Whether it has to be made anew.
     is_gone: bool,
     /// Instances that have not ended, by port.
@@ -202,10 +206,6 @@ impl Run {
         let graph = graph.graph.clone();
         check_size(&graph, &schedule)?;
         graph.check_ends()?;
-        let counting = Rc::new(Counting {
-            totals: RefCell::default(),
-            listener: site.counters.clone(),
-        });
         let plan = graph.plan_on(&schedule);
         let mut run = Self {
             number,
@@ -219,7 +219,8 @@ impl Run {
             called: None,
             ends: Vec::new(),
             site: site.clone(),
-            counting,
+            counted: BTreeMap::new(),
+            is_timed: site.counters.now().is_some(),
             clock: Rc::default(),
             is_live: false,
             flush_at: Duration::ZERO,
@@ -390,6 +391,7 @@ impl Run {
         batch: Buffer,
     ) -> Result<(), Error> {
         let (peer, tag) = (from, batch.tag());
+        let before = self.now();
         let (ends, tasks) = (&self.ends, &mut self.tasks);
         let reads =
             |&&(index, _): &&(usize, usize)| slot == EVERY_SLOT || slot == tasks[index].slot;
@@ -404,7 +406,27 @@ impl Run {
             }
         }
         let (index, port) = next;
-        tasks[index].receive(port, from, batch)
+        tasks[index].receive(port, from, batch)?;
+        // Of several that read it, the last looks at it after it was checked.
+        self.count_work(index, before);
+        Ok(())
+    }
+
+    /// What time it is, if it is measured how long tasks are at work.
+    fn now(&self) -> Option<Duration> {
+        if !self.is_timed {
+            return None;
+        }
+        self.site.counters.now()
+    }
+
+    /// Counts the time since then as work of an instance, and gives the time that it is now.
+    fn count_work(&self, index: usize, before: Option<Duration>) -> Option<Duration> {
+        let before = before?;
+        let now = self.now()?;
+        let counting = &self.tasks[index].counting;
+        counting.worked(now.saturating_sub(before));
+        Some(now)
     }
 
     fn take_end(&mut self, edge: usize, slot: Slot, from: Rank) {
@@ -567,7 +589,9 @@ impl Run {
         self.clock.begin_turn();
         self.look_for_stop()?;
         let mut progress = Progress::None;
-        for (index, instance) in self.tasks.iter_mut().enumerate() {
+        let mut before = self.now();
+        for index in 0..self.tasks.len() {
+            let instance = &mut self.tasks[index];
             if !instance.done {
                 self.called = Some(index);
                 let made = instance.task.poll();
@@ -575,7 +599,9 @@ impl Run {
                 instance.done = made == Progress::Done;
                 if made != Progress::None {
                     progress = Progress::Made;
+                    before = self.count_work(index, before);
                 }
+                let instance = &mut self.tasks[index];
                 if !instance.told && !instance.task.is_reading() {
                     instance.told = true;
                     tell_senders(
@@ -603,14 +629,23 @@ impl Run {
     fn conclude(&mut self) -> Result<Progress, Error> {
         if !self.concluded {
             self.concluded = true;
-            let totals = self.counting.totals.borrow().to_numbers();
+            let mut totals = Totals::default();
+            for counting in self.counted.values() {
+                totals += *counting.totals.borrow();
+            }
             let accumulators = &self.graph.outside.accumulators;
+            let of_instances = self.counted.iter().filter(|_| self.is_timed);
             self.reports.tell(|report| {
-                report.extend(totals.into_iter().flat_map(u64::to_le_bytes));
+                totals.put(report);
                 for accumulator in accumulators {
                     let mut added = Vec::new();
                     accumulator.take_added(&mut added)?;
                     put_part(report, &added);
+                }
+                for (&(vertex, instance), counting) in of_instances {
+                    report.extend((vertex as u64).to_le_bytes());
+                    report.extend(u64::from(instance).to_le_bytes());
+                    counting.totals.borrow().put(report);
                 }
                 Ok(())
             })?;
@@ -665,6 +700,38 @@ impl Run {
     pub fn totals(&self) -> Vec<Totals> {
         let parts = self.reports.last();
         parts.filter_map(Totals::from_bytes).collect()
+    }
+
+    /// What the instances of each task did in all runs of the graph so far, on all ranks, once the last of them
+    /// [is over](Self::is_over); nothing if it was not [measured](Counters::now).
+    pub fn by_task(&self) -> Vec<TaskTotals> {
+        let mut of: BTreeMap<u64, BTreeMap<u64, Totals>> = BTreeMap::new();
+        for report in self.reports.last().filter(|_| self.is_timed) {
+            let accumulators = self.graph.outside.accumulators.iter();
+            let behind = accumulators.fold(Totals::BYTES, |at, _| {
+                part_at(report, at).map_or(report.len(), |bytes| bytes.end)
+            });
+            let rows = report.get(behind..).unwrap_or_default();
+            for row in rows.chunks_exact(2 * size_of::<u64>() + Totals::BYTES) {
+                let Some((vertex, row)) = row.split_first_chunk() else {
+                    continue;
+                };
+                let Some((instance, row)) = row.split_first_chunk() else {
+                    continue;
+                };
+                let of_task = of.entry(u64::from_le_bytes(*vertex)).or_default();
+                let totals = Totals::from_bytes(row).unwrap_or_default();
+                of_task.insert(u64::from_le_bytes(*instance), totals);
+            }
+        }
+        let task = |(vertex, instances): (u64, BTreeMap<u64, Totals>)| {
+            let node = &self.graph.vertices.get(vertex as usize)?.node;
+            Some(TaskTotals {
+                task: format!("{}{}", node.name, written_at(&node.written_at)),
+                instances: instances.into_values().collect(),
+            })
+        };
+        of.into_iter().filter_map(task).collect()
     }
 
     /// Where a function of the program panicked that was called by this run, for who caught that: the operator, as far as

@@ -44,7 +44,6 @@ impl<T: Record> Task for Collect<T> {
             none => *none = Some(self.place.ledger.reserve("collect", self.bytes)?),
         }
         let batch = open::<T>(&self.place, from, batch)?;
-        self.place.counters.received(batch.len() as u64);
         if let Some(records) = self.by_rank.get_mut(from as usize) {
             records.extend(batch.views(0).map(T::own));
         }

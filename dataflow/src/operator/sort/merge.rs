@@ -137,7 +137,6 @@ impl<T: Record, O: OrderBy<T>> Input for Merge<T, O> {
 
     fn receive(&mut self, _port: usize, from: Rank, batch: Buffer) -> Result<(), Error> {
         let batch = open(&self.place, from, batch)?;
-        self.place.counters.received(batch.len() as u64);
         if let Some(sender) = self.senders.get_mut(from as usize)
             && batch.len() > 0
         {

@@ -223,6 +223,7 @@ where
         });
         let spread = Node {
             name: "sorted runs".to_owned(),
+            written_at: Vec::new(),
             inputs: vec![Arc::new(collect)],
             placement: Placement::Everywhere,
             outlet: None,
