@@ -56,7 +56,9 @@ where
     /// each instance has so many at a time, while the executor goes on with other work, such as answering its peers. The records
     /// keep their order.
     ///
-    /// Each call costs some microseconds; for functions that take less, use `map`. In [`inline`](crate::inline) the function
+    /// Each call costs some microseconds; for functions that take less, use `map`. There is no such form of other operators, since
+    /// this one stands before them: a function that keeps some records gives an `Option`, one that makes several a `Vec`, and one
+    /// that only does something nothing. In [`inline`](crate::inline) the function
     /// is called on the calling thread.
     ///
     /// ```
@@ -69,6 +71,36 @@ where
     /// });
     /// assert_eq!(inline(&answers.collect())?, [30, 10, 20]);
     /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    ///
+    /// To keep, to make several, and to do:
+    ///
+    /// ```
+    /// use dataflow::{collection, inline};
+    ///
+    /// let folder = std::env::temp_dir().join(format!("map-blocking-{}", std::process::id()));
+    /// std::fs::create_dir(&folder)?;
+    /// let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
+    /// let (there, missing) = (path("there"), path("missing"));
+    ///
+    /// let written = collection(vec![there.clone()])
+    ///     .try_map_blocking(2, |path| std::fs::write(path, "to be\nor not"))
+    ///     .for_each(|()| ());
+    /// inline(&written)?;
+    ///
+    /// let paths = || collection(vec![there.clone(), missing.clone()]);
+    /// let readable = paths()
+    ///     .map_blocking(2, |path| std::fs::exists(path).is_ok_and(|is_there| is_there).then(|| path.to_owned()))
+    ///     .flat_map(|path, out| path.into_iter().for_each(|path| out.push(path)));
+    /// let lines = readable
+    ///     .try_map_blocking(2, |path| {
+    ///         let text = std::fs::read_to_string(path)?;
+    ///         Ok::<_, std::io::Error>(text.lines().map(str::to_owned).collect::<Vec<_>>())
+    ///     })
+    ///     .flat_map(|lines, out| lines.iter().for_each(|line| out.push(line)));
+    /// assert_eq!(inline(&lines.collect())?, ["to be", "or not"]);
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[track_caller]
     pub fn map_blocking<E, F>(self, threads: usize, mut function: F) -> TSet<Boxed<E::Record>, Pass>
