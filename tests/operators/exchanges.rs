@@ -330,7 +330,7 @@ fn a_variable_that_was_by_key_stays_so_or_ends_the_run() {
     let others = inline(&pairs_by_key().map(|pair| pair).cache()).unwrap();
     let variable = Variable::new(others.clone());
     let moved = variable.tset().group_by_key().count().first();
-    variable.set(by_key.clone());
+    variable.set(by_key);
     assert_eq!(inline(&moved).unwrap(), Some(1_000));
     let in_place = variable.tset().group_by_key().count().first();
     assert_eq!(inline(&in_place).unwrap(), Some(1_000));
