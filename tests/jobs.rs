@@ -401,7 +401,8 @@ fn the_launcher_blames_the_worker_whose_memory_ran_out_and_not_its_peers() {
         cluster.args(POINTS);
         let launch = Launch::of(cluster);
         assert_eq!(launch.code(), Some(10), "{}", launch.err);
-        launch.assert_err("it said: cache needs ");
+        launch.assert_err("it said: instance ");
+        launch.assert_err("cache needs ");
     }
 }
 
