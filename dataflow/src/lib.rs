@@ -91,7 +91,7 @@ pub use operator::{
     sort::{First, Itself, OrderBy, SortBy, Sorted},
     statistics::{Histogram, Moments, Statistics},
     union::{Union, United},
-    variable::{FilterWith, FlatMapWith, MapWith, Variable, With},
+    variable::{FilterWith, FlatMapWith, MapValuesWith, MapWith, Variable, With},
     watermarks::Watermarks,
     window::{
         All, AllOf, ByWindow, Give, OfParts, OnTime, OneByOne, Part, Parts, Together, Travel,

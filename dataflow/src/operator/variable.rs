@@ -196,6 +196,46 @@ where
     }
 }
 
+#[allow(clippy::type_complexity, reason = "the type of a chain is the chain")]
+impl<S, N> TSet<S, N>
+where
+    S: Source,
+    N: Narrow<S::Out>,
+{
+    /// As [`map_values`](Self::map_values), with the value that a variable has in this run.
+    ///
+    /// ```
+    /// use dataflow::{Variable, collection, inline};
+    ///
+    /// let most = Variable::new(3u64);
+    /// let sums = collection(vec![('a', 1u64), ('a', 4)]).reduce_by_key(|a, b| a + b);
+    /// let job = sums.map_values_with(&most, |sum, most| sum.min(*most)).collect();
+    /// assert_eq!(inline(&job)?, [('a', 3)]);
+    /// most.set(10);
+    /// assert_eq!(inline(&job)?, [('a', 5)]);
+    /// # Ok::<(), dataflow::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn map_values_with<X, K, V, E, F>(
+        self,
+        variable: &Variable<X>,
+        function: F,
+    ) -> TSet<S, Then<N, MapValuesWith<F, X>, (K, V)>>
+    where
+        X: Send + Sync + 'static,
+        K: Record,
+        V: Record,
+        N: Narrow<S::Out, Out = (K, V)>,
+        E: Encode,
+        F: FnMut(V::View<'_>, &X) -> E + Clone + Send + Sync + 'static,
+    {
+        self.then(
+            MapValuesWith(With::new(function, variable)),
+            "map_values_with",
+        )
+    }
+}
+
 /// Turns each record into another.
 #[derive(Debug)]
 pub struct MapWith<F, V>(With<F, V>);
@@ -227,6 +267,50 @@ where
 
     fn begin(&mut self, _place: &Place) {
         self.0.begin();
+    }
+}
+
+/// Turns the value of each pair into another.
+#[derive(Debug)]
+pub struct MapValuesWith<F, X>(With<F, X>);
+
+impl<F: Clone, X> Clone for MapValuesWith<F, X> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+
+    fn clone_from(&mut self, source: &Self) {
+        self.0.clone_from(&source.0);
+    }
+}
+
+impl<K, V, X, E, F> Narrow<(K, V)> for MapValuesWith<F, X>
+where
+    K: Record,
+    V: Record,
+    X: Send + Sync + 'static,
+    E: Encode,
+    F: FnMut(V::View<'_>, &X) -> E + Clone + Send + Sync + 'static,
+{
+    type Out = (K, E::Record);
+
+    #[inline]
+    fn push<D: Push<(K, E::Record)>>(
+        &mut self,
+        (key, value): (K::View<'_>, V::View<'_>),
+        down: &mut D,
+    ) {
+        let (function, variable) = self.0.parts();
+        function(value, variable)
+            .with_view(|value| down.push((K::shorten(key), <E::Record as Record>::shorten(value))));
+    }
+
+    fn begin(&mut self, _place: &Place) {
+        self.0.begin();
+    }
+
+    fn keeps_keys(&self) -> bool {
+        true
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use updraft::{Error, dataflow::generate, prelude::*};
+use updraft::{
+    Error,
+    dataflow::{Accumulator, generate},
+    prelude::*,
+};
 
 use super::{Arguments, Ranked, history::History, kernel::PageRank};
-
-/// Stands for all vertices, as the one that those without out-edges give to. No vertex has this number.
-const EVERYONE: u32 = u32::MAX;
 
 /// The edges, and how many vertices there are.
 fn edges(env: &mut Env, arguments: &Arguments) -> Result<(Cached<(u32, u32)>, usize), Error> {
@@ -87,56 +88,54 @@ pub(crate) fn by_graphs(env: &mut Env, arguments: &Arguments) -> Result<Ranked, 
         .cogroup(edges.tset())
         .flat_map_values(|(_, targets), out| out.push(targets));
     let links = env.run(&links.cache())?;
-    let ranks = links.tset().map(move |(vertex, _)| (vertex, 1.0 / number));
+    // The rank of each, and whether it has no targets: then it gives to all alike.
+    let ranks = links
+        .tset()
+        .map_values(move |targets| (1.0 / number, targets.is_empty()));
     let ranks = Variable::new(env.run(&ranks.cache())?);
-    // What each vertex gets, and the rank that it had.
+    let giving = ranks.tset().filter(|(_, (_, to_all))| to_all).count();
+    let given = env.run(&giving.first())?.unwrap_or_default() as f64 / number;
+    // What each vertex gets in a round whoever its sources are.
+    let all_get = move |given: f64| (1.0 - damping + damping * given) / number;
+    let base = Variable::new(all_get(given));
+    let sum = || Accumulator::by(0.0, |sum: f64, more| sum + more);
+    let (given, changed) = (sum(), sum());
     let sums = links
         .tset()
         .join(ranks.tset().named("ranks"))
-        .flat_map(|(vertex, (targets, rank)), out| {
-            out.push((vertex, (0.0, rank)));
-            if targets.is_empty() {
-                out.push((EVERYONE, (rank, 0.0)));
-            }
+        .flat_map(|(_, (targets, (rank, _))), out| {
             let share = rank / targets.len() as f64;
             for target in targets.iter() {
-                out.push((target, (share, 0.0)));
+                out.push((target, share));
             }
         })
-        .reduce_by_key(|(sum, rank), (more, or_rank)| (sum + more, rank + or_rank))
-        .direct();
-    let dangling = sums
-        .clone()
-        .filter(|(vertex, _)| vertex == EVERYONE)
-        .map(|(_, (sum, _))| sum)
-        .fold(0.0, |sum, more| *sum += more, |sum, more| *sum += more);
-    let new = sums
-        .filter(|(vertex, _)| vertex != EVERYONE)
-        .cross_join(dangling)
-        .map(move |((vertex, (sum, before)), dangling)| {
-            let base = (1.0 - damping + damping * dangling) / number;
-            let rank = base + damping * sum;
-            (vertex, (rank, (rank - before).abs()))
-        })
-        .direct();
-    let change = new.clone().map(|(_, (_, change))| change).fold(
-        0.0,
-        |sum, more| *sum += more,
-        |sum, more| *sum += more,
-    );
-    let new = new.map(|(vertex, (rank, _))| (vertex, rank));
-    let iteration = new.cache().and(change.first());
+        .reduce_by_key(|sum, more| sum + more);
+    let (gives, changes) = (given.clone(), changed.clone());
+    let new =
+        ranks
+            .tset()
+            .left_join(sums)
+            .map_values_with(&base, move |((rank, to_all), sum), base| {
+                let new = base + damping * sum.unwrap_or(0.0);
+                changes.add((new - rank).abs());
+                if to_all {
+                    gives.add(new);
+                }
+                (new, to_all)
+            });
+    let iteration = new.cache().with_total(&given).with_total(&changed);
     let mut history = History::default();
     if !arguments.is_done(&history.values) {
         let (became, of_all) = (ranks.clone(), arguments.clone());
-        let change = move |(new, change): (_, Option<f64>)| {
+        let change = move |((new, given), changed)| {
             became.set(new);
-            change.unwrap_or_default()
+            base.set(all_get(given));
+            changed
         };
         history = History::of_runs(env, &iteration, change, move |all| !of_all.is_done(all))?;
     }
     let mut found = vec![0.0; vertices];
-    for (vertex, rank) in env.run(&ranks.tset().collect())? {
+    for (vertex, (rank, _)) in env.run(&ranks.tset().collect())? {
         found[vertex as usize] = rank;
     }
     Ok((found, history))
