@@ -349,7 +349,7 @@ fn pause_under_load(env: &mut Env, folder: &Path) -> Result<(), Error> {
     });
     let slow = generate(u64::MAX, |n| n).exchange_by_hash().map(move |n| {
         let start = Instant::now();
-        while start.elapsed() < Duration::from_micros(20) {}
+        while start.elapsed() < Duration::from_micros(5) {}
         calls.fetch_add(1, Ordering::Relaxed);
         n
     });
