@@ -82,16 +82,14 @@ pub use operator::{
     interval::IntervalJoined,
     join::{Anti, Full, HashJoin, Inner, Join, Joined, Left, MergeJoin, MergeJoined, Right, Semi},
     limit::{Take, Taken, TopN, Topped},
-    narrow::{
-        Filter, FlatMap, FlatMapValues, Keyed, Keys, Map, MapValues, Numbered, Out, Pass, Then,
-    },
+    narrow::{Filter, FlatMap, Keyed, Keys, Map, Numbered, OnValues, Out, Pass, Then},
     partition::{KeyBy, MapPartition, Sample, UniqueId},
     reduce::{Accumulate, Once, Reduce, Reduced, Reducing},
     running::Running,
     sort::{First, Itself, OrderBy, SortBy, Sorted},
     statistics::{Histogram, Moments, Statistics},
     union::{Union, United},
-    variable::{FilterWith, FlatMapWith, MapValuesWith, MapWith, Variable, With},
+    variable::{FilterWith, FlatMapWith, MapWith, Variable, With},
     watermarks::Watermarks,
     window::{
         All, AllOf, ByWindow, Give, OfParts, OnTime, OneByOne, Part, Parts, Together, Travel,

@@ -13,7 +13,7 @@ use crate::{
     blame::Culprit,
     exchange::{ByKey, Outbox, Receiver, Routed, ToFirst},
     graph::{Extent, Job, Node, Placement, Splits},
-    operator::narrow::{Filter, FlatMap, FlatMapValues, Map, MapValues, Out, Pass, Then},
+    operator::narrow::{Filter, FlatMap, Map, OnValues, Out, Pass, Then},
     schedule::{self, Split},
     sink::{Collect, ForEach, WriteFile},
     stage::{Input, Narrow, Output, Place, Stage},
@@ -456,7 +456,7 @@ where
     /// # Ok::<(), dataflow::Error>(())
     /// ```
     #[track_caller]
-    pub fn map_values<K, V, E, F>(self, function: F) -> TSet<S, Then<N, MapValues<F>, (K, V)>>
+    pub fn map_values<K, V, E, F>(self, function: F) -> TSet<S, Then<N, OnValues<Map<F>>, (K, V)>>
     where
         K: Record,
         V: Record,
@@ -464,7 +464,7 @@ where
         E: Encode,
         F: FnMut(V::View<'_>) -> E + Clone + Send + Sync + 'static,
     {
-        self.then(MapValues(function), "map_values")
+        self.then(OnValues(Map(function)), "map_values")
     }
 
     /// Turns the value of each pair into any number of others, as [`flat_map`](Self::flat_map) does with records. Its key stays
@@ -482,7 +482,7 @@ where
     pub fn flat_map_values<K, V, U, F>(
         self,
         function: F,
-    ) -> TSet<S, Then<N, FlatMapValues<F, U>, (K, V)>>
+    ) -> TSet<S, Then<N, OnValues<FlatMap<F, U>>, (K, V)>>
     where
         K: Record,
         V: Record,
@@ -490,7 +490,7 @@ where
         U: Record,
         F: FnMut(V::View<'_>, &mut Out<'_, U>) + Clone + Send + Sync + 'static,
     {
-        self.then(FlatMapValues::new(function), "flat_map_values")
+        self.then(OnValues(FlatMap::new(function)), "flat_map_values")
     }
 
     /// Sends the pairs of equal keys to the same rank.

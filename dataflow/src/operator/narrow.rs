@@ -147,34 +147,6 @@ where
     }
 }
 
-/// Turns the value of each pair into another.
-#[derive(Debug, Clone, Copy)]
-pub struct MapValues<F>(pub(crate) F);
-
-impl<K, V, E, F> Narrow<(K, V)> for MapValues<F>
-where
-    K: Record,
-    V: Record,
-    E: Encode,
-    F: FnMut(V::View<'_>) -> E + Clone + Send + Sync + 'static,
-{
-    type Out = (K, E::Record);
-
-    #[inline]
-    fn push<D: Push<(K, E::Record)>>(
-        &mut self,
-        (key, value): (K::View<'_>, V::View<'_>),
-        down: &mut D,
-    ) {
-        (self.0)(value)
-            .with_view(|value| down.push((K::shorten(key), <E::Record as Record>::shorten(value))));
-    }
-
-    fn keeps_keys(&self) -> bool {
-        true
-    }
-}
-
 /// Keeps the records that a function says yes to.
 #[derive(Debug, Clone, Copy)]
 pub struct Filter<F>(pub(crate) F);
@@ -282,24 +254,17 @@ where
     }
 }
 
-/// Turns the value of each pair into any number of others.
-pub struct FlatMapValues<F, U>(FlatMap<F, U>);
+/// Does with the value of each pair what another operator does with records, and leaves the key.
+#[derive(Debug)]
+pub struct OnValues<M>(pub(crate) M);
 
-impl<F, U> FlatMapValues<F, U> {
-    pub(crate) fn new(function: F) -> Self {
-        Self(FlatMap::new(function))
-    }
-}
-
-impl<F: Clone, U> Clone for FlatMapValues<F, U> {
+impl<M: Clone> Clone for OnValues<M> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
-}
 
-impl<F, U> fmt::Debug for FlatMapValues<F, U> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FlatMapValues")
+    fn clone_from(&mut self, source: &Self) {
+        self.0.clone_from(&source.0);
     }
 }
 
@@ -317,22 +282,21 @@ impl<K: Record, U: Record, D: Push<(K, U)>> Push<U> for WithKey<'_, K, D> {
     }
 }
 
-impl<K, V, U, F> Narrow<(K, V)> for FlatMapValues<F, U>
-where
-    K: Record,
-    V: Record,
-    U: Record,
-    F: FnMut(V::View<'_>, &mut Out<'_, U>) + Clone + Send + Sync + 'static,
-{
-    type Out = (K, U);
+impl<K: Record, V: Record, M: Narrow<V>> Narrow<(K, V)> for OnValues<M> {
+    type Out = (K, M::Out);
 
     #[inline]
-    fn push<D: Push<(K, U)>>(&mut self, (key, value): (K::View<'_>, V::View<'_>), down: &mut D) {
-        let mut down = WithKey::<K, D> {
-            key: K::shorten(key),
-            down,
-        };
-        Narrow::<V>::push(&mut self.0, value, &mut down);
+    fn push<D: Push<(K, M::Out)>>(
+        &mut self,
+        (key, value): (K::View<'_>, V::View<'_>),
+        down: &mut D,
+    ) {
+        let key = K::shorten(key);
+        self.0.push(value, &mut WithKey::<K, D> { key, down });
+    }
+
+    fn begin(&mut self, place: &Place) {
+        self.0.begin(place);
     }
 
     fn keeps_keys(&self) -> bool {

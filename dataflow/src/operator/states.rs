@@ -430,11 +430,11 @@ impl<K: Key, S: Record> States<K, S> {
         V: Record,
         A: Accumulate<V, State = S>,
     {
-        let hash = K::hash(key);
-        match self.find(hash, key) {
-            Some(state) => merge_into::<V, A>(accumulate, state, value, account),
-            None => self.merge_first::<V, A>(accumulate, hash, (key, value), account),
-        }
+        let ahead = Ahead {
+            hash: K::hash(key),
+            ..Ahead::UNKNOWN
+        };
+        self.merge_ahead::<V, A>(accumulate, ahead, (key, value), account)
     }
 
     /// The same for a key that was [looked for](Self::look_ahead), whatever has happened to the table since.

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     Encode, Record,
-    operator::narrow::{Out, Then},
+    operator::narrow::{OnValues, Out, Then},
     stage::{Narrow, Place, Push},
     tset::{Source, TSet},
 };
@@ -220,7 +220,7 @@ where
         self,
         variable: &Variable<X>,
         function: F,
-    ) -> TSet<S, Then<N, MapValuesWith<F, X>, (K, V)>>
+    ) -> TSet<S, Then<N, OnValues<MapWith<F, X>>, (K, V)>>
     where
         X: Send + Sync + 'static,
         K: Record,
@@ -230,7 +230,7 @@ where
         F: FnMut(V::View<'_>, &X) -> E + Clone + Send + Sync + 'static,
     {
         self.then(
-            MapValuesWith(With::new(function, variable)),
+            OnValues(MapWith(With::new(function, variable))),
             "map_values_with",
         )
     }
@@ -267,50 +267,6 @@ where
 
     fn begin(&mut self, _place: &Place) {
         self.0.begin();
-    }
-}
-
-/// Turns the value of each pair into another.
-#[derive(Debug)]
-pub struct MapValuesWith<F, X>(With<F, X>);
-
-impl<F: Clone, X> Clone for MapValuesWith<F, X> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-
-    fn clone_from(&mut self, source: &Self) {
-        self.0.clone_from(&source.0);
-    }
-}
-
-impl<K, V, X, E, F> Narrow<(K, V)> for MapValuesWith<F, X>
-where
-    K: Record,
-    V: Record,
-    X: Send + Sync + 'static,
-    E: Encode,
-    F: FnMut(V::View<'_>, &X) -> E + Clone + Send + Sync + 'static,
-{
-    type Out = (K, E::Record);
-
-    #[inline]
-    fn push<D: Push<(K, E::Record)>>(
-        &mut self,
-        (key, value): (K::View<'_>, V::View<'_>),
-        down: &mut D,
-    ) {
-        let (function, variable) = self.0.parts();
-        function(value, variable)
-            .with_view(|value| down.push((K::shorten(key), <E::Record as Record>::shorten(value))));
-    }
-
-    fn begin(&mut self, _place: &Place) {
-        self.0.begin();
-    }
-
-    fn keeps_keys(&self) -> bool {
-        true
     }
 }
 
