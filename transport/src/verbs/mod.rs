@@ -479,15 +479,22 @@ impl Srq {
 
     /// Posts a chain of receives.
     ///
+    /// # Errors
+    ///
+    /// What the device says, and the first request that it did not take.
+    ///
     /// # Safety
     ///
     /// The chain is well formed. The memory that it names stays registered, and is left alone, until the receives
     /// complete or every queue pair that uses this queue is gone.
-    pub(crate) unsafe fn post(&self, first: &mut ibv_recv_wr) -> Result<(), VerbError> {
+    pub(crate) unsafe fn post(
+        &self,
+        first: &mut ibv_recv_wr,
+    ) -> Result<(), (*const ibv_recv_wr, VerbError)> {
         let mut bad = ptr::null_mut();
         // SAFETY: the queue lives; the caller answers for the chain.
         let status = unsafe { (self.post)(self.raw.as_ptr(), first, &raw mut bad) };
-        done(status, "post receives")
+        done(status, "post receives").map_err(|error| (bad.cast_const(), error))
     }
 }
 

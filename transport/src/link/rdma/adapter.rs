@@ -410,7 +410,15 @@ impl Adapter {
             }
             // SAFETY: the chain runs through both arrays, which live until the call returns. The slots are free, so
             // nobody looks at them until they complete, and their chunks end after the shared receive queue.
-            unsafe { self.srq.post(&mut requests[0]) }?;
+            let posted = unsafe { self.srq.post(&mut requests[0]) };
+            if let Err((refused, error)) = posted {
+                // What comes before it was posted, and may be written to.
+                let taken = requests
+                    .iter()
+                    .position(|request| ptr::eq(request, refused));
+                slots.free.drain(rest..rest + taken.unwrap_or(0));
+                return Err(error);
+            }
             slots.free.truncate(rest);
         }
         Ok(())
