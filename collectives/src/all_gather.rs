@@ -26,11 +26,7 @@ impl Group {
             if algorithm == Algorithm::Board {
                 let (call, board) = self.begin_now(signature)?;
                 let wrote = board.write_now(&call, mine);
-                let mut read = |from: usize| {
-                    let block = &mut all[from * mine.len()..(from + 1) * mine.len()];
-                    board.read_now(&call, from, 0, block)
-                };
-                if wrote && (0..self.size()).all(&mut read) {
+                if wrote && board.read_all_now(&call, 0, mine, all) {
                     return call.end(Ok(()));
                 }
                 let result = Box::pin(on_board(&call, board, wrote, mine, all)).await;

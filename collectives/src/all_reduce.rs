@@ -26,7 +26,7 @@ impl Group {
             if algorithm == Algorithm::Board {
                 let (call, board) = self.begin_now(signature)?;
                 let wrote = board.write_now(&call, data);
-                if wrote && board.combine_now(&call, 0..self.size(), 0, data, &op) {
+                if wrote && board.combine_all_now(&call, 0, data, &op) {
                     return call.end(Ok(()));
                 }
                 let result = Box::pin(on_board(&call, board, wrote, data, &op)).await;

@@ -25,13 +25,10 @@ impl Group {
             let algorithm = self.choose(Operator::AllToAll, block, true);
             if algorithm == Algorithm::Board {
                 let (call, board) = self.begin_now(signature)?;
-                let (me, len) = (self.rank(), data.len() / self.size());
-                let mut read = |from: usize| {
-                    let block = &mut into[from * len..(from + 1) * len];
-                    board.read_now(&call, from, me * len, block)
-                };
+                let len = data.len() / self.size();
+                let first = self.rank() * len;
                 let wrote = board.write_now(&call, data);
-                if wrote && (0..self.size()).all(&mut read) {
+                if wrote && board.read_all_now(&call, first, &data[first..first + len], into) {
                     return call.end(Ok(()));
                 }
                 let result = Box::pin(on_board(&call, board, wrote, data, into)).await;

@@ -12,7 +12,7 @@
 //! This is how MPI libraries exchange small operands within a node (Graham, Shipman: "MPI support for multi-core
 //! architectures: optimized shared memory collectives", EuroPVM/MPI 2008), with the operand beside the flag.
 
-use std::{future::poll_fn, hint, ops::Range, rc::Rc, task::Poll};
+use std::{future::poll_fn, hint, ops::Range, rc::Rc, slice, task::Poll};
 
 use transport::{Exposed, RemoteRegion, Stores, prefetch_read, prefetch_write};
 
@@ -178,12 +178,13 @@ impl Board {
         let bytes: &[u8] = bytemuck::cast_slice(operand);
         if let Some([stamp, count, rest @ ..]) = self.own.words().get(slot..) {
             count.store(u64::from(self.turns.ended()), Ordering::Relaxed);
-            if bytes.len() == WORD {
-                if let (Some(word), Some(&bytes)) = (rest.first(), bytes.first_chunk()) {
-                    word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+            match bytes.as_chunks::<WORD>() {
+                (elements, []) if elements.len() <= LINE => {
+                    for (word, element) in rest.iter().zip(elements) {
+                        word.store(u64::from_ne_bytes(*element), Ordering::Relaxed);
+                    }
                 }
-            } else if !bytes.is_empty() {
-                self.own.write((slot + OPERAND) * WORD, bytes);
+                _ => self.own.write((slot + OPERAND) * WORD, bytes),
             }
             slots::publish(stamp, call.stamp);
         }
@@ -278,12 +279,21 @@ impl Board {
     /// The same, after a while of spinning. The operand has so many bytes.
     #[inline]
     pub(crate) fn arrives_soon(&self, call: &Call<'_>, from: usize, bytes: usize) -> bool {
-        let spins = call.group.engine.0.spins.get();
-        let second = self.slot_of(from, call.number).get(LINE);
-        let second = second.filter(|_| bytes > FIRST_BYTES);
-        for spin in 0..spins {
-            if self.has_arrived(call, from) {
-                return true;
+        self.slot_soon(call, from, bytes).is_some()
+    }
+
+    /// The slot of member `from`, if it has written its operand after a while of spinning.
+    #[inline]
+    fn slot_soon(&self, call: &Call<'_>, from: usize, bytes: usize) -> Option<&[AtomicU64]> {
+        let slot = self.slot_of(from, call.number);
+        let [stamp, count, ..] = slot else {
+            return None;
+        };
+        let second = slot.get(LINE).filter(|_| bytes > FIRST_BYTES);
+        for spin in 0..call.group.engine.0.spins.get() {
+            if slots::look(stamp) == call.stamp {
+                self.turns.note(from, count.load(Ordering::Relaxed) as u32);
+                return Some(slot);
             }
             // Two lines that are asked for at once arrive as soon as one.
             if let Some(word) = second {
@@ -294,7 +304,7 @@ impl Board {
                 hint::spin_loop();
             }
         }
-        false
+        None
     }
 
     /// Waits until `wanted` holds of a word of member `from`. If `is_other` does, the member is in another call.
@@ -366,24 +376,46 @@ impl Board {
         first: usize,
         data: &mut [T],
     ) -> bool {
-        let arrives = self.arrives_soon(call, from, size_of_val(data));
-        if arrives {
-            self.read_arrived(call, from, first, data);
+        let Some(slot) = self.slot_soon(call, from, size_of_val(data)) else {
+            return false;
+        };
+        match few_of(slot, first, data.len()) {
+            Some(found) => data
+                .iter_mut()
+                .zip(found)
+                .for_each(|(to, found)| *to = found),
+            None => self.read_arrived(call, from, first, data),
         }
-        arrives
+        true
+    }
+
+    /// Copies into `all`, block by block in the order of the members, as much as `mine`, which is our own, of the operand of each from
+    /// element `first` on, if they are there soon.
+    #[inline]
+    pub(crate) fn read_all_now<T: Element>(
+        &self,
+        call: &Call<'_>,
+        first: usize,
+        mine: &[T],
+        all: &mut [T],
+    ) -> bool {
+        let (me, len) = (call.me(), mine.len());
+        (0..call.size()).all(|from| {
+            let block = &mut all[from * len..(from + 1) * len];
+            if from != me {
+                return self.read_now(call, from, first, block);
+            }
+            match (block, mine) {
+                ([only], [ours]) => *only = *ours,
+                (block, mine) => crate::copy(block, mine),
+            }
+            true
+        })
     }
 
     #[inline]
     fn read_arrived<T: Element>(&self, call: &Call<'_>, from: usize, first: usize, data: &mut [T]) {
         let operand = self.slot(from, call.number) + OPERAND;
-        if let [element] = &mut *data
-            && size_of::<T>() == WORD
-            && let Some(word) = self.words(from).get(operand + first)
-            && let Ok([found]) = bytemuck::try_cast_slice(&[word.load(Ordering::Relaxed)])
-        {
-            *element = *found;
-            return;
-        }
         let first = operand * WORD + first * size_of::<T>();
         self.load(from, first, bytemuck::cast_slice_mut(data));
     }
@@ -463,13 +495,50 @@ impl Board {
         if let Some(from) = members.next() {
             self.read_arrived(call, from, first, data);
         }
+        self.combine_after(call, members, first, data, op);
+    }
+
+    /// Has `op` combine `data`, which stands for the members before these, with their operands from element `first` on.
+    #[inline]
+    fn combine_after<T: Element, O: Op<T>>(
+        &self,
+        call: &Call<'_>,
+        members: Range<usize>,
+        first: usize,
+        data: &mut [T],
+        op: &O,
+    ) {
         for from in members {
-            if size_of_val(data) <= LINE * WORD {
+            if let [only] = data
+                && let Some(theirs) = word_of(self.slot_of(from, call.number), first)
+            {
+                op.combine(slice::from_mut(only), &[theirs]);
+            } else if size_of_val(data) <= LINE * WORD {
                 self.combine_with::<T, O, LINE>(call, from, first, data, op);
             } else {
                 self.combine_with::<T, O, CHUNK>(call, from, first, data, op);
             }
         }
+    }
+
+    /// Leaves in `data`, which is our operand from element `first` on, what `op` makes of it and those of all others, in the
+    /// order of the members, if they are there soon; false, and nothing is done, if they are not.
+    #[inline]
+    pub(crate) fn combine_all_now<T: Element, O: Op<T>>(
+        &self,
+        call: &Call<'_>,
+        first: usize,
+        data: &mut [T],
+        op: &O,
+    ) -> bool {
+        let (me, bytes) = (call.me(), size_of_val(data));
+        let mut others = (0..call.size()).filter(|&from| from != me);
+        let arrive = others.all(|from| self.arrives_soon(call, from, bytes));
+        if arrive {
+            self.combine_before_arrived(call, first, data, op);
+            self.combine_after(call, me + 1..call.size(), first, data, op);
+        }
+        arrive
     }
 
     /// Has `op` combine the operands of the members before us with `data`, which is ours, if they are there soon; false, and nothing
@@ -484,7 +553,7 @@ impl Board {
         let bytes = size_of_val(data);
         let arrive = (0..call.me()).all(|from| self.arrives_soon(call, from, bytes));
         if arrive {
-            self.combine_before_arrived(call, data, op);
+            self.combine_before_arrived(call, 0, data, op);
         }
         arrive
     }
@@ -499,7 +568,7 @@ impl Board {
         for from in 0..call.me() {
             self.arrival(call, from).await?;
         }
-        self.combine_before_arrived(call, data, op);
+        self.combine_before_arrived(call, 0, data, op);
         Ok(())
     }
 
@@ -507,34 +576,56 @@ impl Board {
     fn combine_before_arrived<T: Element, O: Op<T>>(
         &self,
         call: &Call<'_>,
-        data: &mut [T],
-        op: &O,
-    ) {
-        if size_of_val(data) <= LINE * WORD {
-            self.combine_pieces_before::<T, O, LINE>(call, data, op);
-        } else {
-            self.combine_pieces_before::<T, O, CHUNK>(call, data, op);
-        }
-    }
-
-    #[inline]
-    fn combine_pieces_before<T: Element, O: Op<T>, const N: usize>(
-        &self,
-        call: &Call<'_>,
+        first: usize,
         data: &mut [T],
         op: &O,
     ) {
         if call.me() == 0 {
             return;
         }
+        if let [only] = data
+            && let Some(left) = self.word_before(call, first, op)
+        {
+            op.combine_into_right(&[left], slice::from_mut(only));
+        } else if size_of_val(data) <= LINE * WORD {
+            self.combine_pieces_before::<T, O, LINE>(call, first, data, op);
+        } else {
+            self.combine_pieces_before::<T, O, CHUNK>(call, first, data, op);
+        }
+    }
+
+    /// What `op` makes of an element of the operands of the members before us, if it takes a word.
+    #[inline]
+    fn word_before<T: Element, O: Op<T>>(
+        &self,
+        call: &Call<'_>,
+        element: usize,
+        op: &O,
+    ) -> Option<T> {
+        let word = |from| word_of(self.slot_of(from, call.number), element);
+        let mut left = word(0)?;
+        for from in 1..call.me() {
+            op.combine(slice::from_mut(&mut left), &[word(from)?]);
+        }
+        Some(left)
+    }
+
+    #[inline]
+    fn combine_pieces_before<T: Element, O: Op<T>, const N: usize>(
+        &self,
+        call: &Call<'_>,
+        first: usize,
+        data: &mut [T],
+        op: &O,
+    ) {
         let (mut left, mut right) = (Piece::<N>::new(), Piece::<N>::new());
         let most = Piece::<N>::most::<T>();
         for (index, data) in data.chunks_mut(most).enumerate() {
             let left = left.of(data.len());
-            self.read_arrived(call, 0, index * most, left);
+            self.read_arrived(call, 0, first + index * most, left);
             for from in 1..call.me() {
                 let right = right.of(data.len());
-                self.read_arrived(call, from, index * most, right);
+                self.read_arrived(call, from, first + index * most, right);
                 op.combine(left, right);
             }
             op.combine_into_right(left, data);
@@ -673,6 +764,29 @@ impl Board {
             slots::hand_back(count, ended);
         }
     }
+}
+
+/// So many elements of the operand in a slot, if they are few and each takes a word.
+#[inline]
+fn few_of<T: Element>(
+    slot: &[AtomicU64],
+    first: usize,
+    len: usize,
+) -> Option<impl Iterator<Item = T>> {
+    let words = slot.get(OPERAND + first..OPERAND + first + len);
+    let words = words.filter(|_| size_of::<T>() == WORD && len <= LINE)?;
+    let element = |word: &AtomicU64| word.load(Ordering::Relaxed).to_ne_bytes();
+    Some(
+        words
+            .iter()
+            .map(move |word| bytemuck::pod_read_unaligned(&element(word))),
+    )
+}
+
+/// One of them.
+#[inline]
+fn word_of<T: Element>(slot: &[AtomicU64], element: usize) -> Option<T> {
+    few_of(slot, element, 1)?.next()
 }
 
 /// Room for a piece of an operand: on the stack, unless a single element is larger than that.

@@ -101,6 +101,14 @@ impl<'g> Call<'g> {
         self.group.check().err().unwrap_or(error)
     }
 
+    /// It is dropped before its end.
+    #[cold]
+    fn give_up(&self) {
+        let reason = format!("{} was dropped before its end", self.signature());
+        let peer = self.group.fate.rank();
+        self.fail(Error::GaveUp { peer, reason });
+    }
+
     /// The tag of the messages of a step.
     pub(crate) fn tag(&self, step: u32) -> u64 {
         tag::collective(self.group.fate.context, self.number, step, self.hash())
@@ -427,11 +435,10 @@ fn unless_closed(sent: Result<(), Error>) -> Result<(), Error> {
 }
 
 impl Drop for Call<'_> {
+    #[inline]
     fn drop(&mut self) {
         if !self.has_ended {
-            let reason = format!("{} was dropped before its end", self.signature());
-            let peer = self.group.fate.rank();
-            self.fail(Error::GaveUp { peer, reason });
+            self.give_up();
         }
     }
 }

@@ -60,19 +60,27 @@ impl Engine {
     }
 
     /// An error if all was cancelled.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn check(&self) -> Result<(), Error> {
         let Cancelling { told, by_threads } = &self.0.cancelling;
         if let Some(canceller) = by_threads.get()
-            && canceller.is_set.load(Ordering::Acquire) // Then `why` is there.
-            && told.get().is_none()
+            && canceller.is_set.load(Ordering::Acquire)
+        // Then `why` is there.
         {
-            let (by, reason) = (canceller.why)();
-            self.cancel(&by, &reason);
+            self.cancel_for(canceller);
         }
         match told.get() {
             Some(error) => Err(error.clone()),
             None => Ok(()),
+        }
+    }
+
+    /// Cancels all, if that has not been done, because a thread of the process said so.
+    #[cold]
+    fn cancel_for(&self, canceller: &Canceller) {
+        if self.0.cancelling.told.get().is_none() {
+            let (by, reason) = (canceller.why)();
+            self.cancel(&by, &reason);
         }
     }
 

@@ -3,8 +3,10 @@
 use std::{
     any::type_name,
     cell::{Cell, RefCell},
-    collections::{BTreeSet, VecDeque},
-    fmt, ptr,
+    collections::BTreeSet,
+    fmt,
+    num::NonZeroUsize,
+    ptr,
     rc::Rc,
 };
 
@@ -31,15 +33,16 @@ const EARLIER: u32 = 16;
 /// What a call is: all members have to agree on every part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Signature {
-    pub(crate) call: &'static str,
-    /// The member from or to which all goes, as in the group.
-    pub(crate) root: Option<usize>,
-    /// Elements of each member, where they have to have the same.
-    pub(crate) len: Option<usize>,
-    pub(crate) element: &'static str,
-    pub(crate) op: &'static str,
+    // Numbers first: they are compared sooner than names.
+    /// One more than the member from or to which all goes, as in the group.
+    root: Option<NonZeroUsize>,
+    /// One more than the elements of each member, where they have to have the same.
+    len: Option<NonZeroUsize>,
     /// How it is carried out, where there is a choice.
-    pub(crate) algorithm: Option<Algorithm>,
+    algorithm: Option<Algorithm>,
+    pub(crate) call: &'static str,
+    element: &'static str,
+    op: &'static str,
 }
 
 impl Signature {
@@ -58,7 +61,7 @@ impl Signature {
     #[inline(always)]
     pub(crate) fn of<T>(call: &'static str, len: Option<usize>) -> Self {
         Self {
-            len,
+            len: len.and_then(one_more),
             element: type_name::<T>(),
             ..Self::new(call)
         }
@@ -67,7 +70,7 @@ impl Signature {
     #[inline(always)]
     pub(crate) fn with_root(self, root: usize) -> Self {
         Self {
-            root: Some(root),
+            root: one_more(root),
             ..self
         }
     }
@@ -89,12 +92,18 @@ impl Signature {
     /// Whether another is the same for sure: names are compared by where they are, and equal ones may be in several places.
     #[inline(always)]
     fn is(&self, other: &Self) -> bool {
-        ptr::eq(self.call, other.call)
+        self.root == other.root
+            && self.len == other.len
+            && self.algorithm == other.algorithm
+            && ptr::eq(self.call, other.call)
             && ptr::eq(self.element, other.element)
             && ptr::eq(self.op, other.op)
-            && self.len == other.len
-            && self.root == other.root
-            && self.algorithm == other.algorithm
+    }
+
+    /// Where what is known of it is kept: others, and it with another root, are mostly elsewhere.
+    #[inline]
+    fn place(&self) -> usize {
+        self.call.len() ^ number(self.len) ^ number(self.root) << 1
     }
 
     /// A number that differs for different calls, nearly always.
@@ -102,12 +111,21 @@ impl Signature {
     pub(crate) fn hash(&self) -> u32 {
         let names =
             name(self.call) ^ name(self.op).rotate_left(21) ^ name(self.element).rotate_left(42);
-        let root = self.root.map_or(0, |root| root as u64 + 1);
-        let len = self.len.map_or(0, |len| len as u64 + 1);
+        let (root, len) = (number(self.root) as u64, number(self.len) as u64);
         let algorithm = self.algorithm.map_or(0, |algorithm| algorithm as u64 + 1);
         let hash = mixed(names ^ root.rotate_left(40) ^ algorithm.rotate_left(56) ^ len);
         (hash >> 32) as u32 ^ hash as u32
     }
+}
+
+#[inline(always)]
+fn one_more(number: usize) -> Option<NonZeroUsize> {
+    NonZeroUsize::new(number.wrapping_add(1))
+}
+
+#[inline(always)]
+fn number(number: Option<NonZeroUsize>) -> usize {
+    number.map_or(0, NonZeroUsize::get)
 }
 
 #[inline]
@@ -138,17 +156,63 @@ struct Run {
     hash: u32,
 }
 
+/// The runs of a member.
+struct Runs {
+    last: Run,
+    /// Those before, of more calls than a member can be ahead of another: the last of so many at its number.
+    before: Box<[Run]>,
+    begun: usize,
+    /// Calls that may come again, with what stands for each, at places that follow from what they are.
+    known: [(Signature, u32); KNOWN],
+}
+
+impl Runs {
+    #[inline(never)]
+    fn begin(&mut self, number: u32, signature: &Signature) {
+        if self.last.signature == *signature {
+            // The same words in another place: it goes on, as it does at members for which they are in one.
+            self.last.signature = *signature;
+            return;
+        }
+        let known = &mut self.known[signature.place() % KNOWN];
+        if !known.0.is(signature) {
+            *known = (*signature, signature.hash());
+        }
+        let hash = mixed(u64::from(self.last.hash) << 32 | u64::from(known.1)) ^ u64::from(number);
+        self.before[self.begun % REMEMBERED as usize] = self.last;
+        self.begun = self.begun.wrapping_add(1);
+        self.last = Run {
+            first: number,
+            signature: *signature,
+            hash: mixed(hash) as u32,
+        };
+    }
+
+    fn latest_first(&self) -> impl Iterator<Item = Run> {
+        let (begun, all) = (self.begun, REMEMBERED as usize);
+        let before = (1..=all).map(move |back| self.before[begun.wrapping_sub(back) % all]);
+        std::iter::once(self.last).chain(before)
+    }
+}
+
+/// Stands where there has been none.
+const NO_RUN: Run = Run {
+    first: FIRST_CALL,
+    signature: NO_CALL,
+    hash: 0,
+};
+
 impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.call)?;
         let mut parts = Vec::new();
         match self.len {
-            Some(len) => parts.push(format!("{len} elements of {}", self.element)),
+            Some(len) => parts.push(format!("{} elements of {}", len.get() - 1, self.element)),
             None if self.element.is_empty() => {}
             None => parts.push(format!("elements of {}", self.element)),
         }
         if let Some(root) = self.root {
-            parts.push(format!("root {root}"));
+            parts.push(format!("root {}", root.get() - 1));
         }
         if !self.op.is_empty() {
             parts.push(self.op.to_owned());
@@ -174,13 +238,9 @@ pub(crate) struct Fate {
     whole: Option<Rc<Fate>>,
     failed: Cell<bool>,
     error: RefCell<Option<Error>>,
-    /// The number of the call that was begun last, and the run it is in.
+    /// The number of the call that was begun last.
     newest: Cell<u32>,
-    run: Cell<Run>,
-    /// The runs before, of more calls than a member can be ahead of another.
-    runs: RefCell<VecDeque<Run>>,
-    /// Calls that may come again, with what stands for each, at places that follow from their lengths.
-    known: [Cell<(Signature, u32)>; KNOWN],
+    runs: RefCell<Runs>,
     /// Members that let go of the group, or ended their program.
     left: RefCell<BTreeSet<usize>>,
     /// Whether this member did.
@@ -203,13 +263,12 @@ impl Fate {
             failed: Cell::new(false),
             error: RefCell::default(),
             newest: Cell::new(FIRST_CALL.wrapping_sub(1)),
-            run: Cell::new(Run {
-                first: FIRST_CALL,
-                signature: NO_CALL,
-                hash: 0,
+            runs: RefCell::new(Runs {
+                last: NO_RUN,
+                before: vec![NO_RUN; REMEMBERED as usize].into(),
+                begun: 0,
+                known: [(NO_CALL, 0); KNOWN],
             }),
-            runs: RefCell::new(VecDeque::with_capacity(REMEMBERED as usize + 1)),
-            known: [const { Cell::new((NO_CALL, 0)) }; KNOWN],
             left: RefCell::default(),
             have_left: Cell::new(false),
             agreements: Agreements::default(),
@@ -248,39 +307,11 @@ impl Fate {
     #[inline(always)]
     pub(crate) fn begin(&self, number: u32, signature: Signature) -> u32 {
         self.newest.set(number);
-        if !self.run.get().signature.is(&signature) {
-            self.begin_run(number, signature);
-        }
-        self.run.get().hash
-    }
-
-    #[inline(never)]
-    fn begin_run(&self, number: u32, signature: Signature) {
-        let before = self.run.get();
-        if before.signature == signature {
-            // The same words in another place: it goes on, as it does at members for which they are in one.
-            return self.run.set(Run {
-                signature,
-                ..before
-            });
-        }
-        let known = &self.known[(signature.len.unwrap_or(0) ^ signature.call.len()) % KNOWN];
-        let (latest, mut stands_for) = known.get();
-        if !latest.is(&signature) {
-            stands_for = signature.hash();
-            known.set((signature, stands_for));
-        }
-        let hash = mixed(u64::from(before.hash) << 32 | u64::from(stands_for)) ^ u64::from(number);
-        self.run.set(Run {
-            first: number,
-            signature,
-            hash: mixed(hash) as u32,
-        });
         let mut runs = self.runs.borrow_mut();
-        runs.push_back(before);
-        if runs.len() > REMEMBERED as usize {
-            runs.pop_front();
+        if !runs.last.signature.is(&signature) {
+            runs.begin(number, &signature);
         }
+        runs.last.hash
     }
 
     /// The run that a call is in, if it has begun and is remembered.
@@ -289,8 +320,7 @@ impl Fate {
         if self.newest.get().wrapping_sub(number) >= REMEMBERED || self.have_left.get() {
             return None;
         }
-        let run = Some(self.run.get()).filter(is_in);
-        let run = run.or_else(|| self.runs.borrow().iter().rev().copied().find(is_in))?;
+        let run = self.runs.borrow().latest_first().find(is_in)?;
         (!run.signature.is(&NO_CALL)).then_some(run)
     }
 

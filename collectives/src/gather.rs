@@ -27,12 +27,9 @@ impl Group {
             let algorithm = self.choose(Operator::Gather, size_of_val(mine), true);
             if algorithm == Algorithm::Board {
                 let (call, board) = self.begin_now(signature)?;
-                let mut read = |from: usize| {
-                    let block = &mut all[from * mine.len()..(from + 1) * mine.len()];
-                    board.read_now(&call, from, 0, block)
-                };
                 let wrote = board.write_now(&call, mine);
-                if wrote && (self.rank() != root || (0..self.size()).all(&mut read)) {
+                let reads = self.rank() == root;
+                if wrote && (!reads || board.read_all_now(&call, 0, mine, all)) {
                     return call.end(Ok(()));
                 }
                 let result = Box::pin(gather_on_board(&call, board, wrote, root, mine, all)).await;

@@ -146,6 +146,13 @@ macro_rules! operations {
             }
 
             #[inline]
+            fn combine_into_right(&self, left: &[T], right: &mut [T]) {
+                for (&left, right) in left.iter().zip(right) {
+                    *right = left.$function(*right);
+                }
+            }
+
+            #[inline]
             fn combine_to(&self, out: &mut [T], left: &[T], right: &[T]) {
                 for ((out, &left), &right) in out.iter_mut().zip(left).zip(right) {
                     *out = left.$function(right);

@@ -29,8 +29,7 @@ impl Group {
                 let (call, board) = self.begin_now(signature)?;
                 let wrote = board.write_now(&call, data);
                 let reads = self.rank() == root;
-                let all = 0..self.size();
-                if wrote && (!reads || board.combine_now(&call, all, 0, data, &op)) {
+                if wrote && (!reads || board.combine_all_now(&call, 0, data, &op)) {
                     return call.end(Ok(()));
                 }
                 let result = Box::pin(on_board(&call, board, wrote, root, data, &op)).await;

@@ -100,7 +100,8 @@ impl Group {
                 let (call, board) = self.begin_now(signature)?;
                 let first = block(self.rank()).start;
                 let wrote = board.write_now(&call, data);
-                if wrote && board.combine_now(&call, 0..self.size(), first, mine, &op) {
+                crate::copy(mine, &data[first..first + mine.len()]);
+                if wrote && board.combine_all_now(&call, first, mine, &op) {
                     return call.end(Ok(()));
                 }
                 let result = Box::pin(on_board(&call, board, wrote, data, first, mine, &op)).await;
