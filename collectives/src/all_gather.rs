@@ -29,10 +29,13 @@ impl Group {
                 if wrote && board.read_all_now(&call, 0, mine, all) {
                     return call.end(Ok(()));
                 }
-                let result = Box::pin(on_board(&call, board, wrote, mine, all)).await;
-                return call.end(result);
+                return Box::pin(async move {
+                    let result = on_board(&call, board, wrote, mine, all).await;
+                    call.end(result)
+                })
+                .await;
             }
-            Box::pin(async {
+            Box::pin(async move {
                 let call = self.begin(signature.by(algorithm)).await?;
                 let result = by_messages(&call, algorithm, mine, all).await;
                 call.end(result)

@@ -31,10 +31,13 @@ impl Group {
                 if wrote && board.read_all_now(&call, first, &data[first..first + len], into) {
                     return call.end(Ok(()));
                 }
-                let result = Box::pin(on_board(&call, board, wrote, data, into)).await;
-                return call.end(result);
+                return Box::pin(async move {
+                    let result = on_board(&call, board, wrote, data, into).await;
+                    call.end(result)
+                })
+                .await;
             }
-            Box::pin(async {
+            Box::pin(async move {
                 let call = self.begin(signature.by(algorithm)).await?;
                 let result = by_messages(&call, algorithm, data, into).await;
                 call.end(result)

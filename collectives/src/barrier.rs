@@ -12,7 +12,7 @@ impl Group {
     ///
     /// See [`Error`].
     pub fn barrier(&self) -> Operation<'_, impl Future<Output = Result<(), Error>>> {
-        self.operation(async {
+        self.operation(async move {
             let algorithm = self.choose(Operator::Barrier, 0, true);
             if algorithm == Algorithm::Board {
                 let (call, board) = self.begin_now(Signature::new("barrier"))?;
@@ -20,10 +20,13 @@ impl Group {
                 if wrote && others(&call).all(|from| board.arrives_soon(&call, from, 0)) {
                     return call.end(Ok(()));
                 }
-                let result = Box::pin(on_board(&call, board, wrote)).await;
-                return call.end(result);
+                return Box::pin(async move {
+                    let result = on_board(&call, board, wrote).await;
+                    call.end(result)
+                })
+                .await;
             }
-            Box::pin(async {
+            Box::pin(async move {
                 let call = self.begin(Signature::new("barrier").by(algorithm)).await?;
                 let result = by_messages(&call, algorithm).await;
                 call.end(result)

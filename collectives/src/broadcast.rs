@@ -32,10 +32,13 @@ impl Group {
                 if done {
                     return call.end(Ok(()));
                 }
-                let result = Box::pin(on_board(&call, board, root, data)).await;
-                return call.end(result);
+                return Box::pin(async move {
+                    let result = on_board(&call, board, root, data).await;
+                    call.end(result)
+                })
+                .await;
             }
-            Box::pin(async {
+            Box::pin(async move {
                 let call = self.begin(signature.by(algorithm)).await?;
                 let result = by_messages(&call, algorithm, root, data).await;
                 call.end(result)

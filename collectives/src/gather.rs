@@ -32,10 +32,13 @@ impl Group {
                 if wrote && (!reads || board.read_all_now(&call, 0, mine, all)) {
                     return call.end(Ok(()));
                 }
-                let result = Box::pin(gather_on_board(&call, board, wrote, root, mine, all)).await;
-                return call.end(result);
+                return Box::pin(async move {
+                    let result = gather_on_board(&call, board, wrote, root, mine, all).await;
+                    call.end(result)
+                })
+                .await;
             }
-            Box::pin(async {
+            Box::pin(async move {
                 let call = self.begin(signature.by(algorithm)).await?;
                 let result = gather(&call, algorithm, root, mine, all).await;
                 call.end(result)
@@ -91,15 +94,18 @@ impl Group {
                     board.read_now(&call, root, first, mine)
                 };
                 if !done {
-                    let result = Box::pin(scatter_on_board(&call, board, root, all, mine)).await;
-                    return call.end(result);
+                    return Box::pin(async move {
+                        let result = scatter_on_board(&call, board, root, all, mine).await;
+                        call.end(result)
+                    })
+                    .await;
                 }
                 if self.rank() == root {
                     mine.copy_from_slice(&all[first..first + len]);
                 }
                 return call.end(Ok(()));
             }
-            Box::pin(async {
+            Box::pin(async move {
                 let call = self.begin(signature.by(algorithm)).await?;
                 let result = scatter(&call, algorithm, root, all, mine).await;
                 call.end(result)

@@ -19,7 +19,7 @@ pub trait Op<T: Element>: Clone {
     /// Replaces each element of `left` by what it and that of `right` make, in this order.
     fn combine(&self, left: &mut [T], right: &[T]);
 
-    /// The same, written to the right operand.
+    /// The same, written to the right operand. What it writes has the same bits, so that all members get the same.
     fn combine_into_right(&self, left: &[T], right: &mut [T]) {
         self.combine(right, left);
     }
@@ -189,6 +189,13 @@ pub struct MinLoc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MaxLoc;
 
+impl MinLoc {
+    /// Whether what two elements make is the right one.
+    fn is_of_right<T: Number>(left: &[T; 2], right: &[T; 2]) -> bool {
+        right[0].is_less(left[0]) || !left[0].is_less(right[0]) && right[1].is_less(left[1])
+    }
+}
+
 impl<T: Number> Op<[T; 2]> for MinLoc {
     fn name(&self) -> &'static str {
         "minloc"
@@ -196,11 +203,25 @@ impl<T: Number> Op<[T; 2]> for MinLoc {
 
     fn combine(&self, left: &mut [[T; 2]], right: &[[T; 2]]) {
         for (left, right) in left.iter_mut().zip(right) {
-            if right[0].is_less(left[0]) || !left[0].is_less(right[0]) && right[1].is_less(left[1])
-            {
+            if Self::is_of_right(left, right) {
                 *left = *right;
             }
         }
+    }
+
+    fn combine_into_right(&self, left: &[[T; 2]], right: &mut [[T; 2]]) {
+        for (left, right) in left.iter().zip(right) {
+            if !Self::is_of_right(left, right) {
+                *right = *left;
+            }
+        }
+    }
+}
+
+impl MaxLoc {
+    /// Whether what two elements make is the right one.
+    fn is_of_right<T: Number>(left: &[T; 2], right: &[T; 2]) -> bool {
+        left[0].is_less(right[0]) || !right[0].is_less(left[0]) && right[1].is_less(left[1])
     }
 }
 
@@ -211,9 +232,16 @@ impl<T: Number> Op<[T; 2]> for MaxLoc {
 
     fn combine(&self, left: &mut [[T; 2]], right: &[[T; 2]]) {
         for (left, right) in left.iter_mut().zip(right) {
-            if left[0].is_less(right[0]) || !right[0].is_less(left[0]) && right[1].is_less(left[1])
-            {
+            if Self::is_of_right(left, right) {
                 *left = *right;
+            }
+        }
+    }
+
+    fn combine_into_right(&self, left: &[[T; 2]], right: &mut [[T; 2]]) {
+        for (left, right) in left.iter().zip(right) {
+            if !Self::is_of_right(left, right) {
+                *right = *left;
             }
         }
     }
@@ -273,5 +301,41 @@ impl<T: Element, F: Fn(T, T) -> T + Clone> Op<T> for By<F> {
         for (&left, right) in left.iter().zip(right) {
             *right = (self.combine)(left, *right);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FLOATS: [f64; 5] = [0.0, -0.0, 1.0, f64::NAN, -f64::NAN];
+
+    fn bits<T: Element>(value: T) -> Vec<u8> {
+        bytemuck::bytes_of(&value).to_vec()
+    }
+
+    /// Zeros of both signs, and what is no number: for these, what floats make depends on which comes first.
+    fn is_the_same_on_either_side<T: Element>(op: impl Op<T>, values: &[T]) {
+        for (&left, &right) in values
+            .iter()
+            .flat_map(|left| values.iter().map(move |right| (left, right)))
+        {
+            let (mut to_left, mut to_right) = ([left], [right]);
+            op.combine(&mut to_left, &[right]);
+            op.combine_into_right(&[left], &mut to_right);
+            assert_eq!(bits(to_left), bits(to_right), "{}", op.name());
+        }
+    }
+
+    #[test]
+    fn what_two_operands_make_has_the_same_bits_on_either_side() {
+        is_the_same_on_either_side(Sum, &FLOATS);
+        is_the_same_on_either_side(Product, &FLOATS);
+        is_the_same_on_either_side(Min, &FLOATS);
+        is_the_same_on_either_side(Max, &FLOATS);
+        is_the_same_on_either_side(by(f64::min), &FLOATS);
+        let placed: Vec<[f64; 2]> = FLOATS.into_iter().map(|value| [value, 1.0]).collect();
+        is_the_same_on_either_side(MinLoc, &placed);
+        is_the_same_on_either_side(MaxLoc, &placed);
     }
 }

@@ -32,10 +32,13 @@ impl Group {
                 if wrote && (!reads || board.combine_all_now(&call, 0, data, &op)) {
                     return call.end(Ok(()));
                 }
-                let result = Box::pin(on_board(&call, board, wrote, root, data, &op)).await;
-                return call.end(result);
+                return Box::pin(async move {
+                    let result = on_board(&call, board, wrote, root, data, &op).await;
+                    call.end(result)
+                })
+                .await;
             }
-            Box::pin(async {
+            Box::pin(async move {
                 let call = self.begin(signature.by(algorithm)).await?;
                 let result = by_messages(&call, algorithm, root, data, &op).await;
                 call.end(result)

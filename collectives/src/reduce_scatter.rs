@@ -104,10 +104,13 @@ impl Group {
                 if wrote && board.combine_all_now(&call, first, mine, &op) {
                     return call.end(Ok(()));
                 }
-                let result = Box::pin(on_board(&call, board, wrote, data, first, mine, &op)).await;
-                return call.end(result);
+                return Box::pin(async move {
+                    let result = on_board(&call, board, wrote, data, first, mine, &op).await;
+                    call.end(result)
+                })
+                .await;
             }
-            Box::pin(async {
+            Box::pin(async move {
                 let call = self.begin(signature.by(algorithm)).await?;
                 let result = by_messages(&call, algorithm, data, mine, &op, &block).await;
                 call.end(result)

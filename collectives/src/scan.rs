@@ -64,10 +64,13 @@ async fn scan<T: Element, O: Op<T>>(
             }
             return call.end(Ok(()));
         }
-        let result = Box::pin(on_board(&call, board, wrote, data, op, with_own)).await;
-        return call.end(result);
+        return Box::pin(async move {
+            let result = on_board(&call, board, wrote, data, op, with_own).await;
+            call.end(result)
+        })
+        .await;
     }
-    Box::pin(async {
+    Box::pin(async move {
         let call = group.begin(signature.by(algorithm)).await?;
         let result = by_messages(&call, algorithm, data, op, with_own).await;
         call.end(result)
