@@ -244,6 +244,27 @@ fn a_receiver_that_does_not_look_is_never_overrun() {
     assert_eq!(received, MESSAGES);
 }
 
+/// Ranks of a job do not hear at the same time where the others are.
+#[test]
+#[ignore = "needs RDMA: tests/rdma/run"]
+fn a_rank_that_is_reached_before_it_joins_keeps_its_link() {
+    let secret = Secret::random().unwrap();
+    let mut fabrics = [0, 1].map(|rank| fabric(rank, Transport::Rdma, &secret));
+    let book = fabrics.each_ref().map(|fabric| fabric.address().unwrap());
+    fabrics[0].join(&book).unwrap();
+    for number in 0..200 {
+        let to = if number == 0 { 1 } else { number % 2 };
+        fabrics[1 - to].send_copy(to as Rank, 0, b"hello").unwrap();
+        poll_until(&mut fabrics, |rank, event| match event {
+            Event::Message { .. } => rank == to,
+            event => panic!("message {number}: {event:?}"),
+        });
+        if number == 0 {
+            fabrics[1].join(&book).unwrap();
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs RDMA: tests/rdma/run"]
 fn a_rank_that_waits_sleeps_and_is_woken() {

@@ -124,7 +124,7 @@ struct Slots {
     chunks: Vec<(Loan, NonNull<u8>)>,
     /// Slots to post again.
     free: Vec<u32>,
-    /// The stages of links that are still to be made, and whose slots are posted.
+    /// Stages for links that are still to be made.
     spare: Vec<Loan>,
 }
 
@@ -139,6 +139,8 @@ pub(crate) struct Adapter {
     has_atomics: bool,
     serves_atomics: Cell<bool>,
     links_max: u32,
+    /// Links that slots are counted out for: no more than there are chunks of them.
+    links: Cell<u32>,
     inboxes: RefCell<HashMap<u32, Rc<Inbox>>>,
     /// The one that the last completion was for, which is most often that of the next.
     last: RefCell<Option<(u32, Rc<Inbox>)>>,
@@ -196,6 +198,7 @@ impl Adapter {
             has_atomics: device.atomic_cap != sys::IBV_ATOMIC_NONE,
             serves_atomics: Cell::new(device.atomic_cap == sys::IBV_ATOMIC_GLOB),
             links_max,
+            links: Cell::default(),
             inboxes: RefCell::default(),
             last: RefCell::default(),
             completions: RefCell::new([ibv_wc::default(); COMPLETIONS]),
@@ -230,7 +233,7 @@ impl Adapter {
 
     /// Makes a queue pair for one more link, with its receive slots. The peer is to learn of what is returned.
     pub(crate) fn prepare(self: &Rc<Self>) -> Result<Prepared, Unusable> {
-        if self.inboxes.borrow().len() as u32 >= self.links_max {
+        if self.links.get() >= self.links_max {
             return Err(Unusable::Links(self.links_max));
         }
         let qp = Qp::new(&self.pd, &self.cq, &self.srq, REQUESTS, STAGED_BYTES as u32)?;
@@ -245,10 +248,10 @@ impl Adapter {
             | sys::IBV_QP_PORT
             | sys::IBV_QP_ACCESS_FLAGS;
         qp.modify(init, mask, "initialise a queue pair")?;
-        // Last of what can fail: slots that were posted for a link stay posted.
         let staging = self.take_memory()?;
         let inbox = Rc::new(Inbox::default());
         self.inboxes.borrow_mut().insert(qp.number(), inbox.clone());
+        self.links.set(self.links.get() + 1);
         let (start, bytes) = self.region.extent();
         let local = Endpoint {
             wire: self.port.wire,
@@ -262,12 +265,13 @@ impl Adapter {
             start,
             bytes,
         };
-        let parts = Parts { qp, inbox, staging };
-        Ok(Prepared {
-            parts: Some(parts),
-            local,
+        let parts = Parts {
+            qp: Some(qp),
+            inbox,
+            staging,
             adapter: self.clone(),
-        })
+        };
+        Ok(Prepared { parts, local })
     }
 
     /// What peers may do at all; each registration says what they may do there.
@@ -316,28 +320,35 @@ impl Adapter {
     }
 
     /// Sets memory aside for links to `peers` peers, or to as many as an eighth of the arena serves, so that they are
-    /// made however full the arena gets.
+    /// made however full the arena gets. Of links that are there already the memory counts.
     pub(crate) fn reserve(&self, peers: u32) {
         let most = self.arena.capacity() / 8 / (SLOT_BYTES * LINK_SLOTS as usize) as u64;
         let links = u64::from(peers.min(self.links_max)).min(most.max(1));
-        for _ in 0..links {
-            match self.add_memory() {
-                Ok(staging) => self.slots.borrow_mut().spare.push(staging),
+        while (self.slots.borrow().chunks.len() as u64) < links {
+            match self.add_slots().and_then(|()| self.stages()) {
+                Ok(stages) => self.slots.borrow_mut().spare.push(stages),
                 Err(_) => return, // The link that finds none says so.
             }
         }
     }
 
-    /// The memory of one more link: its stages, while its slots are posted.
+    /// The memory of one more link: its stages, while there are slots for it. What is taken from the arena for slots stays.
     fn take_memory(&self) -> Result<Loan, Unusable> {
+        if self.links.get() as usize >= self.slots.borrow().chunks.len() {
+            self.add_slots()?;
+        }
         let spare = self.slots.borrow_mut().spare.pop();
-        spare.map_or_else(|| self.add_memory(), Ok)
+        spare.map_or_else(|| self.stages(), Ok)
     }
 
-    /// Takes the memory of one more link from the arena, and posts its slots.
-    fn add_memory(&self) -> Result<Loan, Unusable> {
-        let staging = self.arena.loan(super::STAGING_BYTES).ok().flatten();
-        let staging = staging.ok_or(Unusable::Room)?;
+    /// Stages from the arena.
+    fn stages(&self) -> Result<Loan, Unusable> {
+        let stages = self.arena.loan(super::STAGING_BYTES);
+        stages.ok().flatten().ok_or(Unusable::Room)
+    }
+
+    /// Takes the slots of one more link from the arena, and posts them.
+    fn add_slots(&self) -> Result<(), Unusable> {
         let chunk = self.arena.loan(SLOT_BYTES * LINK_SLOTS as usize);
         let mut chunk = chunk.ok().flatten().ok_or(Unusable::Room)?;
         let mut slots = self.slots.borrow_mut();
@@ -346,8 +357,7 @@ impl Adapter {
         slots.chunks.push((chunk, start));
         slots.free.extend(first..first + LINK_SLOTS);
         drop(slots);
-        self.repost()?;
-        Ok(staging)
+        Ok(self.repost()?)
     }
 
     /// The first byte of a slot.
@@ -542,7 +552,7 @@ impl Adapter {
     }
 
     /// Ends a queue pair: what completed before is in its inbox, and nothing comes after.
-    pub(super) fn retire(&self, qp: Qp) {
+    fn retire(&self, qp: Qp) {
         let number = qp.number();
         self.poll();
         drop(qp);
@@ -674,27 +684,43 @@ fn first_packet() -> u32 {
     u32::from_le_bytes([low, middle, high, 0])
 }
 
-/// What a link is made of on our side.
+/// What a link is made of on our side. When it is dropped, its receive slots are there for another link.
 pub(super) struct Parts {
-    pub(super) qp: Qp,
+    /// None once the link has ended: the device then leaves our memory alone.
+    pub(super) qp: Option<Qp>,
     pub(super) inbox: Rc<Inbox>,
     pub(super) staging: Loan,
+    pub(super) adapter: Rc<Adapter>,
+}
+
+impl Parts {
+    /// Ends the queue pair: what completed before is in the inbox, and nothing comes after.
+    pub(super) fn retire(&mut self) {
+        if let Some(qp) = self.qp.take() {
+            self.adapter.retire(qp);
+        }
+    }
+
+    /// Gives back the slots of packets that nobody takes out of the inbox.
+    pub(super) fn forget_packets(&self) {
+        for (slot, _) in self.inbox.packets.borrow_mut().drain(..) {
+            self.adapter.free(slot);
+        }
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.retire();
+        self.forget_packets();
+        self.adapter.links.set(self.adapter.links.get() - 1);
+    }
 }
 
 /// A queue pair that is not connected yet.
 pub(crate) struct Prepared {
-    parts: Option<Parts>,
+    parts: Parts,
     local: Endpoint,
-    adapter: Rc<Adapter>,
-}
-
-impl Drop for Prepared {
-    fn drop(&mut self) {
-        if let Some(Parts { qp, staging, .. }) = self.parts.take() {
-            self.adapter.retire(qp);
-            self.adapter.slots.borrow_mut().spare.push(staging);
-        }
-    }
 }
 
 impl Prepared {
@@ -704,9 +730,9 @@ impl Prepared {
     }
 
     /// Connects it to the peer's.
-    pub(crate) fn connect(mut self, remote: Endpoint) -> Result<Connected, Unusable> {
-        let adapter = self.adapter.clone();
-        let Some(parts) = self.parts.as_ref() else {
+    pub(crate) fn connect(self, remote: Endpoint) -> Result<Connected, Unusable> {
+        let Self { parts, local } = self;
+        let (Some(qp), adapter) = (&parts.qp, &parts.adapter) else {
             return Err(Unusable::Room);
         };
         if remote.wire != adapter.port.wire {
@@ -746,12 +772,10 @@ impl Prepared {
             | sys::IBV_QP_RQ_PSN
             | sys::IBV_QP_MAX_DEST_RD_ATOMIC
             | sys::IBV_QP_MIN_RNR_TIMER;
-        parts
-            .qp
-            .modify(ready_to_receive, mask, "find a route to the peer's device")?;
+        qp.modify(ready_to_receive, mask, "find a route to the peer's device")?;
         let ready_to_send = ibv_qp_attr {
             qp_state: sys::IBV_QPS_RTS,
-            sq_psn: self.local.first_packet,
+            sq_psn: local.first_packet,
             timeout: timeout_code(adapter.silence_max),
             retry_cnt: RETRIES,
             rnr_retry: RNR_RETRIES,
@@ -764,13 +788,8 @@ impl Prepared {
             | sys::IBV_QP_RETRY_CNT
             | sys::IBV_QP_RNR_RETRY
             | sys::IBV_QP_MAX_QP_RD_ATOMIC;
-        parts.qp.modify(ready_to_send, mask, "start a queue pair")?;
-        let parts = self.parts.take().ok_or(Unusable::Room)?;
-        Ok(Connected {
-            parts,
-            remote,
-            adapter,
-        })
+        qp.modify(ready_to_send, mask, "start a queue pair")?;
+        Ok(Connected { parts, remote })
     }
 }
 
@@ -778,7 +797,6 @@ impl Prepared {
 pub(crate) struct Connected {
     pub(super) parts: Parts,
     pub(super) remote: Endpoint,
-    pub(super) adapter: Rc<Adapter>,
 }
 
 #[cfg(all(test, not(loom)))]

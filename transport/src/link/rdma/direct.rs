@@ -66,8 +66,8 @@ pub(crate) fn part_of(offset: u64, rest: usize, most: usize) -> usize {
 impl Rdma {
     /// Lets the peer's device use memory of ours, at `offset` of our arena.
     pub(crate) fn expose(&self, offset: u64, bytes: u64) -> Option<Exposure> {
-        self.qp.as_ref()?;
-        self.adapter.expose(offset, bytes)
+        self.parts.qp.as_ref()?;
+        self.parts.adapter.expose(offset, bytes)
     }
 
     /// Whether the peer has such memory in its arena.
@@ -79,18 +79,18 @@ impl Rdma {
 
     /// The most bytes of a piece that is put by value.
     pub(crate) fn inline_bytes(&self) -> usize {
-        self.qp.as_ref().map_or(0, Qp::inline_bytes)
+        self.parts.qp.as_ref().map_or(0, Qp::inline_bytes)
     }
 
     /// Whether our device has operations on words.
     pub(crate) fn has_atomics(&self) -> bool {
-        self.adapter.has_atomics()
+        self.parts.adapter.has_atomics()
     }
 
     /// Has words of memory that is exposed from now on operated on by devices, which no processor may do then.
     #[cfg(test)]
     pub(crate) fn serve_atomics(&self) {
-        self.adapter.serve_atomics();
+        self.parts.adapter.serve_atomics();
     }
 
     /// Writes nothing, and has the peer told so by a number: what no link does.
@@ -117,7 +117,7 @@ impl Rdma {
 
     /// Posts what is to be done to the memory of the peer, as far as there is room for requests.
     pub(super) fn push_directs(&mut self) {
-        while self.qp.is_some()
+        while self.parts.qp.is_some()
             && self.posted.len() + KEPT_FOR_PACKETS < REQUESTS as usize
             && let Some(direct) = self.directs.pop_front()
         {
@@ -224,7 +224,7 @@ impl Rdma {
         let into = ibv_sge {
             addr,
             length: bytes as u32,
-            lkey: self.adapter.local_key(),
+            lkey: self.parts.adapter.local_key(),
         };
         self.post(&mut [request], &mut [[into, ibv_sge::default()]]);
         self.fetches += 1;

@@ -36,17 +36,13 @@ pub(crate) use self::{
     endpoint::{ENDPOINT_BYTES, Endpoint as RdmaEndpoint},
 };
 use self::{
-    adapter::{CONTROL_SLOTS, DATA_SLOTS, Inbox, Parts, REQUESTS, STAGED_BYTES},
+    adapter::{CONTROL_SLOTS, DATA_SLOTS, Parts, REQUESTS, STAGED_BYTES},
     direct::Last,
     packet::{Class, Lane},
     watch::Goodbye,
 };
 use super::{End, Endpoint};
-use crate::{
-    Arena, Buffer, Error, Loan, Outcome, Rank,
-    arena::Returns,
-    verbs::{Qp, sys},
-};
+use crate::{Arena, Buffer, Error, Loan, Outcome, Rank, arena::Returns, verbs::sys};
 
 /// Parts of packets on their way, for each link.
 const STAGES: usize = 64;
@@ -106,10 +102,7 @@ struct Unread {
 pub(crate) struct Rdma {
     peer: Rank,
     arena: Arena,
-    /// None once the link has ended: the device then leaves our memory alone.
-    qp: Option<Qp>,
-    adapter: Rc<Adapter>,
-    inbox: Rc<Inbox>,
+    parts: Parts,
     remote: RdmaEndpoint,
     watch: TcpStream,
     /// Whether the watch may have something to say.
@@ -128,7 +121,6 @@ pub(crate) struct Rdma {
     fetches: usize,
     /// Operations that are done, and what they brought.
     done: VecDeque<(u64, Outcome)>,
-    staging: Loan,
     free_stages: Vec<usize>,
     /// Requests on their way, and the number of the first.
     posted: VecDeque<Posted>,
@@ -175,17 +167,11 @@ pub(crate) struct Rdma {
 
 impl Rdma {
     pub(crate) fn new(peer: Rank, connected: Connected, watch: TcpStream) -> Self {
-        let Connected {
-            parts: Parts { qp, inbox, staging },
-            remote,
-            adapter,
-        } = connected;
+        let Connected { parts, remote } = connected;
         Self {
             peer,
-            arena: adapter.arena().clone(),
-            qp: Some(qp),
-            adapter,
-            inbox,
+            arena: parts.adapter.arena().clone(),
+            parts,
             remote,
             watch,
             watched: true,
@@ -197,7 +183,6 @@ impl Rdma {
             done: VecDeque::new(),
             waiting: false,
             waits: 0,
-            staging,
             free_stages: (0..STAGES).collect(),
             posted: VecDeque::new(),
             posted_from: 0,
@@ -237,10 +222,10 @@ impl Rdma {
     /// Whether `receive` has something to say.
     #[inline]
     pub(crate) fn is_ready(&self) -> bool {
-        if self.qp.is_some() {
-            self.adapter.poll();
+        if self.parts.qp.is_some() {
+            self.parts.adapter.poll();
         }
-        self.inbox.news.get() || self.watched || self.has_message() || self.is_over()
+        self.parts.inbox.news.get() || self.watched || self.has_message() || self.is_over()
     }
 
     /// Whether there is a message that can be handed over now.
@@ -293,7 +278,7 @@ impl Rdma {
         }
         if self.end.is_none()
             && !matches!(self.posted.back(), Some(Posted::Probe))
-            && now > self.heard + self.adapter.probe_after()
+            && now > self.heard + self.parts.adapter.probe_after()
         {
             self.probe();
         }
@@ -316,15 +301,15 @@ impl Rdma {
 
     /// Takes in what has completed, what arrived and what the watch says.
     fn take_in(&mut self) {
-        if self.qp.is_some() {
-            self.adapter.poll();
+        if self.parts.qp.is_some() {
+            self.parts.adapter.poll();
         }
-        if self.inbox.news.replace(false) {
+        if self.parts.inbox.news.replace(false) {
             self.quiet = false;
             let taken = self.take_in_completions();
             if let Err(end) = taken {
                 self.finish(end);
-            } else if self.inbox.failed.borrow().is_some() {
+            } else if self.parts.inbox.failed.borrow().is_some() {
                 self.fail();
             }
         }
@@ -336,7 +321,7 @@ impl Rdma {
     /// The queue pair has failed. If the peer said why on the watch, that is the reason.
     fn fail(&mut self) {
         self.read_watch();
-        let loss = self.inbox.failed.borrow_mut().take();
+        let loss = self.parts.inbox.failed.borrow_mut().take();
         if let Some(loss) = loss {
             self.finish(End::Lost(loss));
         }
@@ -347,12 +332,10 @@ impl Rdma {
         if self.end.is_some() {
             return;
         }
-        if let Some(qp) = self.qp.take() {
-            self.adapter.retire(qp);
-        }
+        self.parts.retire();
         // From here on the device leaves our memory alone.
         self.watched = false;
-        self.inbox.news.set(false);
+        self.parts.inbox.news.set(false);
         let late = self.take_in_completions();
         self.end = Some(match late {
             Ok(()) => end,
@@ -372,11 +355,9 @@ impl Rdma {
     /// Gives back the slots of what is not read any more.
     fn forget_packets(&mut self) {
         for Unread { slot, .. } in self.unread.drain(..) {
-            self.adapter.free(slot);
+            self.parts.adapter.free(slot);
         }
-        for (slot, _) in self.inbox.packets.borrow_mut().drain(..) {
-            self.adapter.free(slot);
-        }
+        self.parts.forget_packets();
     }
 
     /// Takes note that the peer is gone.

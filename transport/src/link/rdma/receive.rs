@@ -21,7 +21,7 @@ const AHEAD: usize = 32;
 
 impl Rdma {
     pub(super) fn take_in_completions(&mut self) -> Result<(), End> {
-        if let Some(number) = self.inbox.completed.take() {
+        if let Some(number) = self.parts.inbox.completed.take() {
             while self.posted_from <= number
                 && let Some(posted) = self.posted.pop_front()
             {
@@ -30,7 +30,7 @@ impl Rdma {
             }
         }
         loop {
-            let packet = self.inbox.packets.borrow_mut().pop_front();
+            let packet = self.parts.inbox.packets.borrow_mut().pop_front();
             let Some((slot, len)) = packet else {
                 return Ok(());
             };
@@ -60,7 +60,7 @@ impl Rdma {
 
     /// Takes in what a packet says, and keeps it if it has messages.
     fn take_in_packet(&mut self, slot: u32, len: u32) -> Result<(), End> {
-        let adapter = self.adapter.clone();
+        let adapter = self.parts.adapter.clone();
         let read = adapter.with_packet(slot, len, |packet| {
             read_head(packet, |number| self.returned(number))
         });
@@ -134,7 +134,7 @@ impl Rdma {
             let Some(&Unread { slot, len, at }) = self.unread.front() else {
                 return Ok(());
             };
-            let adapter = self.adapter.clone();
+            let adapter = self.parts.adapter.clone();
             let next = adapter.with_packet(slot, len, |packet| self.unpack_frame(packet, at))?;
             match next {
                 Unpacked::Frame { next } if next < len as usize => {
@@ -173,7 +173,7 @@ impl Rdma {
                     Arriving::Here(lane, loan.freeze())
                 }
             },
-            Frame::Offer { .. } if self.qp.is_none() => return Ok(Unpacked::Lost),
+            Frame::Offer { .. } if self.parts.qp.is_none() => return Ok(Unpacked::Lost),
             Frame::Offer { lane, tag, len, at } => {
                 let end = at.checked_add(len.into());
                 if len as usize <= INLINE_BYTES || end.is_none_or(|end| end > self.remote.bytes) {
@@ -209,7 +209,7 @@ impl Rdma {
 
     /// Asks the device to read what is offered, as far as there is room for requests.
     pub(super) fn read_more(&mut self) {
-        if self.qp.is_none() {
+        if self.parts.qp.is_none() {
             return;
         }
         for place in 0..self.arriving.len() {
@@ -231,7 +231,7 @@ impl Rdma {
                 let piece = ibv_sge {
                     addr: start + asked,
                     length: bytes as u32,
-                    lkey: self.adapter.local_key(),
+                    lkey: self.parts.adapter.local_key(),
                 };
                 request.wr.rdma.remote_addr = from + asked;
                 request.num_sge = 1;

@@ -33,7 +33,7 @@ impl Rdma {
             self.read_more();
         }
         self.push_directs();
-        while self.qp.is_some()
+        while self.parts.qp.is_some()
             && self.directs.is_empty()
             && !self.outgoing.is_empty()
             && self.can_send(Class::Data)
@@ -58,7 +58,7 @@ impl Rdma {
             // The last one goes only with credits for the peer, so one of the two ends always has some.
             Class::Control => left > 1 || (left == 1 && self.owed(Class::Control) > 0),
         };
-        may && self.qp.is_some()
+        may && self.parts.qp.is_some()
             && self.posted.len() < REQUESTS as usize
             && !self.free_stages.is_empty()
     }
@@ -86,7 +86,7 @@ impl Rdma {
             return;
         };
         let (head, numbers) = self.head(Class::Control, NUMBERS_MAX);
-        let bytes = Self::stage(&mut self.staging, stage);
+        let bytes = Self::stage(&mut self.parts.staging, stage);
         let len = Writer::new(bytes, head, &numbers).len();
         self.sent[CONTROL] = self.sent[CONTROL].wrapping_add(1);
         let (request, pieces, posted) = self.packet(stage, len, None, 0);
@@ -135,7 +135,7 @@ impl Rdma {
         self.make_ours()?;
         let stage = self.free_stages.pop()?;
         let (head, numbers) = self.head(Class::Data, NUMBERS_WITH_DATA);
-        let bytes = Self::stage(&mut self.staging, stage);
+        let bytes = Self::stage(&mut self.parts.staging, stage);
         let mut writer = Writer::new(bytes, head, &numbers);
         let mut payload = None;
         let mut about_memory = false;
@@ -205,7 +205,7 @@ impl Rdma {
         let tell = self.owed(Class::Data) >= TOLD_FROM[DATA]
             || self.owed(Class::Control) >= TOLD_FROM[CONTROL];
         if tell {
-            self.fail_unless(self.adapter.repost()); // Before the peer hears of the slots.
+            self.fail_unless(self.parts.adapter.repost()); // Before the peer hears of the slots.
             self.told = self.consumed;
         }
         self.told_fetched = self.have_fetched;
@@ -234,15 +234,19 @@ impl Rdma {
         ahead: usize,
     ) -> (ibv_send_wr, [ibv_sge; 2], Posted) {
         self.packets_sent += 1;
-        let gathered = &self.staging[stage * STAGED_BYTES..][..len];
+        let gathered = &self.parts.staging[stage * STAGED_BYTES..][..len];
         let pieces = [
             self.piece(gathered),
             payload
                 .as_ref()
                 .map_or(ibv_sge::default(), |payload| self.piece(payload)),
         ];
-        let inline =
-            payload.is_none() && self.qp.as_ref().is_some_and(|qp| len <= qp.inline_bytes());
+        let inline = payload.is_none()
+            && self
+                .parts
+                .qp
+                .as_ref()
+                .is_some_and(|qp| len <= qp.inline_bytes());
         let mut request = self.number_request(sys::IBV_WR_SEND, false, ahead);
         request.num_sge = 1 + i32::from(payload.is_some());
         if inline {
@@ -260,13 +264,13 @@ impl Rdma {
         ibv_sge {
             addr: bytes.as_ptr() as u64,
             length: bytes.len() as u32,
-            lkey: self.adapter.local_key(),
+            lkey: self.parts.adapter.local_key(),
         }
     }
 
     /// Takes note of a packet that was posted; where all that is gathered goes inline, its stage is free at once.
     fn keep(&mut self, posted: Posted) {
-        let inline_bytes = self.qp.as_ref().map_or(0, Qp::inline_bytes);
+        let inline_bytes = self.parts.qp.as_ref().map_or(0, Qp::inline_bytes);
         self.posted.push_back(match posted {
             Posted::Packet {
                 stage: Some(stage),
@@ -323,7 +327,7 @@ impl Rdma {
         for place in 1..requests.len() {
             requests[place - 1].next = &raw mut requests[place];
         }
-        let Some(qp) = &self.qp else { return };
+        let Some(qp) = &self.parts.qp else { return };
         let Some(first) = requests.first_mut() else {
             return;
         };
@@ -339,7 +343,8 @@ impl Rdma {
     /// Notes a verb that failed: the link ends when it next looks.
     fn fail_unless(&self, done: Result<(), VerbError>) {
         if let Err(error) = done {
-            self.inbox
+            self.parts
+                .inbox
                 .fail(|| Loss::Connection(format!("RDMA: {error}")));
         }
     }

@@ -44,8 +44,8 @@ impl Rdma {
         if word != GOODBYE {
             return self.finish(End::protocol("no such word on the watch"));
         }
-        self.adapter.poll();
-        self.inbox.news.set(false);
+        self.parts.adapter.poll();
+        self.parts.inbox.news.set(false);
         if let Err(end) = self.take_in_completions() {
             return self.finish(end);
         }
@@ -53,8 +53,8 @@ impl Rdma {
             && !self.arriving.iter().any(Arriving::is_reading);
         if all_is_here {
             self.finish(End::Closed);
-        } else if self.inbox.failed.borrow().is_some() {
-            self.inbox.news.set(true); // It is dealt with next.
+        } else if self.parts.inbox.failed.borrow().is_some() {
+            self.parts.inbox.news.set(true); // It is dealt with next.
         }
     }
 
