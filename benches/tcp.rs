@@ -3,8 +3,8 @@
 //!
 //! Two threads, each on a core of its own, with a connection over the loopback. The bare sockets, busy-polled,
 //! and the messages take turns in batches within one run, and each batch is compared with the
-//! bare one measured just before it. `cargo bench --bench tcp`; with `-- --smoke`, a few batches; with
-//! `-- --only stream`, what is so named.
+//! bare one measured just before it. Every byte is written before a message is sent and read when it has come, by
+//! both. `cargo bench --bench tcp`; with `-- --smoke`, a few batches; with `-- --only stream`, what is so named.
 //!
 //! With `-- --ways`, two other ways to use bare sockets stand beside them for large messages: `MSG_ZEROCOPY`, without waiting for the
 //! memory to be free again, as if there were always more of it; and two connections, with a half of each message.
@@ -51,9 +51,10 @@ enum Work {
     Stream,
 }
 
-const WORKS: [Work; 4] = [
+const WORKS: [Work; 5] = [
     Work::Trips(8),
     Work::Trips(1 << 10),
+    Work::Trips(8 << 10),
     Work::Trips(64 << 10),
     Work::Stream,
 ];
@@ -277,6 +278,11 @@ impl Pipe for Bare {
     }
 }
 
+/// Reads every byte, as a program does.
+fn read_through(message: &[u8]) {
+    black_box(message.iter().fold(0, |all, byte| all | byte));
+}
+
 /// A way through bare sockets.
 trait Pipe {
     const NAME: &str;
@@ -298,14 +304,17 @@ impl<P: Pipe> Side for P {
         match work {
             Work::Trips(bytes) => {
                 let mut message = vec![1; bytes];
-                for _ in 0..TRIPS {
+                for trip in 0..TRIPS {
+                    message.fill(trip as u8);
                     self.write(&message);
                     self.read(&mut message);
+                    read_through(&message);
                 }
             }
             Work::Stream => {
-                let message = vec![1; STREAM_BYTES];
-                for _ in 0..STREAM {
+                let mut message = vec![1; STREAM_BYTES];
+                for number in 0..STREAM {
+                    message.fill(number as u8);
                     self.write(&message);
                 }
                 self.read(&mut [0; 2]);
@@ -317,8 +326,10 @@ impl<P: Pipe> Side for P {
         match work {
             Work::Trips(bytes) => {
                 let mut message = vec![0; bytes];
-                for _ in 0..TRIPS {
+                for trip in 0..TRIPS {
                     self.read(&mut message);
+                    read_through(&message);
+                    message.fill(trip as u8);
                     self.write(&message);
                 }
             }
@@ -326,6 +337,7 @@ impl<P: Pipe> Side for P {
                 let mut message = vec![0; STREAM_BYTES];
                 for _ in 0..STREAM {
                     self.read(&mut message);
+                    read_through(&message);
                 }
                 self.write(&[1; 2]);
             }
@@ -456,20 +468,21 @@ impl Messages {
         Self { fabric, tls }
     }
 
-    fn send(&mut self, bytes: usize) {
+    fn send(&mut self, bytes: usize, value: u32) {
         let peer = 1 - self.fabric.rank();
         if bytes <= 48 {
-            let sent = self.fabric.send_copy(peer, 0, &[1; 48][..bytes]);
+            let sent = self.fabric.send_copy(peer, 0, &[value as u8; 48][..bytes]);
             assert!(sent.expect("the peer is there"));
             return;
         }
-        let loan = loop {
+        let mut loan = loop {
             match self.fabric.loan(bytes).expect("it fits") {
                 Some(loan) => break loan,
                 // Room is told by the peer, to who listens.
                 None => assert!(self.poll().is_none()),
             }
         };
+        loan.fill(value as u8);
         self.fabric.send(peer, loan).expect("the peer is there");
     }
 
@@ -481,10 +494,10 @@ impl Messages {
         }
     }
 
-    fn receive(&mut self) -> transport::Buffer {
+    fn receive(&mut self) {
         loop {
             match self.poll() {
-                Some(message) => return message,
+                Some(message) => return read_through(&message),
                 None => spin_loop(),
             }
         }
@@ -499,16 +512,16 @@ impl Side for Messages {
     fn here(&mut self, work: Work) {
         match work {
             Work::Trips(bytes) => {
-                for _ in 0..TRIPS {
-                    self.send(bytes);
-                    black_box(self.receive());
+                for trip in 0..TRIPS {
+                    self.send(bytes, trip);
+                    self.receive();
                 }
             }
             Work::Stream => {
-                for _ in 0..STREAM {
-                    self.send(STREAM_BYTES);
+                for number in 0..STREAM {
+                    self.send(STREAM_BYTES, number);
                 }
-                black_box(self.receive());
+                self.receive();
             }
         }
     }
@@ -516,16 +529,16 @@ impl Side for Messages {
     fn there(&mut self, work: Work) {
         match work {
             Work::Trips(bytes) => {
-                for _ in 0..TRIPS {
-                    black_box(self.receive());
-                    self.send(bytes);
+                for trip in 0..TRIPS {
+                    self.receive();
+                    self.send(bytes, trip);
                 }
             }
             Work::Stream => {
                 for _ in 0..STREAM {
-                    black_box(self.receive());
+                    self.receive();
                 }
-                self.send(1);
+                self.send(1, 0);
             }
         }
         // The last message is on its way when the batch ends.
