@@ -1,7 +1,8 @@
 //! The path between two nodes that share nothing better: one TCP connection.
 //!
 //! A frame is a header of 16 bytes and a payload. Payloads are written straight from the arena they
-//! are in, many frames to a system call, and read straight into a loan of the receiver's arena. As
+//! are in, many frames to a system call, and read straight into a loan of the receiver's arena; only where a copy takes less
+//! time than the kernel does for a list of places, or for a second read, they are copied. As
 //! on shared memory, a loan is the sender's until the *receiver* has dropped the message: it says
 //! so in a frame that goes back. So a slow receiver costs the sender its loans and nobody memory.
 //!
@@ -45,13 +46,16 @@ const ALIGN: usize = 64;
 const STAGING_BYTES: usize = 64 << 10;
 /// Messages up to this size are copied in less time than a second read takes. While larger ones come, no more
 /// is read ahead than their header.
-const AHEAD_OF_MIDDLING_BYTES: usize = 4 << 10;
+const AHEAD_OF_MIDDLING_BYTES: usize = 16 << 10;
 /// Bytes of small frames that are put together.
 const SMALL_BYTES: usize = 16 << 10;
 /// Reads in one poll, so that a peer that sends without end what is no message does not keep us from the others.
 const READS_A_POLL: u32 = 64;
-/// Pieces written by one system call.
-const PIECES_A_WRITE: usize = 16;
+/// Parts of pieces written by one system call.
+const PARTS_A_WRITE: usize = 32;
+/// Pieces of so many bytes together are copied to one place, and written from there, in less time than the kernel takes to
+/// read a list of them.
+const GATHERED_BYTES: usize = 12 << 10;
 /// Bytes that wait to be written at most before they are.
 const UNWRITTEN_BYTES: usize = 64 << 10;
 
@@ -147,6 +151,17 @@ impl Outgoing {
     }
 }
 
+/// What is to be written of `outgoing`, in its parts, after so many bytes.
+fn rest_of(outgoing: &VecDeque<Outgoing>, written: usize) -> impl Iterator<Item = &[u8]> {
+    let mut skip = written;
+    let parts = outgoing.iter().flat_map(Outgoing::parts);
+    parts.filter_map(move |part| {
+        let start = skip.min(part.len());
+        skip -= start;
+        (start < part.len()).then_some(&part[start..])
+    })
+}
+
 /// Bytes that were read before it was known where they belong.
 struct Staging {
     bytes: Box<[u8]>,
@@ -217,6 +232,8 @@ pub(crate) struct Tcp {
     position: usize,
     /// The memory of small frames that were written, for the next.
     spare: Vec<u8>,
+    /// Where pieces are put together.
+    gathered: Vec<u8>,
     /// Large messages that were written and are not yet dropped by the peer, by number.
     unreturned: VecDeque<Option<Buffer>>,
     /// The number of the first of them.
@@ -262,6 +279,7 @@ impl Tcp {
             unwritten: 0,
             position: 0,
             spare: Vec::new(),
+            gathered: Vec::new(),
             unreturned: VecDeque::new(),
             unreturned_from: 0,
             staging: Staging::new(),
@@ -549,17 +567,17 @@ impl Tcp {
             let rest = IoSlice::new(&frames[self.written..]);
             return self.wire.write_vectored(&[rest]); // Most often it is this.
         }
-        let mut slices = [IoSlice::new(&[]); 2 * PIECES_A_WRITE];
-        let (mut count, mut skip) = (0, self.written);
-        for piece in self.outgoing.iter().take(PIECES_A_WRITE) {
-            for part in piece.parts() {
-                let start = skip.min(part.len());
-                skip -= start;
-                if start < part.len() {
-                    slices[count] = IoSlice::new(&part[start..]);
-                    count += 1;
-                }
-            }
+        let rest = rest_of(&self.outgoing, self.written);
+        if self.unwritten <= GATHERED_BYTES {
+            self.gathered.clear();
+            rest.for_each(|part| self.gathered.extend_from_slice(part));
+            return self.wire.write_vectored(&[IoSlice::new(&self.gathered)]);
+        }
+        let mut slices = [IoSlice::new(&[]); PARTS_A_WRITE];
+        let mut count = 0;
+        for (slice, part) in slices.iter_mut().zip(rest) {
+            *slice = IoSlice::new(part);
+            count += 1;
         }
         self.wire.write_vectored(&slices[..count])
     }
@@ -796,6 +814,7 @@ impl Endpoint for Tcp {
                 limit: u32::MAX.into(),
             });
         }
+        self.acknowledge(); // The line of the header has room for what was dropped before.
         self.push(MESSAGE, message);
         if self.unwritten >= UNWRITTEN_BYTES {
             self.flush();
@@ -899,6 +918,56 @@ mod tests {
                 assert!(payload.iter().all(|&byte| byte == 7));
                 assert!((stream.len() - padding - len).is_multiple_of(ALIGN));
             }
+        }
+    }
+
+    #[test]
+    fn what_was_dropped_is_told_in_the_line_of_the_next_header() {
+        let (mut link, mut peer) = link_to_a_socket();
+        let message = Header {
+            kind: MESSAGE,
+            len: 1000,
+            tag: 0,
+        };
+        peer.write_all(&message.to_bytes()).unwrap();
+        peer.write_all(&[7; 1000]).unwrap();
+        let received = loop {
+            link.probe();
+            if let Some(received) = link.receive().unwrap() {
+                break received;
+            }
+        };
+        drop(received);
+        let answer = link.loan(1000).unwrap().unwrap();
+        link.send(answer.freeze()).unwrap();
+        assert!(link.flush());
+        let mut line = [0; ALIGN];
+        peer.read_exact(&mut line).unwrap();
+        let returned = Header {
+            kind: RETURNED,
+            len: 0,
+            tag: 0,
+        };
+        assert_eq!(line[..HEADER_BYTES], returned.to_bytes());
+        assert_eq!(line[ALIGN - HEADER_BYTES..], message.to_bytes());
+    }
+
+    #[test]
+    fn what_is_left_to_write_goes_on_where_the_socket_took_no_more() {
+        let (mut link, _peer) = link_to_a_socket();
+        for len in [20, 300, 0, 5000] {
+            let mut loan = link.loan(len).unwrap().unwrap();
+            (0..len).for_each(|place| loan[place] = place as u8);
+            link.push(MESSAGE, loan.freeze());
+        }
+        let all: Vec<u8> = rest_of(&link.outgoing, 0).flatten().copied().collect();
+        assert_eq!(all.len(), link.unwritten);
+        for written in 0..=all.len() {
+            let rest: Vec<u8> = rest_of(&link.outgoing, written)
+                .flatten()
+                .copied()
+                .collect();
+            assert_eq!(rest, all[written..]);
         }
     }
 
