@@ -167,8 +167,12 @@ fn answer(said: &str) -> String {
 }
 
 fn compare(options: &Options) -> io::Result<()> {
+    let examples = PROGRAMS
+        .iter()
+        .flat_map(|program| ["--example", program.name]);
     let built = build::build()
-        .args(["--bin", "updraft", "--examples"])
+        .args(["--bin", "updraft"])
+        .args(examples)
         .status()?;
     if !built.success() {
         return Err(io::Error::other("the examples could not be built"));
