@@ -390,7 +390,7 @@ impl Board {
     }
 
     /// Copies into `all`, block by block in the order of the members, as much as `mine`, which is our own, of the operand of each from
-    /// element `first` on, if they are there soon.
+    /// element `first` on, if they are there soon; if it is false, what is in `all` is of no use.
     #[inline]
     pub(crate) fn read_all_now<T: Element>(
         &self,
